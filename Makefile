@@ -1,0 +1,59 @@
+# make demo       train with and without keras_stab, print a table, draw it
+# make test       install everything and run the suite on the three backends
+# make test-all   the same with the slow tests
+# make benchmark  step times against the stock Keras step
+# KERAS_BACKEND=torch make demo   picks the backend (jax, tensorflow, torch)
+
+PYTHON ?= python3
+BACKENDS ?= tensorflow jax torch
+DEMO_BACKEND := $(or $(KERAS_BACKEND),jax)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Two processes; more gain nothing where the backends use every core.
+PYTEST := $(BIN)/python -m pytest -n 2
+export TF_CPP_MIN_LOG_LEVEL := 3
+
+.PHONY: demo test test-all benchmark lint clean
+.DELETE_ON_ERROR:
+
+demo: .venv/demo-$(DEMO_BACKEND)
+	KERAS_BACKEND=$(DEMO_BACKEND) $(BIN)/python guides/demo.py
+
+test: .venv/test lint
+	@set -e; for backend in $(BACKENDS); do \
+	  echo "== $$backend"; \
+	  KERAS_BACKEND=$$backend $(PYTEST) -m "not slow"; \
+	done
+
+test-all: .venv/test lint
+	@set -e; for backend in $(BACKENDS); do \
+	  echo "== $$backend"; \
+	  KERAS_BACKEND=$$backend $(PYTEST); \
+	done
+
+benchmark: .venv/test
+	$(BIN)/python benchmarks/step_time.py
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "keras_stab needs Python 3.11 or newer: make PYTHON=python3.12"; \
+	    exit 1; }
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo-%: .venv/python pyproject.toml constraints.txt
+	@echo "Installing keras_stab and $*"
+	$(INSTALL) --editable ".[$*,demo]"
+	touch $@
+
+.venv/test: .venv/python pyproject.toml constraints.txt
+	@echo "Installing keras_stab and the three backends"
+	$(INSTALL) --editable ".[tensorflow,jax,torch,demo,test]"
+	touch $@
+
+clean:
+	rm -rf .venv

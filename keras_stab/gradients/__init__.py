@@ -1,0 +1,1 @@
+"""How a method gets the gradients that it asks for."""

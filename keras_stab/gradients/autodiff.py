@@ -1,0 +1,402 @@
+"""The only backend-specific file of the library.
+
+Each function does the same on TensorFlow, JAX and PyTorch; the three
+versions stand side by side. A backend is imported only when Keras runs on it.
+"""
+
+import contextlib
+
+import keras
+import numpy as np
+
+BACKEND = keras.backend.backend()
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
+    import jax.numpy as jnp
+elif BACKEND == "torch":
+    import torch
+else:
+    raise ImportError(
+        "keras_stab trains models on the TensorFlow, JAX and PyTorch backends "
+        f"of Keras. Received: KERAS_BACKEND={BACKEND}"
+    )
+
+# Traced backends run a mapped computation as one loop; on PyTorch and
+# TensorFlow a Python loop over the groups measured as fast or faster.
+CAN_SCAN = BACKEND == "jax"
+
+
+def read(variable):
+    """The value of a variable, as a tensor that can be differentiated."""
+    if BACKEND == "tensorflow":
+        return tf.convert_to_tensor(variable.value)
+    return variable.value
+
+
+def value_and_gradients(function, values):
+    """Evaluates `function(values) -> (scalar, aux)` and differentiates it.
+
+    Returns `(scalar, aux), gradients`; a gradient is `None` where the scalar
+    does not depend on the value (never on JAX, where it is zero).
+    """
+    if BACKEND == "jax":
+        return jax.value_and_grad(function, has_aux=True)(values)
+    if BACKEND == "tensorflow":
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            scalar, aux = function(values)
+        return (scalar, aux), tape.gradient(scalar, values)
+    with torch.enable_grad():
+        # At the current weights these are the parameters themselves, so that
+        # wrapped torch modules, which read no scope, are differentiated too.
+        leaves = [
+            v if v.requires_grad else v.detach().requires_grad_()
+            for v in values
+        ]
+        scalar, aux = function(leaves)
+        gradients = torch.autograd.grad(scalar, leaves, allow_unused=True)
+    detach = keras.tree.map_structure
+    aux = detach(lambda t: t.detach() if torch.is_tensor(t) else t, aux)
+    return (scalar.detach(), aux), list(gradients)
+
+
+def stop_gradient(value):
+    """The same tensor, a constant to differentiation."""
+    return keras.ops.stop_gradient(value)
+
+
+def no_gradients():
+    """A scope in which nothing is recorded for differentiation."""
+    if BACKEND == "torch":
+        return torch.no_grad()
+    return contextlib.nullcontext()
+
+
+def densify(gradient):
+    """A dense tensor, also from a sparse embedding gradient."""
+    if BACKEND == "tensorflow" and isinstance(gradient, tf.IndexedSlices):
+        return tf.convert_to_tensor(gradient)
+    return gradient
+
+
+def is_dense(leaf):
+    """Whether rows can be cut from this leaf of a batch."""
+    if BACKEND == "tensorflow":
+        return tf.is_tensor(leaf) and not isinstance(
+            leaf, (tf.SparseTensor, tf.RaggedTensor, tf.IndexedSlices)
+        )
+    if BACKEND == "torch" and torch.is_tensor(leaf):
+        return leaf.layout == torch.strided
+    return isinstance(leaf, np.ndarray) or (
+        BACKEND == "jax" and isinstance(leaf, jax.Array)
+    )
+
+
+# ---- Applying gradients ---------------------------------------------------
+
+
+def apply_gradients(optimizer, gradients, variables):
+    """Calls the optimizer so that it works inside any compiled step."""
+    if BACKEND == "jax":
+        # A LossScaleOptimizer anywhere below branches on finite gradients,
+        # which JAX allows in the stateless form only.
+        _assign_state(
+            optimizer, variables, _stateless(optimizer, gradients, variables)
+        )
+        return
+    if BACKEND == "tensorflow":
+        gradients = _barrier(gradients)
+    optimizer.apply(gradients, variables)
+
+
+def apply_gradients_if(condition, optimizer, make_gradients, variables):
+    """As `apply_gradients`, only when the boolean tensor holds.
+
+    `make_gradients()` is evaluated inside the branch.
+    """
+    if BACKEND == "jax":
+        state = jax.lax.cond(
+            condition,
+            lambda: _stateless(optimizer, make_gradients(), variables),
+            lambda: (
+                [v.value for v in variables],
+                [v.value for v in optimizer.variables],
+            ),
+        )
+        _assign_state(optimizer, variables, state)
+    elif BACKEND == "tensorflow":
+
+        def update():
+            optimizer.apply(_barrier(make_gradients()), variables)
+            return True
+
+        tf.cond(condition, update, lambda: False)
+    elif bool(condition):
+        optimizer.apply(make_gradients(), variables)
+
+
+def _stateless(optimizer, gradients, variables):
+    return optimizer.stateless_apply(
+        [v.value for v in optimizer.variables],
+        gradients,
+        [v.value for v in variables],
+    )
+
+
+def _assign_state(optimizer, variables, state):
+    for variable, value in zip(variables, state[0]):
+        variable.assign(value)
+    for variable, value in zip(optimizer.variables, state[1]):
+        variable.assign(value)
+
+
+def _barrier(gradients):
+    """All gradients are computed before any weight is assigned.
+
+    In TensorFlow's graph mode without XLA an assignment can overtake the
+    read of a variable by another gradient, when the gradient of the assigned
+    variable does not depend on its own value.
+    """
+    present = [g for g in gradients if g is not None]
+    with tf.control_dependencies(
+        [g.values if isinstance(g, tf.IndexedSlices) else g for g in present]
+    ):
+        return [None if g is None else tf.identity(g) for g in gradients]
+
+
+def write_slot(variable, index, value):
+    """Assigns `variable[index] = value` without copying the other slots."""
+    if BACKEND == "tensorflow":
+        slices = tf.IndexedSlices(value[None], tf.reshape(index, (1,)))
+        variable.value.scatter_update(slices)
+    elif BACKEND == "torch":
+        with torch.no_grad():
+            variable.value.index_copy_(0, index.reshape(1).long(), value[None])
+    else:
+        variable.assign(
+            jax.lax.dynamic_update_index_in_dim(variable.value, value, index, 0)
+        )
+
+
+# ---- Randomness -----------------------------------------------------------
+
+
+def random_state():
+    """The state of a generator that lives outside Keras's variables."""
+    if BACKEND != "torch":
+        return None
+    devices = range(torch.cuda.device_count())
+    if not torch.cuda.is_initialized():
+        devices = []
+    return (
+        torch.get_rng_state(),
+        {d: torch.cuda.get_rng_state(d) for d in devices},
+    )
+
+
+@contextlib.contextmanager
+def replayed(state):
+    """Draws the same random numbers again, then returns to where it was."""
+    if state is None:
+        yield
+        return
+    now = random_state()
+    _set_random_state(state)
+    try:
+        yield
+    finally:
+        _set_random_state(now)
+
+
+def _set_random_state(state):
+    torch.set_rng_state(state[0])
+    for device, value in state[1].items():
+        torch.cuda.set_rng_state(value, device)
+
+
+# ---- Groups ---------------------------------------------------------------
+
+
+def scan(function, carry, inputs):
+    """Runs `carry, out = function(carry, input)` over leading slices."""
+    return jax.lax.scan(function, carry, inputs)
+
+
+def evaluate_if(condition, function, otherwise):
+    """`function()` when the boolean tensor holds, else `otherwise()`.
+
+    `otherwise` receives the structure of the first branch's result.
+    """
+    seen = []
+
+    def first():
+        result = function()
+        leaves = keras.tree.flatten(result)
+        seen.append(result)
+        # Unconnected gradients are a matter of the model, not of the batch.
+        return [leaf for leaf in leaves if leaf is not None]
+
+    def second():
+        leaves = keras.tree.flatten(otherwise(seen[0]))
+        return [leaf for leaf in leaves if leaf is not None]
+
+    flat = iter(tf.cond(condition, first, second))
+    leaves = keras.tree.flatten(seen[0])
+    leaves = [None if leaf is None else next(flat) for leaf in leaves]
+    return keras.tree.pack_sequence_as(seen[0], leaves)
+
+
+def check_at_run_time(condition, message):
+    """Raises in the middle of a traced step; for sizes known only there."""
+    tf.debugging.assert_equal(condition, True, message=message)
+
+
+def pack_groups(groups):
+    """Stacks K lists of gradients into the form that products want.
+
+    One stack `[K, *shape]` a variable, which keeps a variable's sharding; on
+    PyTorch, where every operation is a launch, one matrix `[K, P]`.
+    """
+    if BACKEND != "torch":
+        stacks = zip(*groups)
+        return [
+            keras.ops.cast(keras.ops.stack(list(s)), "float32") for s in stacks
+        ]
+    if not groups[0]:
+        return []
+    flat = [torch.cat([g.reshape(-1) for g in group]) for group in groups]
+    return [torch.stack(flat).to(torch.float32)]
+
+
+def unpack_group(combined, shapes):
+    """One list of gradients, from one combination of a packed form."""
+    if BACKEND != "torch" or not combined:
+        return combined
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    pieces = torch.split(combined[0], sizes)
+    return [p.reshape(tuple(s)) for p, s in zip(pieces, shapes)]
+
+
+def inner_products(stack, other=None):
+    """All inner products of the slices of `[K, *shape]`, in full float32.
+
+    With `other`, of shape `[*shape]`, its inner product with each slice.
+    Accelerators otherwise use TF32 or bfloat16 in float32 products.
+    """
+    with_self = other is None
+    if BACKEND == "jax":
+        axes = list(range(1, stack.ndim))
+        own = axes if with_self else list(range(stack.ndim - 1))
+        return jnp.tensordot(
+            stack,
+            stack if with_self else other,
+            axes=(axes, own),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+    groups = stack.shape[0]
+    matrix = keras.ops.reshape(stack, (groups, -1))
+    right = matrix if with_self else keras.ops.reshape(other, (1, -1))
+    if BACKEND == "tensorflow":
+        if tf.config.experimental.tensor_float_32_execution_enabled() and (
+            tf.config.list_physical_devices("GPU")
+        ):
+            rows = [
+                tf.reduce_sum(matrix * right[i], axis=1)
+                for i in range(right.shape[0])
+            ]
+            products = tf.stack(rows, axis=1)
+        else:
+            products = tf.matmul(matrix, right, transpose_b=True)
+    else:
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            products = matrix @ right.T
+        finally:
+            torch.set_float32_matmul_precision(precision)
+    return products if with_self else products[:, 0]
+
+
+def combine(weights, stack):
+    """The weighted sum of slices; one of weight 0 may hold NaN."""
+    if BACKEND == "torch":
+        # The weights come from the host (`on_small_matrix`): no read here.
+        chosen = torch.nonzero(weights.cpu())[:, 0]
+        if len(chosen) < len(weights):
+            weights = weights[chosen]
+            stack = stack[chosen.to(stack.device)]
+        return torch.tensordot(weights.to(stack.device), stack, dims=1)
+    shape = (-1,) + (1,) * (len(stack.shape) - 1)
+    column = keras.ops.reshape(weights, shape)
+    terms = keras.ops.where(column != 0, column * stack, 0.0)
+    return keras.ops.sum(terms, axis=0)
+
+
+def on_small_matrix(function, *arrays):
+    """Runs a K x K computation where it is cheapest.
+
+    JAX: in the compiled step. TensorFlow: compiled by itself, since dozens
+    of tiny graph operations cost more than the mathematics. PyTorch: NumPy
+    on the host, the one read of a step (K x K floats).
+    """
+    if BACKEND == "jax":
+        return function(*arrays)
+    if BACKEND == "tensorflow":
+        return tf.function(function, jit_compile=True, autograph=False)(
+            *[tf.convert_to_tensor(a) for a in arrays]
+        )
+    arrays = [keras.ops.convert_to_numpy(a) for a in arrays]
+
+    def to_tensor(value):
+        value = np.asarray(value)
+        if value.dtype == np.float64:
+            value = value.astype(np.float32)
+        return torch.from_numpy(value)  # stays on the host: K numbers
+
+    return keras.tree.map_structure(to_tensor, function(*arrays))
+
+
+# ---- Several devices ------------------------------------------------------
+
+
+def replicas():
+    """How many replicas of this step run in step, summing their gradients."""
+    if BACKEND == "tensorflow":
+        return tf.distribute.get_strategy().num_replicas_in_sync
+    if BACKEND == "torch" and torch.distributed.is_available():
+        if torch.distributed.is_initialized():
+            return torch.distributed.get_world_size()
+    return 1
+
+
+def whole_loss(loss):
+    """The loss that users see: Keras computes a replica's share of it."""
+    if BACKEND == "tensorflow" and replicas() > 1:
+        return loss * replicas()
+    return loss
+
+
+def sum_sizes(sizes):
+    """Adds the rows of all replicas, for each group."""
+    if replicas() == 1:
+        return sizes
+    return sum_over_replicas([tf.convert_to_tensor(n) for n in sizes])
+
+
+def sum_over_replicas(tensors):
+    """Sums each tensor over the replicas; they all get the same result."""
+    if replicas() == 1 or not tensors:
+        return tensors
+    if BACKEND == "tensorflow":
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+    raise RuntimeError(
+        "keras_stab takes gradients with torch.autograd.grad, which bypasses "
+        "the gradient synchronisation of DistributedDataParallel: the workers "
+        "would silently train apart. Use one process, or GRAIN with "
+        'across="batches" in your own DDP loop, which takes synchronised '
+        f"gradients. Received: {replicas()} workers"
+    )

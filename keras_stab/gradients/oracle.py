@@ -1,0 +1,297 @@
+"""GradientOracle: answers a method's questions about the current batch."""
+
+import collections
+import math
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.gradients import autodiff
+from keras_stab.gradients import rows
+from keras_stab.gradients.groups import microbatch
+from keras_stab.gradients.pooling import StatePool
+
+# What one evaluation of the loss leaves behind. `state`: the non-trainable
+# values, `None` where unassigned. `carried`: values that go on from one group
+# to the next (metrics, and variables that the model does not track).
+Evaluation = collections.namedtuple(
+    "Evaluation", ["loss", "y_pred", "masks", "state", "carried"]
+)
+
+
+class GradientOracle:
+    """Gradients of one batch: of all of it, of groups, elsewhere.
+
+    A method receives an oracle in `estimate(oracle)` and may ask any number
+    of questions; nothing is assigned while it does. Gradients are those of
+    the unscaled loss of the global batch, over all replicas, in the order of
+    `model.trainable_variables`; one is `None` where the loss does not depend
+    on a variable.
+
+    Every question sees the same stored state: the same dropout masks, the
+    same moving statistics. What the trainer keeps (metrics, batch-norm
+    statistics, seeds) comes from the first evaluation of the whole batch at
+    the current weights.
+    """
+
+    def __init__(self, model, x, y=None, sample_weight=None):
+        self.model = model
+        self.batch = (x, y, sample_weight)
+        self.variables = list(model.trainable_variables)
+        self.values = [autodiff.read(v) for v in self.variables]
+        self.non_trainable = [
+            autodiff.read(v) for v in model.non_trainable_variables
+        ]
+        self.carried_variables = list(model.metrics_variables)
+        self.carried = [autodiff.read(v) for v in self.carried_variables]
+        self.loss_scale = _loss_scale(model.optimizer)
+        self.nonfinite = (
+            "propagate" if _skips_nonfinite(model.optimizer) else "drop"
+        )
+        self.notes = {}
+        self._root = self
+        self._sampler = None
+        self._outcome = None
+        self._random_state = None
+        self._answers = {}
+
+    # ---- Questions --------------------------------------------------------
+
+    def gradient(self):
+        """The gradient of the batch loss, one tensor a variable."""
+        if "gradient" not in self._answers:
+            (evaluation, gradients) = self._in_turn(
+                lambda: self.evaluate(
+                    self.batch, self.non_trainable, self.carried
+                )
+            )
+            self.record(evaluation)
+            if autodiff.replicas() > 1:
+                gradients = [autodiff.densify(g) for g in gradients]
+            self._answers["gradient"] = self.unscaled(
+                self._over_replicas(gradients)
+            )
+        return self._answers["gradient"]
+
+    def group_gradients(self, groups):
+        """The gradients of K groups of rows, as a `GroupGradients`."""
+        if groups not in self._answers:
+            self._answers[groups] = self._in_turn(
+                lambda: microbatch(self, groups)
+            )
+        return self._answers[groups]
+
+    def at(self, shift):
+        """The same oracle at the weights + `shift`.
+
+        Args:
+            shift: List of tensors, one a trainable variable; `None` for a
+                variable that stays where it is.
+        """
+        oracle = self._derived()
+        oracle.values = [
+            v if s is None else v + keras.ops.cast(s, v.dtype)
+            for v, s in zip(self.values, shift)
+        ]
+        return oracle
+
+    def with_labels(self, sampler):
+        """The same oracle with other labels.
+
+        Args:
+            sampler: Function `(y, y_pred) -> y`, called inside the forward
+                pass; `y_pred` is a constant to the gradient.
+        """
+        oracle = self._derived()
+        oracle._sampler = sampler
+        return oracle
+
+    def head(self, fraction):
+        """The same oracle on the first part of the batch, rounded up."""
+        if not 0.0 < fraction <= 1.0:
+            raise ValueError(
+                f"`fraction` must be in (0, 1]. Received: fraction={fraction}"
+            )
+        size = rows.batch_size(*self.batch)
+        if rows.is_static(size):
+            count = max(1, math.ceil(fraction * size))
+        else:
+            count = keras.ops.cast(
+                keras.ops.ceil(fraction * keras.ops.cast(size, "float32")),
+                "int32",
+            )
+        oracle = self._derived()
+        oracle.batch = rows.head(self.batch, count)
+        return oracle
+
+    # ---- For the train step -----------------------------------------------
+
+    @property
+    def outcome(self):
+        """The first evaluation of the whole batch at the current weights."""
+        root = self._root
+        if root._outcome is None:
+            root.gradient()
+        return root._outcome
+
+    def to_optimizer(self, gradients):
+        """As `optimizer.apply` wants them: scaled, one share a replica."""
+        factor = 1.0 / autodiff.replicas()
+        if self.loss_scale is None and factor == 1.0:
+            return gradients
+        if self.loss_scale is not None:
+            factor = factor * self.loss_scale
+        return self._times(gradients, factor)
+
+    # ---- For the engines --------------------------------------------------
+
+    def evaluate(self, batch, non_trainable, carried):
+        """The loss of some rows and its (scaled) gradients."""
+        x, y, sample_weight = batch
+
+        def scaled_loss(values):
+            return self._scaled_loss(
+                values, non_trainable, carried, x, y, sample_weight
+            )
+
+        (_, evaluation), gradients = autodiff.value_and_gradients(
+            scaled_loss, self.values
+        )
+        return evaluation, gradients
+
+    def record(self, evaluation):
+        """Keeps the first evaluation at the current weights and labels."""
+        if self._is_first():
+            self._outcome = evaluation
+
+    def unscaled(self, gradients):
+        """Undoes the loss scale, in float32."""
+        if self.loss_scale is None:
+            return gradients
+        return self._times(gradients, 1.0 / self.loss_scale)
+
+    def state_pool(self):
+        """The `StatePool` of the model, made once a step."""
+        root = self._root
+        if "pool" not in root._answers:
+            root._answers["pool"] = StatePool(self.model)
+        return root._answers["pool"]
+
+    def _scaled_loss(self, values, non_trainable, carried, x, y, sample_weight):
+        model = self.model
+        mapping = [
+            *zip(self.variables, values),
+            *zip(model.non_trainable_variables, non_trainable),
+            *zip(self.carried_variables, carried),
+        ]
+        with _RecordingScope(mapping, collect_losses=True) as scope:
+            if keras_internals.accepts_training(model):
+                y_pred = model(x, training=True)
+            else:
+                y_pred = model(x)
+            if self._sampler is not None:
+                constant = keras.tree.map_structure(
+                    autodiff.stop_gradient, y_pred
+                )
+                y = self._sampler(y, constant)
+            loss = keras_internals.compute_loss(
+                model, x, y, y_pred, sample_weight
+            )
+        self._track_foreign(scope)
+        evaluation = Evaluation(
+            loss=loss,
+            y_pred=y_pred,
+            masks=keras.tree.map_structure(keras_internals.get_mask, y_pred),
+            state=[
+                scope.assigned_value(v) for v in model.non_trainable_variables
+            ],
+            carried=[
+                scope.get_current_value(v) for v in self.carried_variables
+            ],
+        )
+        if self.loss_scale is not None:
+            loss = loss * keras.ops.cast(self.loss_scale, loss.dtype)
+        return loss, evaluation
+
+    def _track_foreign(self, scope):
+        """Finds variables that the model does not own but assigns.
+
+        The global seed generator is one. The stock step moves them on the
+        backends that assign in place; in JAX they are constants of the step.
+        """
+        if autodiff.BACKEND == "jax":
+            return
+        known = {id(v) for v in self.variables}
+        known.update(id(v) for v in self.model.non_trainable_variables)
+        known.update(id(v) for v in self.carried_variables)
+        for variable in scope.assigned.values():
+            if id(variable) not in known:
+                self.carried_variables.append(variable)
+
+    def _is_first(self):
+        return self._root is self and self._outcome is None
+
+    def _in_turn(self, question):
+        root = self._root
+        if root._random_state is None:
+            root._random_state = autodiff.random_state()
+        if self._is_first():
+            return question()
+        with autodiff.replayed(root._random_state):
+            return question()
+
+    def _derived(self):
+        oracle = object.__new__(GradientOracle)
+        oracle.__dict__.update(self.__dict__)
+        oracle.carried_variables = list(self.model.metrics_variables)
+        oracle.carried = self.carried[: len(oracle.carried_variables)]
+        oracle._outcome = None
+        oracle._answers = {}
+        return oracle
+
+    def _over_replicas(self, gradients):
+        present = [g for g in gradients if g is not None]
+        summed = iter(autodiff.sum_over_replicas(present))
+        return [None if g is None else next(summed) for g in gradients]
+
+    def _times(self, gradients, factor):
+        # fp8 statistics come as "gradients" that replace their variable.
+        return [
+            g
+            if g is None or v.overwrite_with_gradient
+            else keras.ops.multiply(g, factor)
+            for g, v in zip(gradients, self.variables)
+        ]
+
+
+class _RecordingScope(keras.StatelessScope):
+    """A stateless scope that knows which variables were assigned."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.assigned = {}
+
+    def add_update(self, update):
+        super().add_update(update)
+        self.assigned[id(update[0])] = update[0]
+
+    def assigned_value(self, variable):
+        if id(variable) in self.assigned:
+            return self.get_current_value(variable)
+        return None
+
+
+def _loss_scale(optimizer):
+    scale = optimizer.scale_loss(1.0)
+    if isinstance(scale, float) and scale == 1.0:
+        return None
+    return scale
+
+
+def _skips_nonfinite(optimizer):
+    """Whether a loss scaler will look at the gradients that are handed on."""
+    while optimizer is not None:
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            return True
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return False

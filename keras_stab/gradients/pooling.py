@@ -1,0 +1,114 @@
+"""The state that groups leave behind, merged as if one batch had been seen.
+
+Every group runs from the stored state, with dropout masks of its own, and
+returns what it would have stored; here the K answers become one.
+"""
+
+import keras
+
+from keras_stab import keras_internals
+
+# Odd and large: seed words of different groups stay far apart, and 31 times
+# it still fits the signed 32-bit seeds of PyTorch.
+_SEED_STRIDE = 16777619
+
+
+def shift_seeds(variables, values, k):
+    """Group k draws its own random numbers; group 0 those of a plain step."""
+    if isinstance(k, int) and k == 0:
+        return values
+    shifted = []
+    for variable, value in zip(variables, values):
+        if keras_internals.is_seed_state(variable):
+            word = keras.ops.convert_to_tensor(
+                [_SEED_STRIDE, 0], dtype=value.dtype
+            )
+            value = value + word * keras.ops.cast(k, value.dtype)
+        shifted.append(value)
+    return shifted
+
+
+class StatePool:
+    """Merges the non-trainable state of K groups.
+
+    Moving means are averaged with weights p_k = n_k / B. Moving variances get
+    the variance between the groups on top, so that a batch-norm layer stores
+    the statistics of the whole batch: with momentum b and the values m_k, v_k
+    after group k alone,
+
+        mean = sum p_k m_k
+        variance = sum p_k v_k + sum p_k (m_k - mean)^2 / (1 - b)
+
+    Any other float is averaged; integers and seeds are those of group 0. A
+    value that is not finite counts as "not updated".
+    """
+
+    def __init__(self, model):
+        self._variables = model.non_trainable_variables
+        position = {id(v): i for i, v in enumerate(self._variables)}
+        self._moving_mean_of = {}
+        self.flat_batch_norm = None
+        for layer in keras_internals.all_layers(model):
+            if not isinstance(layer, keras.layers.BatchNormalization):
+                continue
+            if not layer.trainable or id(layer.moving_mean) not in position:
+                continue
+            self._moving_mean_of[position[id(layer.moving_variance)]] = (
+                position[id(layer.moving_mean)],
+                layer.momentum,
+            )
+            if layer.input_spec.ndim == 2:
+                self.flat_batch_norm = layer.name
+
+    def merge(self, before, states, shares):
+        """Returns one list of values, `None` where nothing was assigned.
+
+        Args:
+            before: The stored values.
+            states: One list a group; `None` where a variable was not
+                assigned.
+            shares: p_k, one scalar a group.
+        """
+        finite = [
+            [
+                self._or_stored(i, value, before[i])
+                for i, value in enumerate(state)
+            ]
+            for state in states
+        ]
+        merged = []
+        for i, variable in enumerate(self._variables):
+            values = [state[i] for state in finite]
+            if values[0] is None or not _is_float(variable):
+                merged.append(values[0])
+                continue
+            mean = _weighted_sum(shares, values)
+            if i in self._moving_mean_of:
+                index, momentum = self._moving_mean_of[i]
+                means = [state[index] for state in finite]
+                mean = mean + self._between(means, shares, momentum)
+            merged.append(keras.ops.cast(mean, variable.dtype))
+        return merged
+
+    def _or_stored(self, i, value, stored):
+        if value is None or not _is_float(self._variables[i]):
+            return value
+        return keras.ops.where(keras.ops.isfinite(value), value, stored)
+
+    def _between(self, means, shares, momentum):
+        if momentum == 1:
+            return 0.0
+        centre = _weighted_sum(shares, means)
+        squares = [keras.ops.square(m - centre) for m in means]
+        return _weighted_sum(shares, squares) / (1.0 - momentum)
+
+
+def _is_float(variable):
+    return "float" in str(variable.dtype)
+
+
+def _weighted_sum(shares, values):
+    total = shares[0] * values[0]
+    for share, value in zip(shares[1:], values[1:]):
+        total = total + share * value
+    return total

@@ -1,0 +1,138 @@
+"""Cutting a batch into groups of rows, and putting rows back in order.
+
+Row i belongs to group i mod K. So group sizes differ by at most one, nothing
+is padded, groups do not depend on the number of devices, and the rows of a
+group stay spread over the shards of a data-parallel batch.
+
+A size is a Python int, or on TensorFlow a scalar tensor when the batch
+dimension is unknown while the step is traced.
+"""
+
+import keras
+
+from keras_stab.gradients import autodiff
+
+
+def batch_size(x, y=None, sample_weight=None):
+    """The number of rows, after checking that every leaf has that many.
+
+    Raises:
+        ValueError: If a leaf is sparse, ragged or a scalar, or the leaves
+            disagree about the number of rows; the leaf is named.
+    """
+    size = None
+    unknown = None
+    batch = {"x": x, "y": y, "sample_weight": sample_weight}
+    for name, part in batch.items():
+        for path, leaf in keras.tree.flatten_with_path(part):
+            if leaf is None:
+                continue
+            label = name + "".join(f"[{key!r}]" for key in path)
+            _check_leaf(label, leaf)
+            rows = leaf.shape[0]
+            if rows is None:
+                unknown = leaf if unknown is None else unknown
+            elif size is None:
+                size = int(rows)
+            elif rows != size:
+                raise ValueError(
+                    "Every part of the batch must have one row a sample, so "
+                    f"that groups of samples can be cut. Received: {label} "
+                    f"with {rows} rows beside parts with {size}"
+                )
+    if size is None and unknown is not None:
+        return keras.ops.shape(unknown)[0]
+    if size is None:
+        raise ValueError("The batch holds no data. Received: x=None")
+    return size
+
+
+def _check_leaf(label, leaf):
+    if not autodiff.is_dense(leaf):
+        raise ValueError(
+            "Groups of samples can be cut from dense tensors only; convert "
+            "sparse and ragged inputs first, or compile with the inner "
+            f"optimizer. Received: {label} of type {type(leaf).__name__}"
+        )
+    if len(leaf.shape) == 0:
+        raise ValueError(
+            "Every part of the batch must have one row a sample, so that "
+            f"groups of samples can be cut. Received: {label}, a scalar"
+        )
+
+
+def is_static(size):
+    """Whether a size is known while the step is traced."""
+    return isinstance(size, int)
+
+
+def group_sizes(size, groups):
+    """Rows in each group, a list of `groups` sizes."""
+    return [(size - k + groups - 1) // groups for k in range(groups)]
+
+
+def take_group(data, k, groups):
+    """The rows of group k, from any nested structure of tensors."""
+    return _map(lambda leaf: leaf[k::groups], data)
+
+
+def stack_groups(data, groups):
+    """Tensors `[K, B/K, ...]` whose slice k is group k; K divides B."""
+
+    def split(leaf):
+        shape = tuple(leaf.shape)
+        leaf = keras.ops.reshape(leaf, (shape[0] // groups, groups) + shape[1:])
+        return keras.ops.swapaxes(leaf, 0, 1)
+
+    return _map(split, data)
+
+
+def unstack_groups(data):
+    """Undoes `stack_groups`: from `[K, B/K, ...]` back to rows in order."""
+
+    def merge(leaf):
+        leaf = keras.ops.swapaxes(leaf, 0, 1)
+        shape = tuple(leaf.shape)
+        return keras.ops.reshape(leaf, (shape[0] * shape[1],) + shape[2:])
+
+    return _map(merge, data)
+
+
+def merge_groups(parts, size):
+    """Puts the outputs of all groups back into the order of the rows."""
+    groups = len(parts)
+    if groups == 1:
+        return parts[0]
+    common = size // groups
+
+    def merge(*leaves):
+        if leaves[0] is None:
+            return None
+        for leaf in leaves:
+            if len(leaf.shape) == 0:
+                raise ValueError(
+                    "The model returned a scalar where one row a sample is "
+                    "expected, so the outputs of the groups cannot be put "
+                    "together. Use add_loss for scalar losses"
+                )
+        main = keras.ops.stack([leaf[:common] for leaf in leaves], axis=1)
+        rest = keras.ops.shape(leaves[0])[1:]
+        main = keras.ops.reshape(main, (common * groups,) + tuple(rest))
+        if is_static(size) and size % groups == 0:
+            return main
+        # Groups that got one row more than the others, in their order.
+        tails = [leaf[common:] for leaf in leaves]
+        return keras.ops.concatenate([main, *tails], axis=0)
+
+    return keras.tree.map_structure(merge, *parts, none_is_leaf=True)
+
+
+def head(data, rows):
+    """The first rows of every leaf."""
+    return _map(lambda leaf: leaf[:rows], data)
+
+
+def _map(function, data):
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else function(leaf), data
+    )

@@ -1,0 +1,179 @@
+"""The only place that touches the Keras trainer.
+
+`keras.Model` itself defines no `train_step`: the backend's trainer, further
+along the method resolution order, does. `install` adds one that looks at the
+optimizer. When no method there asks an oracle, the step that Keras would have
+run runs, untouched.
+"""
+
+import contextlib
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.gradients import autodiff
+from keras_stab.gradients.oracle import GradientOracle
+
+
+def wants_oracle(optimizer):
+    """Whether the optimizer, or one inside it, asks for gradients itself."""
+    while optimizer is not None:
+        if hasattr(optimizer, "wants_oracle"):
+            return optimizer.wants_oracle
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return False
+
+
+def estimate(optimizer, oracle):
+    """The gradient that the optimizer, or one inside it, wants to be given."""
+    while optimizer is not None:
+        if hasattr(optimizer, "estimate"):
+            return optimizer.estimate(oracle)
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return oracle.gradient()
+
+
+class TrainStep:
+    """A `keras.Model` mixin with the step that `install` adds to all models.
+
+    For those who want it explicit, after `keras_stab.uninstall()`:
+
+    ```python
+    class MyModel(keras_stab.TrainStep, keras.Model):
+        ...
+    ```
+    """
+
+    def train_step(self, *state_and_data):
+        if _takes_over(self, state_and_data[-1]):
+            return _train_step(self, *state_and_data)
+        return super().train_step(*state_and_data)
+
+
+def install():
+    """Adds the dispatching `train_step` to `keras.Model`.
+
+    Importing `keras_stab` does this. It changes nothing for a model whose
+    optimizer holds no keras_stab method.
+    """
+    if vars(keras.Model).get("train_step") is _dispatch:
+        return
+    _dispatch.replaced = vars(keras.Model).get("train_step")
+    keras.Model.train_step = _dispatch
+
+
+def uninstall():
+    """Takes the `train_step` of `install` off `keras.Model` again."""
+    if vars(keras.Model).get("train_step") is not _dispatch:
+        return
+    if _dispatch.replaced is None:
+        del keras.Model.train_step
+    else:
+        keras.Model.train_step = _dispatch.replaced
+
+
+def _dispatch(self, *state_and_data):
+    if _takes_over(self, state_and_data[-1]):
+        return _train_step(self, *state_and_data)
+    if _dispatch.replaced is not None:
+        return _dispatch.replaced(self, *state_and_data)
+    return super(keras.Model, self).train_step(*state_and_data)
+
+
+_dispatch.__name__ = "train_step"
+_dispatch.replaced = None
+
+
+def _takes_over(model, data):
+    if not wants_oracle(model.optimizer):
+        return False
+    keras_internals.build_for(model, data)
+    # A model without trainable weights gets Keras's own warning.
+    return bool(model.trainable_variables)
+
+
+def _train_step(model, *state_and_data):
+    """One step; with a state (JAX) the new state is returned, not assigned."""
+    *state, data = state_and_data
+    if not state:
+        return _step(model, data)
+    kinds = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    mapping = [
+        pair
+        for kind, values in zip(kinds, state[0])
+        for pair in zip(kind, values)
+    ]
+    with keras.StatelessScope(mapping) as scope:
+        logs = _step(model, data)
+    return logs, tuple(
+        [scope.get_current_value(v) for v in kind] for kind in kinds
+    )
+
+
+def _step(model, data):
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    _check_scalers(model.optimizer)
+    with autodiff.no_gradients():
+        oracle = GradientOracle(model, x, y, sample_weight)
+        gradients = estimate(model.optimizer, oracle)
+        outcome = oracle.outcome
+        with _handing_over(oracle):
+            autodiff.apply_gradients(
+                model.optimizer,
+                oracle.to_optimizer(gradients),
+                oracle.variables,
+            )
+        _keep(oracle, outcome)
+        first_input = next(i for i in keras.tree.flatten(x) if i is not None)
+        keras_internals.loss_tracker(model).update_state(
+            autodiff.whole_loss(outcome.loss),
+            sample_weight=keras.ops.shape(first_input)[0],
+        )
+        keras.tree.map_structure(
+            keras_internals.set_mask, outcome.y_pred, outcome.masks
+        )
+        return model.compute_metrics(
+            x, y, outcome.y_pred, sample_weight=sample_weight
+        )
+
+
+def _keep(oracle, outcome):
+    """Assigns what the first evaluation at the current weights stored."""
+    pairs = [
+        *zip(oracle.model.non_trainable_variables, outcome.state),
+        *zip(oracle.carried_variables, outcome.carried),
+    ]
+    for variable, value in pairs:
+        if value is not None:
+            variable.assign(value)
+
+
+@contextlib.contextmanager
+def _handing_over(oracle):
+    """Tells each method that the gradients are those which it estimated."""
+    for method, note in oracle.notes.items():
+        method.handed_over = note
+    try:
+        yield
+    finally:
+        for method in oracle.notes:
+            method.handed_over = None
+
+
+def _check_scalers(optimizer):
+    scalers = 0
+    while optimizer is not None:
+        scalers += isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    if scalers > 1:
+        raise ValueError(
+            "The loss would be scaled twice: `compile` puts a "
+            "LossScaleOptimizer on top under mixed_float16. Leave your own "
+            "out, or compile with auto_scale_loss=False. Received: "
+            f"{scalers} nested LossScaleOptimizers"
+        )

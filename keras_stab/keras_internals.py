@@ -1,0 +1,69 @@
+"""Every use of an underscore attribute of Keras, in one place.
+
+Checked on Keras 3.15.1; `tests/test_keras_internals.py` names that version
+and fails when a Keras release changes one of these.
+"""
+
+
+def build_for(model, data):
+    """Builds model, loss and optimizer from one batch, when they are not.
+
+    On TensorFlow a subclassed model or an optimizer would otherwise be built
+    inside the traced step, in the stateless scope of the loss function.
+    """
+    loss = model._compile_loss
+    loss_is_built = loss is None or loss.built
+    if not (model.built and model.optimizer.built and loss_is_built):
+        model._symbolic_build(data_batch=data)
+
+
+def accepts_training(model):
+    """Whether the model's `call` takes a `training` argument."""
+    return model._call_has_training_arg
+
+
+def compute_loss(model, x, y, y_pred, sample_weight):
+    """The trainer's own call of `compute_loss`, in training mode."""
+    return model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+    )
+
+
+def loss_tracker(model):
+    """The metric that the trainer logs as `loss`."""
+    return model._loss_tracker
+
+
+def all_layers(model):
+    """Every layer of the model, however deep, the model excluded."""
+    return list(model._flatten_layers(include_self=False))
+
+
+def get_mask(tensor):
+    """The padding mask that a layer attached to its output, or `None`."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor, mask):
+    """Attaches a padding mask to a tensor, as layers do."""
+    if mask is not None:
+        tensor._keras_mask = mask
+
+
+def built_variables(optimizer):
+    """The model variables that the optimizer was built with, in order."""
+    return list(optimizer._trainable_variables)
+
+
+def variable_key(optimizer, variable):
+    """What identifies a model variable to this optimizer."""
+    return optimizer._var_key(variable)
+
+
+def is_seed_state(variable):
+    """Whether the variable is the `[seed, counter]` of a `SeedGenerator`."""
+    return (
+        variable.name == "seed_generator_state"
+        and tuple(variable.shape) == (2,)
+        and "int" in str(variable.dtype)
+    )

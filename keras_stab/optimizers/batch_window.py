@@ -1,0 +1,111 @@
+"""The open window of GRAIN across batches: K gradients and their Gram."""
+
+import keras
+
+from keras_stab.gradients import autodiff
+
+
+class BatchWindow:
+    """Collects K successive gradients, then lets the inner optimizer move.
+
+    Each call stores one gradient and one row of the Gram matrix; the K-th
+    solves and applies. Everything is an optimizer variable: a window that is
+    open when training stops is saved and goes on after a resume.
+    """
+
+    def __init__(self, optimizer, variables, groups):
+        self._optimizer = optimizer
+        self._groups = groups
+        self._slots = [
+            _add_slots(optimizer, variable, groups) for variable in variables
+        ]
+        self._gram = optimizer.add_variable(
+            shape=(groups, groups), dtype="float32", name="window_gram"
+        )
+        self._filled = optimizer.add_variable(
+            shape=(), dtype="int32", name="window_filled"
+        )
+
+    def push(self, gradients, variables, solve, note):
+        """Stores one gradient; applies the combination of K.
+
+        A gradient that is not finite is not stored: the next batch takes its
+        place. A missing gradient counts as zero.
+
+        Args:
+            solve: Function of Gram matrix, presence and rows.
+            note: What `solve` returned for the last window.
+
+        Returns:
+            What `solve` returns when this call closes the window, else `note`.
+        """
+        ops = keras.ops
+        if autodiff.replicas() > 1 and autodiff.BACKEND == "tensorflow":
+            raise ValueError(
+                'GRAIN(across="batches") cannot update under a tf.distribute '
+                "strategy, which allows no conditional update in a replica. "
+                "Use across=None, which shares the groups over all replicas"
+            )
+        grads = [
+            ops.zeros(v.shape, "float32")
+            if g is None
+            else ops.cast(autodiff.densify(g), "float32")
+            for g, v in zip(gradients, variables)
+        ]
+        squares = [ops.sum(ops.square(g)) for g in grads]
+        finite = ops.isfinite(sum(squares[1:], squares[0]))
+        index = self._filled.value + 0
+        for slot, gradient in zip(self._slots, grads):
+            stored = slot.value[index]
+            autodiff.write_slot(
+                slot, index, ops.where(finite, gradient, stored)
+            )
+        products = sum(
+            autodiff.inner_products(slot.value, gradient)
+            for slot, gradient in zip(self._slots, grads)
+        )
+        # Entries of slots that are still to be filled are of an old window;
+        # they are written again when their turn comes.
+        at_index = ops.arange(self._groups) == index
+        old = self._gram.value
+        gram = ops.where(at_index[:, None], products[None, :], old)
+        gram = ops.where(at_index[None, :], products[:, None], gram)
+        gram = ops.where(finite, gram, old)
+        self._gram.assign(gram)
+        filled = index + ops.cast(finite, "int32")
+        closing = filled == self._groups
+        self._filled.assign(ops.where(closing, 0, filled))
+        note = ops.cond(
+            closing,
+            lambda: list(self._solved(gram, solve)),
+            lambda: list(note),
+        )
+
+        def combination():
+            combined = [
+                autodiff.combine(note[0], slot.value) for slot in self._slots
+            ]
+            return [
+                None if g is None else ops.cast(c, v.dtype)
+                for c, g, v in zip(combined, gradients, variables)
+            ]
+
+        autodiff.apply_gradients_if(
+            closing, self._optimizer.inner_optimizer, combination, variables
+        )
+        return note
+
+    def _solved(self, gram, solve):
+        everyone = keras.ops.ones((self._groups,), dtype="bool")
+        # The optimizer does not see how many rows a batch has, hence no
+        # estimate of the noise per row.
+        unknown = keras.ops.convert_to_tensor(float("nan"), dtype="float32")
+        return autodiff.on_small_matrix(solve, gram, everyone, unknown)
+
+
+def _add_slots(optimizer, variable, groups):
+    return optimizer.add_variable(
+        shape=(groups, *variable.shape),
+        dtype="float32",
+        name=variable.path.replace("/", "_") + "_window",
+    )

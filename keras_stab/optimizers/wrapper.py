@@ -1,0 +1,258 @@
+"""Wrapper: an optimizer around another one."""
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.gradients import autodiff
+from keras_stab.gradients.train_step import estimate
+from keras_stab.gradients.train_step import wants_oracle
+
+
+class Wrapper(keras.optimizers.Optimizer):
+    """Base of every method that works around an `inner_optimizer`.
+
+    It has no learning rate, clipping or decay of its own: those are the inner
+    optimizer's, and `learning_rate`, `iterations`, `loss_scale_factor`,
+    `scale_loss`, `exclude_from_weight_decay` and `finalize_variable_values`
+    reach through to it. `variables` are the wrapper's own, then the inner
+    optimizer's; each saves its own. Wrappers nest, inside and outside
+    `keras.optimizers.LossScaleOptimizer` too.
+
+    Args:
+        inner_optimizer: A `keras.optimizers.Optimizer`, its name, or its
+            config.
+        name: String or `None`.
+
+    Raises:
+        ValueError: If an argument of an optimizer is given, which belongs on
+            the inner one.
+    """
+
+    def __init__(self, inner_optimizer, name=None, **kwargs):
+        if kwargs:
+            raise ValueError(_misplaced(type(self).__name__, kwargs))
+        inner_optimizer = keras.optimizers.get(inner_optimizer)
+        super().__init__(learning_rate=0.0, name=name)
+        # The base class makes a counter and a learning rate; a wrapper has
+        # neither, so they are left out of its state.
+        self._unused = len(super().variables)
+        self.inner_optimizer = inner_optimizer
+
+    def build(self, variables):
+        if self.built:
+            return
+        variables = list(variables)
+        inner = self.inner_optimizer
+        if not inner.built:
+            inner.build(variables)
+        elif not _same_variables(inner, variables):
+            raise ValueError(
+                f"The inner optimizer {inner.name!r} was already built with "
+                "other variables, whose state it holds. Give "
+                f"{type(self).__name__} a new inner optimizer, for example "
+                f"{type(inner).__name__}.from_config(optimizer.get_config())"
+            )
+        super().build(variables)
+
+    @property
+    def own_variables(self):
+        """The state of this wrapper without that of the inner optimizer."""
+        return super().variables[self._unused :]
+
+    @property
+    def variables(self):
+        return self.own_variables + self.inner_optimizer.variables
+
+    # ---- Forwarded to the inner optimizer ---------------------------------
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    @property
+    def loss_scale_factor(self):
+        return self.inner_optimizer.loss_scale_factor
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, factor):
+        # The base class sets it before there is an inner optimizer.
+        inner = getattr(self, "inner_optimizer", None)
+        if inner is not None:
+            inner.loss_scale_factor = factor
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        self.inner_optimizer.exclude_from_weight_decay(
+            var_list=var_list, var_names=var_names
+        )
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    # ---- Gradients in, weights out ----------------------------------------
+
+    @property
+    def wants_oracle(self):
+        """Whether this method, or one inside it, asks a `GradientOracle`."""
+        return wants_oracle(self.inner_optimizer)
+
+    def estimate(self, oracle):
+        """The gradients to hand to `apply`; assigns nothing."""
+        return estimate(self.inner_optimizer, oracle)
+
+    def apply_gradients(self, grads_and_vars):
+        super().apply_gradients(grads_and_vars)
+        return self.iterations
+
+    def apply(self, grads, trainable_variables=None):
+        grads = list(grads)
+        if not grads:
+            return
+        if not self.built:
+            if trainable_variables is None:
+                raise ValueError(
+                    "When passing `grads` without `trainable_variables`, the "
+                    "optimizer must be built. Call "
+                    "`optimizer.build(model.trainable_variables)` first"
+                )
+            self.build(trainable_variables)
+        variables = keras_internals.built_variables(self)
+        if trainable_variables is not None:
+            grads = self._in_order(grads, list(trainable_variables))
+        if len(grads) != len(variables):
+            raise ValueError(
+                "One gradient is needed for each variable that the optimizer "
+                f"was built with. Received: {len(grads)} gradients for "
+                f"{len(variables)} variables"
+            )
+        self.apply_in_order(grads, variables)
+
+    def apply_in_order(self, gradients, variables):
+        """What the method does with one gradient a built variable."""
+        autodiff.apply_gradients(self.inner_optimizer, gradients, variables)
+
+    def _in_order(self, gradients, variables):
+        """One slot a built variable; `None` for those not passed."""
+        position = {
+            keras_internals.variable_key(self, v): i
+            for i, v in enumerate(keras_internals.built_variables(self))
+        }
+        ordered = [None] * len(position)
+        for gradient, variable in zip(gradients, variables):
+            key = keras_internals.variable_key(self, variable)
+            if key not in position:
+                raise ValueError(
+                    f"Unknown variable: {variable}. The optimizer can only be "
+                    "called for the variables that it was built with; make a "
+                    "new optimizer for another model, and compile again after "
+                    "layers were frozen or thawed"
+                )
+            ordered[position[key]] = gradient
+        return ordered
+
+    # ---- Saving -----------------------------------------------------------
+
+    # A saved model walks nested optimizers by itself: each stores its own.
+
+    def save_own_variables(self, store):
+        for i, variable in enumerate(self.own_variables):
+            store[str(i)] = variable.numpy()
+
+    def load_own_variables(self, store):
+        own = self.own_variables
+        saved = len(store.keys())
+        if not self.built and saved:
+            # Keras warns that an unbuilt optimizer's state is not loaded.
+            super().load_own_variables(store)
+            return
+        shapes = [tuple(v.shape) for v in own]
+        saved_shapes = [tuple(store[str(i)].shape) for i in range(saved)]
+        if shapes != saved_shapes:
+            raise ValueError(
+                f"The saved state of {type(self).__name__} does not fit: make "
+                "the optimizer with the arguments that the saved one had. "
+                f"Received: variables of shapes {saved_shapes}, expected "
+                f"{shapes}"
+            )
+        for i, variable in enumerate(own):
+            variable.assign(store[str(i)])
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "inner_optimizer": keras.saving.serialize_keras_object(
+                self.inner_optimizer
+            ),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config["inner_optimizer"] = keras.saving.deserialize_keras_object(
+            config["inner_optimizer"], custom_objects=custom_objects
+        )
+        return cls(**config)
+
+
+class GradientMethod(Wrapper):
+    """A wrapper that chooses the gradient: it asks the oracle.
+
+    A subclass defines `estimate(oracle)` and leaves a note there,
+    `oracle.notes[self] = ...`, which it finds as `self.handed_over` when its
+    gradients come back through `apply`.
+    """
+
+    handed_over = None
+
+    @property
+    def wants_oracle(self):
+        return True
+
+    def apply(self, grads, trainable_variables=None):
+        if self.wants_oracle and self.handed_over is None:
+            raise RuntimeError(
+                f"{type(self).__name__} received plain gradients, but it "
+                "takes its own from the model and the batch. Train with "
+                "`model.fit` or `model.train_on_batch`; let a custom "
+                "`train_step` end in `super().train_step(...)`; after "
+                "`keras_stab.uninstall()` derive the model from "
+                "`keras_stab.TrainStep`" + self.plain_gradient_hint
+            )
+        super().apply(grads, trainable_variables)
+
+    plain_gradient_hint = ""
+
+
+def innermost(optimizer):
+    """The optimizer at the bottom of a nest."""
+    while getattr(optimizer, "inner_optimizer", None) is not None:
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def _same_variables(optimizer, variables):
+    built = keras_internals.built_variables(optimizer)
+    key = keras_internals.variable_key
+    return [key(optimizer, v) for v in built] == [
+        key(optimizer, v) for v in variables
+    ]
+
+
+def _misplaced(name, kwargs):
+    argument, value = next(iter(kwargs.items()))
+    return (
+        f"{name} takes no argument `{argument}`: arguments of the optimizer "
+        "belong on the inner one, for example "
+        f"{name}(keras.optimizers.AdamW({argument}={value!r})). "
+        f"Received: {', '.join(kwargs)}"
+    )
