@@ -1,10 +1,11 @@
 """Stable training for Keras 3, on TensorFlow, JAX and PyTorch."""
 
 from keras_stab._version import __version__
+from keras_stab.gradients.small_problems import min_norm_weights
 from keras_stab.gradients.train_step import TrainStep
 from keras_stab.gradients.train_step import install
 from keras_stab.gradients.train_step import uninstall
-from keras_stab.numerics.min_norm import min_norm_weights
+
 from keras_stab.optimizers.grain import GRAIN
 
 install()

@@ -5,6 +5,7 @@ versions stand side by side. A backend is imported only when Keras runs on it.
 """
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
@@ -84,15 +85,14 @@ def densify(gradient):
 
 def is_dense(leaf):
     """Whether rows can be cut from this leaf of a batch."""
+    if isinstance(leaf, np.ndarray):  # a step that runs eagerly
+        return True
     if BACKEND == "tensorflow":
-        return tf.is_tensor(leaf) and not isinstance(
-            leaf, (tf.SparseTensor, tf.RaggedTensor, tf.IndexedSlices)
-        )
-    if BACKEND == "torch" and torch.is_tensor(leaf):
-        return leaf.layout == torch.strided
-    return isinstance(leaf, np.ndarray) or (
-        BACKEND == "jax" and isinstance(leaf, jax.Array)
-    )
+        # Sparse and ragged tensors count as tensors to TensorFlow.
+        return isinstance(leaf, tf.Tensor)
+    if BACKEND == "torch":
+        return torch.is_tensor(leaf) and leaf.layout == torch.strided
+    return isinstance(leaf, jax.Array)
 
 
 # ---- Applying gradients ---------------------------------------------------
@@ -243,7 +243,19 @@ def evaluate_if(condition, function, otherwise):
         leaves = keras.tree.flatten(otherwise(seen[0]))
         return [leaf for leaf in leaves if leaf is not None]
 
-    flat = iter(tf.cond(condition, first, second))
+    try:
+        flat = iter(tf.cond(condition, first, second))
+    except RuntimeError as error:
+        if replicas() == 1 or "merge_call" not in str(error):
+            raise
+        raise ValueError(
+            "The number of rows in a batch is not known while the step is "
+            "traced, so that each group is evaluated under a condition, in "
+            "which tf.distribute lets no layer exchange statistics between "
+            "replicas. Pass a tf.data.Dataset batched with "
+            "drop_remainder=True, or use no synchronised layers. Received: "
+            f"a strategy with {replicas()} replicas"
+        ) from error
     leaves = keras.tree.flatten(seen[0])
     leaves = [None if leaf is None else next(flat) for leaf in leaves]
     return keras.tree.pack_sequence_as(seen[0], leaves)
@@ -335,6 +347,13 @@ def combine(weights, stack):
     return keras.ops.sum(terms, axis=0)
 
 
+@functools.cache
+def _compiled(function):
+    if BACKEND == "jax":
+        return jax.jit(function)
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
 def on_small_matrix(function, *arrays):
     """Runs a K x K computation where it is cheapest.
 
@@ -342,11 +361,9 @@ def on_small_matrix(function, *arrays):
     of tiny graph operations cost more than the mathematics. PyTorch: NumPy
     on the host, the one read of a step (K x K floats).
     """
-    if BACKEND == "jax":
-        return function(*arrays)
-    if BACKEND == "tensorflow":
-        return tf.function(function, jit_compile=True, autograph=False)(
-            *[tf.convert_to_tensor(a) for a in arrays]
+    if BACKEND != "torch":
+        return _compiled(function)(
+            *[keras.ops.convert_to_tensor(a) for a in arrays]
         )
     arrays = [keras.ops.convert_to_numpy(a) for a in arrays]
 
@@ -383,7 +400,12 @@ def sum_sizes(sizes):
     """Adds the rows of all replicas, for each group."""
     if replicas() == 1:
         return sizes
-    return sum_over_replicas([tf.convert_to_tensor(n) for n in sizes])
+    # One float tensor: tf.distribute refuses to add several int32 tensors
+    # at a time, and not every collective of a GPU knows integers.
+    (summed,) = sum_over_replicas(
+        [tf.stack([tf.cast(n, "float32") for n in sizes])]
+    )
+    return tf.unstack(tf.cast(summed, "int32"))
 
 
 def sum_over_replicas(tensors):

@@ -28,66 +28,9 @@ _Problem = collections.namedtuple(
 )
 
 
-def min_norm_weights(
-    gram, zero_groups="exclude", nonfinite="drop", present=None
-):
-    r"""Returns the convex weights whose combination has the smallest norm.
-
-    For vectors $g_1, \dots, g_K$ with Gram matrix $G_{ij} = \langle g_i, g_j
-    \rangle$ the weights solve
-
-    $$
-    \min_\lambda \lambda^\top G \lambda
-    \quad \text{subject to} \quad
-    \lambda \ge 0, \; \sum_k \lambda_k = 1
-    $$
-
-    so that $d = \sum_k \lambda_k g_k$ satisfies $\langle d, g_k \rangle \ge
-    |d|^2$ for every $k$: a step along $-d$ increases no group's loss.
-
-    Args:
-        gram: Tensor of shape `(K, K)`, K from 1 to 32; float32. A NumPy
-            array is solved on the host in float64 and answered in NumPy.
-        zero_groups: What a group of (nearly) zero gradient does, one with
-            $G_{kk} \le 10^{-14} \max_j G_{jj}$. `"exclude"`: it gets weight 0
-            and leaves the problem. `"literal"`: it takes all the weight, and
-            $d$ vanishes. Defaults to `"exclude"`.
-        nonfinite: What a group with a NaN or infinite entry does. `"drop"`:
-            it is excluded; the weights are all 0 when no group is finite.
-            `"propagate"`: all weights are 1/K, so that the combination is
-            not finite either and a loss scaler skips the step. Defaults to
-            `"drop"`.
-        present: Boolean tensor of shape `(K,)`, `False` for a group without
-            rows, which takes part in nothing. Defaults to all `True`.
-
-    Returns:
-        A named tuple: `weights`, shape `(K,)`; `residual`, the certificate
-        $\max_k (|d|^2 - \langle d, g_k \rangle) / (|g_k| \min_j |g_j|)$, at
-        most 0 at the exact solution; `norm_squared`, $|d|^2$; `excluded`,
-        boolean of shape `(K,)`.
-
-    Raises:
-        ValueError: If `gram` is not square with 1 to 32 rows, or an option
-            is unknown.
-
-    Example:
-
-    >>> import numpy as np
-    >>> solution = min_norm_weights(np.array([[9.0, 0.0], [0.0, 16.0]]))
-    >>> [round(float(w), 4) for w in solution.weights]
-    [0.64, 0.36]
-
-    Departures from the paper:
-        The paper's solver is not known to us. This one is a predictor-
-        corrector interior point method on a scaled problem over the orthant.
-
-    References:
-        - Bui, Yao, Wang, 2026, "GRAIN: Group Aggregation via Min-Norm
-          Objective", arXiv:2606.22917
-        - Mehrotra, 1992, "On the implementation of a primal-dual interior
-          point method", SIAM Journal on Optimization 2(4)
-    """
-    groups = _check(gram, zero_groups, nonfinite)
+def solve_min_norm(gram, zero_groups, nonfinite, present=None):
+    """The pure computation under `keras_stab.min_norm_weights`."""
+    groups = check_min_norm(gram, zero_groups, nonfinite)
     xp = np if isinstance(gram, np.ndarray) else keras.ops
     if xp is np:
         gram = gram.astype("float64")
@@ -140,7 +83,8 @@ def min_norm_weights(
     )
 
 
-def _check(gram, zero_groups, nonfinite):
+def check_min_norm(gram, zero_groups, nonfinite):
+    """Returns K, or raises for a bad argument."""
     shape = tuple(gram.shape)
     if len(shape) != 2 or shape[0] != shape[1]:
         raise ValueError(

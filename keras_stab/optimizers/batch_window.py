@@ -3,6 +3,7 @@
 import keras
 
 from keras_stab.gradients import autodiff
+from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 
 
 class BatchWindow:
@@ -26,18 +27,18 @@ class BatchWindow:
             shape=(), dtype="int32", name="window_filled"
         )
 
-    def push(self, gradients, variables, solve, note):
+    def push(self, gradients, variables, zero_groups, note):
         """Stores one gradient; applies the combination of K.
 
         A gradient that is not finite is not stored: the next batch takes its
         place. A missing gradient counts as zero.
 
         Args:
-            solve: Function of Gram matrix, presence and rows.
-            note: What `solve` returned for the last window.
+            zero_groups: As in `min_norm_weights`.
+            note: Weights and measures of the last window.
 
         Returns:
-            What `solve` returns when this call closes the window, else `note`.
+            Those of this window when the call closes it, else `note`.
         """
         ops = keras.ops
         if autodiff.replicas() > 1 and autodiff.BACKEND == "tensorflow":
@@ -77,7 +78,7 @@ class BatchWindow:
         self._filled.assign(ops.where(closing, 0, filled))
         note = ops.cond(
             closing,
-            lambda: list(self._solved(gram, solve)),
+            lambda: list(self._solved(gram, zero_groups)),
             lambda: list(note),
         )
 
@@ -95,17 +96,37 @@ class BatchWindow:
         )
         return note
 
-    def _solved(self, gram, solve):
+    def _solved(self, gram, zero_groups):
         everyone = keras.ops.ones((self._groups,), dtype="bool")
         # The optimizer does not see how many rows a batch has, hence no
         # estimate of the noise per row.
         unknown = keras.ops.convert_to_tensor(float("nan"), dtype="float32")
-        return autodiff.on_small_matrix(solve, gram, everyone, unknown)
+        return min_norm_weights_and_measures(
+            gram, everyone, unknown, zero_groups, "drop"
+        )
 
 
 def _add_slots(optimizer, variable, groups):
     return optimizer.add_variable(
         shape=(groups, *variable.shape),
         dtype="float32",
+        layout=_slot_layout(variable),
         name=variable.path.replace("/", "_") + "_window",
+    )
+
+
+def _slot_layout(variable):
+    """The layout of the variable, with an axis in front that is not cut.
+
+    Otherwise every device would keep K whole gradients, or a pattern of the
+    user's layout map that fits the slot's name would cut the wrong axes.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    layout = distribution.get_variable_layout(variable)
+    if not isinstance(layout, keras.distribution.TensorLayout):
+        return None
+    return keras.distribution.TensorLayout(
+        (None, *layout.axes), layout.device_mesh
     )

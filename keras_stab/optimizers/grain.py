@@ -1,15 +1,12 @@
 """GRAIN: group aggregation via a min-norm objective."""
 
-import functools
 import warnings
 
 import keras
 
-from keras_stab.gradients import autodiff
+from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.numerics.gram_measures import MEASURES
-from keras_stab.numerics.gram_measures import gram_measures
 from keras_stab.numerics.min_norm import MAX_GROUPS
-from keras_stab.numerics.min_norm import min_norm_weights
 from keras_stab.optimizers.batch_window import BatchWindow
 from keras_stab.optimizers.wrapper import GradientMethod
 
@@ -138,11 +135,12 @@ class GRAIN(GradientMethod):
         if not self.wants_oracle:
             return super().estimate(oracle)
         groups = oracle.group_gradients(self.groups)
-        weights, measures = autodiff.on_small_matrix(
-            solver(self.zero_groups, oracle.nonfinite),
+        weights, measures = min_norm_weights_and_measures(
             groups.gram(),
             groups.present,
             keras.ops.cast(groups.rows, "float32"),
+            self.zero_groups,
+            oracle.nonfinite,
         )
         oracle.notes[self] = (weights, measures)
         return groups.combine(weights)
@@ -152,7 +150,7 @@ class GRAIN(GradientMethod):
             note = self._window.push(
                 gradients,
                 variables,
-                solver(self.zero_groups, "drop"),
+                self.zero_groups,
                 (self._weights.value, self._measures.value),
             )
         else:
@@ -191,17 +189,6 @@ class GRAIN(GradientMethod):
             }
         )
         return config
-
-
-@functools.cache
-def solver(zero_groups, nonfinite):
-    """The K x K part of a step, from Gram matrix to weights and figures."""
-
-    def solve(gram, present, rows):
-        solution = min_norm_weights(gram, zero_groups, nonfinite, present)
-        return solution.weights, gram_measures(gram, solution, present, rows)
-
-    return solve
 
 
 def _check_arguments(groups, across, engine, zero_groups):

@@ -1,0 +1,890 @@
+"""Time and memory of a GRAIN train step, against the step of stock Keras.
+
+    python benchmarks/step_time.py            # everything, below 40 minutes
+    python benchmarks/step_time.py --quick    # does it run at all?
+
+One process per backend, model and batch size holds four copies of the model,
+with equal weights: stock AdamW, stock AdamW again (what differs between these
+two is noise), GRAIN around AdamW with K = 4 and with K = 8. They take turns
+of a few steps. A second set of processes, one per copy, measures memory.
+
+Results go to `benchmarks/results/` after each process; what is there already,
+from the same code and options, is not measured again.
+
+Keras is imported inside functions only: each worker has a backend of its own,
+and the process that starts them has none.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import ctypes
+import gc
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BACKENDS = ("jax", "tensorflow", "torch")
+MODELS = ("mlp", "cnn", "transformer")
+TARGETS = {4: 1.10, 8: 1.15}
+STOCK = "stock"
+AGAIN = "stock_again"
+CLASSES = 10
+TOKENS = 64
+VOCABULARY = 1000
+LONGEST_TURN = 10
+TURNS = 4
+MEMORY_STEPS = 4
+BUSY = 0.05
+WORKER_TIMEOUT = 1800
+MIB = 2**20
+
+
+# ---- Models ---------------------------------------------------------------
+
+
+def build_model(name):
+    import keras
+
+    keras.utils.set_random_seed(1)
+    return {"mlp": _mlp, "cnn": _cnn, "transformer": _transformer}[name]()
+
+
+def _mlp():
+    from keras import layers
+
+    inputs = layers.Input((784,))
+    x = layers.Dense(512, activation="relu")(inputs)
+    x = layers.Dense(512, activation="relu")(x)
+    return _classifier(inputs, x)
+
+
+def _cnn():
+    """A residual network of eight layers with batch normalisation."""
+    from keras import layers
+
+    def convolve(x, width, size, stride):
+        x = layers.Conv2D(
+            width, size, strides=stride, padding="same", use_bias=False
+        )(x)
+        return layers.BatchNormalization()(x)
+
+    inputs = layers.Input((32, 32, 3))
+    x = layers.ReLU()(convolve(inputs, 16, 3, 1))
+    for width, stride in ((16, 1), (32, 2), (64, 2)):
+        shortcut = x if stride == 1 else convolve(x, width, 1, stride)
+        x = layers.ReLU()(convolve(x, width, 3, stride))
+        x = convolve(x, width, 3, 1)
+        x = layers.ReLU()(layers.Add()([x, shortcut]))
+    return _classifier(inputs, layers.GlobalAveragePooling2D()(x))
+
+
+def _transformer():
+    """Two encoder blocks of width 128 with dropout, over 64 tokens."""
+    import keras
+    from keras import layers
+
+    class AddPositions(layers.Layer):
+        def build(self, shape):
+            self.positions = self.add_weight(shape=shape[1:])
+
+        def call(self, x):
+            return x + self.positions
+
+    inputs = keras.Input((TOKENS,), dtype="int32")
+    x = AddPositions()(layers.Embedding(VOCABULARY, 128)(inputs))
+    for _ in range(2):
+        y = layers.LayerNormalization()(x)
+        y = layers.MultiHeadAttention(4, 32, dropout=0.1)(y, y)
+        x = layers.Add()([x, layers.Dropout(0.1)(y)])
+        y = layers.LayerNormalization()(x)
+        y = layers.Dense(512, activation="gelu")(y)
+        y = layers.Dense(128)(y)
+        x = layers.Add()([x, layers.Dropout(0.1)(y)])
+    return _classifier(inputs, layers.GlobalAveragePooling1D()(x))
+
+
+def _classifier(inputs, x):
+    import keras
+
+    return keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+
+
+def make_data(name, rows):
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    labels = random.integers(0, CLASSES, rows).astype("int32")
+    if name == "transformer":
+        shape = (rows, TOKENS)
+        return random.integers(0, VOCABULARY, shape).astype("int32"), labels
+    shape = {"mlp": (784,), "cnn": (32, 32, 3)}[name]
+    return random.standard_normal((rows, *shape), dtype="float32"), labels
+
+
+# ---- Inside a worker ------------------------------------------------------
+
+
+class Arm:
+    """One compiled model and what its training showed."""
+
+    def __init__(self, model_name, arm):
+        import keras
+
+        import keras_stab
+
+        self.model = build_model(model_name)
+        optimizer = keras.optimizers.AdamW(1e-3)
+        if arm not in (STOCK, AGAIN):
+            optimizer = keras_stab.GRAIN(optimizer, groups=groups_of(arm))
+        # A counter inside the loss shows when Keras traces a step anew.
+        self.loss_calls = 0
+        cross_entropy = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True
+        )
+
+        def loss(y, y_pred):
+            self.loss_calls += 1
+            return cross_entropy(y, y_pred)
+
+        self.model.compile(optimizer, loss, metrics=["accuracy"])
+        self.clock = _make_clock()
+
+    def train(self, x, y, batch):
+        """The seconds of every step of one `fit`.
+
+        Time is taken around single steps inside `fit`, which is what a user
+        runs. Around the whole of `fit`, its own start (tens of milliseconds)
+        would hide the method; `train_on_batch` copies the state in and out
+        at every step on JAX.
+        """
+        self.clock.seconds = []
+        self.model.fit(
+            x,
+            y,
+            batch_size=batch,
+            shuffle=False,
+            verbose=0,
+            callbacks=[self.clock],
+        )
+        return self.clock.seconds
+
+
+def _make_clock():
+    import keras
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.begun = time.perf_counter()
+
+        def on_train_batch_end(self, batch, logs=None):
+            # Reading the loss waits for the step: it is an output of the
+            # compiled step, and on PyTorch the last operation of the stream.
+            float(logs["loss"])
+            self.seconds.append(time.perf_counter() - self.begun)
+
+    return Clock()
+
+
+def measure_time(options):
+    """The worker for one backend, model and batch: all arms in turns."""
+    names = arm_names(options["groups"])
+    model, batch = options["model"], options["batch"]
+    x, y = make_data(model, (LONGEST_TURN + 1) * batch)
+    arms, first_steps, warm_steps = {}, {}, {}
+    for name in names:
+        arms[name] = Arm(model, name)
+        begun = time.perf_counter()
+        arms[name].train(x[:batch], y[:batch], batch)
+        first_steps[name] = time.perf_counter() - begun
+    for name in names:
+        warm = arms[name].train(x[: 4 * batch], y[: 4 * batch], batch)
+        warm_steps[name] = statistics.median(warm[1:])
+    turn, turns = plan(
+        sum(warm_steps.values()),
+        options["steps"],
+        options["repeats"],
+        options["seconds"],
+    )
+    rows = (turn + 1) * batch
+    traced = sum(arm.loss_calls for arm in arms.values())
+    company = Company()
+    times = {name: [[] for _ in range(options["repeats"])] for name in names}
+    for repeat in range(options["repeats"]):
+        # The plan rests on a few warm steps and may be far off.
+        deadline = time.monotonic() + 1.5 * (
+            options["seconds"] / options["repeats"]
+        )
+        for i in range(turns):
+            if i > 0 and time.monotonic() > deadline:
+                break
+            shift = i % len(names)
+            for name in names[shift:] + names[:shift]:
+                # Leftovers of one arm should not be collected at the expense
+                # of the next.
+                gc.collect()
+                seconds = arms[name].train(x[:rows], y[:rows], batch)
+                # The first step of `fit` also starts the input pipeline and
+                # on JAX takes the state over.
+                times[name][repeat] += seconds[1:]
+    traced = sum(arm.loss_calls for arm in arms.values()) - traced
+    answer = {
+        "weights": arms[STOCK].model.count_params(),
+        "steps": sum(len(repeat) for repeat in times[STOCK]),
+        "steps_a_turn": turn,
+        "arms": summarise(times),
+        "versions": _versions(),
+        "company": company.share(),
+    }
+    for name in names:
+        answer["arms"][name]["first_step_seconds"] = first_steps[name]
+    if options["backend"] != "torch":
+        answer["traced_again"] = traced > 0
+    return answer
+
+
+class Company:
+    """The share of the processor that other processes take meanwhile."""
+
+    def __init__(self):
+        self._begun = self._read()
+
+    def share(self):
+        """From 0 to 1, or `None` where the system does not tell."""
+        if self._begun is None:
+            return None
+        others, total = (b - a for a, b in zip(self._begun, self._read()))
+        return max(0.0, others / total) if total > 0 else 0.0
+
+    def _read(self):
+        try:
+            line = Path("/proc/stat").read_text().splitlines()[0]
+        except OSError:
+            return None
+        ticks = [int(word) for word in line.split()[1:9]]
+        second = os.sysconf("SC_CLK_TCK")
+        idle = (ticks[3] + ticks[4]) / second
+        total = sum(ticks) / second
+        return total - idle - time.process_time(), total
+
+
+def measure_memory(options):
+    """The worker for one arm: the peak of a process is that of one arm."""
+    batch = options["batch"]
+    x, y = make_data(options["model"], MEMORY_STEPS * batch)
+    arm = Arm(options["model"], options["arm"])
+    read_peak = _device_peak(options["backend"])
+    arm.train(x, y, batch)
+    if read_peak is not None:
+        return {"kind": "device", "process": read_peak() / MIB}
+    process = _peak_resident()
+    answer = {"kind": "resident", "process": process / MIB}
+    # Compiling takes more memory than a small step does, so the peak of the
+    # steps is taken apart, from the level to which the process sinks again.
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return answer
+    settled = _peak_resident()
+    arm.train(x, y, batch)
+    answer["steps"] = (_peak_resident() - settled) / MIB
+    return answer
+
+
+def _peak_resident():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _device_peak(backend):
+    """What reads the accelerator's peak, or `None` without accelerator."""
+    if backend == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated
+    elif backend == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        if device.platform != "cpu":
+            return lambda: device.memory_stats()["peak_bytes_in_use"]
+    else:
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            info = tf.config.experimental.get_memory_info
+            return lambda: info("GPU:0")["peak"]
+    return None
+
+
+def probe(options):
+    """What a backend runs on, or an error when it is not installed."""
+    backend = options["backend"]
+    device = None
+    if backend == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            device = torch.cuda.get_device_name()
+    elif backend == "jax":
+        import jax
+
+        if jax.devices()[0].platform != "cpu":
+            device = jax.devices()[0].device_kind
+    else:
+        import tensorflow as tf
+
+        for gpu in tf.config.list_physical_devices("GPU")[:1]:
+            details = tf.config.experimental.get_device_details(gpu)
+            device = details.get("device_name", "gpu")
+    return {"device": device or "cpu", "versions": _versions()}
+
+
+def _versions():
+    import importlib.metadata
+
+    import keras
+    import numpy
+
+    backend = keras.backend.backend()
+    names = {"jax": ("jax", "jaxlib")}.get(backend, (backend,))
+    versions = {
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "numpy": numpy.__version__,
+    }
+    for name in names:
+        versions[name] = importlib.import_module(name).__version__
+    return versions
+
+
+# ---- Numbers --------------------------------------------------------------
+
+
+def arm_names(groups):
+    return [STOCK, AGAIN] + [f"grain_{k}" for k in groups]
+
+
+def groups_of(arm):
+    return int(arm.removeprefix("grain_"))
+
+
+def plan(seconds_a_step, steps, repeats, seconds):
+    """Steps in a turn and turns in a repeat, within the time allowed.
+
+    Args:
+        seconds_a_step: One step of every arm, together.
+        steps: Timed steps wanted in a repeat, for each arm.
+        repeats: Number of repeats.
+        seconds: Time allowed for all repeats.
+    """
+    affordable = seconds / repeats / seconds_a_step
+    turn = max(2, min(LONGEST_TURN, steps, int(affordable / TURNS) - 1))
+    # One more step in each turn is run but not counted.
+    turns = min(math.ceil(steps / turn), int(affordable / (turn + 1)))
+    return turn, max(1, turns)
+
+
+def summarise(times):
+    """Medians and their ratios to the stock step.
+
+    Args:
+        times: For each arm a list of repeats, each a list of seconds a step.
+
+    Returns:
+        For each arm a dict: `milliseconds`, the median of all steps;
+        `ratios`, one a repeat; `ratio`, their median; `lowest` and `highest`.
+    """
+    answer = {}
+    stock = [statistics.median(repeat) for repeat in times[STOCK]]
+    for arm, repeats in times.items():
+        medians = [statistics.median(repeat) for repeat in repeats]
+        ratios = [own / base for own, base in zip(medians, stock)]
+        every = [seconds for repeat in repeats for seconds in repeat]
+        answer[arm] = {
+            "milliseconds": 1e3 * statistics.median(every),
+            "ratios": ratios,
+            "ratio": statistics.median(ratios),
+            "lowest": min(ratios),
+            "highest": max(ratios),
+        }
+    return answer
+
+
+def missed_targets(entries):
+    """`(entry, K, ratio, target)` of every ratio above its target."""
+    missed = []
+    for entry in entries:
+        for arm, figures in entry.get("arms", {}).items():
+            if arm in (STOCK, AGAIN):
+                continue
+            target = TARGETS.get(groups_of(arm))
+            if target is not None and figures["ratio"] > target:
+                missed.append((entry, groups_of(arm), figures["ratio"], target))
+    return missed
+
+
+# ---- The file of results --------------------------------------------------
+
+
+def key(entry):
+    return entry["backend"], entry["model"], entry["batch"]
+
+
+def find_entry(results, combination):
+    """The entry of `(backend, model, batch)`, or `None`."""
+    for entry in results["entries"]:
+        if key(entry) == tuple(combination):
+            return entry
+    return None
+
+
+def needs_time(results, combination, settings):
+    """Whether a combination is yet to be timed with these settings."""
+    entry = find_entry(results, combination)
+    return (
+        entry is None
+        or "arms" not in entry
+        or entry.get("settings") != settings
+    )
+
+
+def needs_memory(results, combination, arm, settings):
+    """Whether the memory of an arm is yet to be measured."""
+    entry = find_entry(results, combination)
+    if entry is None or entry.get("settings") != settings:
+        return True
+    return "process" not in entry.get("memory", {}).get(arm, {})
+
+
+def errors(entry):
+    """What went wrong with the workers of an entry."""
+    parts = [entry, *entry.get("memory", {}).values()]
+    return [part["error"] for part in parts if "error" in part]
+
+
+def put_entry(results, entry):
+    """Adds an entry in place of the one of the same combination."""
+    results["entries"] = [
+        e for e in results["entries"] if key(e) != key(entry)
+    ] + [entry]
+    order = (BACKENDS, MODELS)
+
+    def position(e):
+        return (
+            order[0].index(e["backend"]),
+            order[1].index(e["model"]),
+            e["batch"],
+        )
+
+    results["entries"].sort(key=position)
+
+
+def write(results, path):
+    """Writes the JSON and the Markdown; never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for target, text in (
+        (path, json.dumps(results, indent=1) + "\n"),
+        (path.with_suffix(".md"), to_markdown(results)),
+    ):
+        draft = target.with_name(target.name + ".draft")
+        draft.write_text(text)
+        draft.replace(target)
+
+
+def source_digest():
+    """Changes with the library or this file: then all is measured anew."""
+    digest = hashlib.sha256()
+    for path in sorted([*ROOT.glob("keras_stab/**/*.py"), Path(__file__)]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# ---- Markdown -------------------------------------------------------------
+
+
+def to_markdown(results):
+    entries = results["entries"]
+    lines = ["# Time and memory of a GRAIN step", ""]
+    lines += [_machine_line(results["machine"]), ""]
+    lines += [*_how_measured(), ""]
+    lines += _busy(entries)
+    lines += [*_verdict(entries), ""]
+    for backend in BACKENDS:
+        own = [e for e in entries if e["backend"] == backend]
+        if own:
+            lines += [f"## {backend}", "", *_table(own), ""]
+    return "\n".join(lines)
+
+
+def _machine_line(machine):
+    return (
+        f"Measured on {machine['device']} ({machine['processor']}, "
+        f"{machine['cores']} cores, {machine['system']}), written by "
+        "`python benchmarks/step_time.py`; every figure is in the JSON file "
+        "beside this one."
+    )
+
+
+def _how_measured():
+    return [
+        "How to read it. A ratio is the median time of a GRAIN step over that "
+        "of a stock step, both with AdamW and equal first weights, the two "
+        "taking turns in one process inside `fit`; it is the median of the "
+        "repeats, with the lowest and highest repeat in brackets. *Noise* is "
+        "a second stock model over the first: a ratio is known no better than "
+        "that differs from 1. The target is "
+        + ", ".join(f"{t:.2f} for K = {k}" for k, t in TARGETS.items())
+        + ".",
+        "",
+        "*First step* is the time of a first `fit` of one step, tracing and "
+        "compiling included. *Memory* is the peak of a process of its own: on "
+        "an accelerator the backend's own figure for the device; on a CPU the "
+        "resident memory that the steps need on top of the settled process, "
+        "in brackets the peak of the whole process with imports and "
+        "compilation. GRAIN holds K gradients for a moment, 4 K bytes a "
+        "weight.",
+    ]
+
+
+def _busy(entries):
+    shares = [entry.get("company") or 0.0 for entry in entries]
+    if max(shares, default=0.0) <= BUSY:
+        return []
+    return [
+        f"**The machine was busy:** other processes took up to "
+        f"{max(shares):.0%} of the processor. These figures cannot be relied "
+        "on; measure again on a quiet machine.",
+        "",
+    ]
+
+
+def _verdict(entries):
+    measured = [
+        arm
+        for entry in entries
+        for arm in entry.get("arms", {})
+        if arm not in (STOCK, AGAIN) and groups_of(arm) in TARGETS
+    ]
+    missed = missed_targets(entries)
+    if not measured:
+        return ["Nothing was timed yet."]
+    if not missed:
+        return [f"All {len(measured)} ratios are within their target."]
+    lines = [
+        f"**{len(missed)} of {len(measured)} ratios are above their target:**",
+        "",
+    ]
+    for entry, groups, ratio, target in missed:
+        lines.append(
+            f"- {entry['backend']}, {entry['model']}, batch {entry['batch']}, "
+            f"K = {groups}: {ratio:.2f}, missed the target of {target:.2f}"
+        )
+    return lines
+
+
+def _table(entries):
+    groups = sorted(
+        {
+            groups_of(arm)
+            for entry in entries
+            for arm in entry.get("arms", {})
+            if arm not in (STOCK, AGAIN)
+        }
+    )
+    arms = [STOCK] + [f"grain_{k}" for k in groups]
+    labels = ["stock"] + [f"K = {k}" for k in groups]
+    names = " / ".join(labels)
+    header = ["Model", "Weights", "Batch", "Steps", "Stock step, ms", "Noise"]
+    header += labels[1:] + [f"First step, s: {names}", f"Memory, MiB: {names}"]
+    lines = [_row(header), _row(["---"] * len(header))]
+    for entry in entries:
+        cells = [entry["model"], "", str(entry["batch"])]
+        if "arms" in entry:
+            figures = entry["arms"]
+            cells[1] = f"{entry['weights']:,}"
+            cells += [
+                str(entry["steps"]),
+                f"{figures[STOCK]['milliseconds']:.1f}",
+                _ratio(figures[AGAIN]),
+            ]
+            cells += [_judged(figures.get(f"grain_{k}"), k) for k in groups]
+            cells.append(
+                " / ".join(
+                    f"{figures[arm]['first_step_seconds']:.1f}"
+                    for arm in arms
+                    if arm in figures
+                )
+            )
+        else:
+            cells += ["failed"] + ["-"] * (len(header) - 5)
+        memory = entry.get("memory", {})
+        cells.append(" / ".join(_memory(memory.get(arm)) for arm in arms))
+        lines.append(_row(cells))
+    return lines
+
+
+def _row(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def _ratio(figures):
+    return (
+        f"{figures['ratio']:.2f} "
+        f"({figures['lowest']:.2f} to {figures['highest']:.2f})"
+    )
+
+
+def _judged(figures, groups):
+    if figures is None:
+        return "-"
+    target = TARGETS.get(groups)
+    if target is None:
+        return _ratio(figures)
+    verdict = "**missed**" if figures["ratio"] > target else "met"
+    return f"{_ratio(figures)} {verdict}"
+
+
+def _memory(figures):
+    if figures is None:
+        return "-"
+    if "error" in figures:
+        return "failed"
+    if "steps" not in figures:
+        return f"{figures['process']:.0f}"
+    return f"{figures['steps']:.0f} ({figures['process']:.0f})"
+
+
+# ---- The parent -----------------------------------------------------------
+
+
+def run_worker(task, options):
+    """Runs one task in a fresh process; returns its answer or an error."""
+    environment = dict(os.environ)
+    environment["KERAS_BACKEND"] = options["backend"]
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = [sys.executable, __file__, "--worker", task]
+        command += [json.dumps(options), str(answer)]
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=WORKER_TIMEOUT,
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"no answer within {WORKER_TIMEOUT} seconds"}
+        if done.returncode == 0 and answer.exists():
+            return json.loads(answer.read_text())
+        return {"error": done.stderr[-2000:] or f"exit {done.returncode}"}
+
+
+def run_here(task, options, answer):
+    tasks = {"time": measure_time, "memory": measure_memory, "probe": probe}
+    Path(answer).write_text(json.dumps(tasks[task](json.loads(options))))
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    devices = find_devices(options.backends)
+    if not devices:
+        raise SystemExit("None of the backends is installed")
+    device = next((d for d in devices.values() if d != "cpu"), "cpu")
+    slug = re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
+    suffix = "_quick" if options.quick else ""
+    path = options.output or RESULTS / f"step_time_{slug}{suffix}.json"
+    results = {"machine": describe_machine(device), "entries": []}
+    if path.exists() and not options.fresh:
+        results["entries"] = json.loads(path.read_text())["entries"]
+    settings = {
+        "steps": options.steps,
+        "repeats": options.repeats,
+        "seconds": options.seconds,
+        "groups": options.groups,
+        "source": source_digest(),
+    }
+    combinations = [
+        (backend, model, batch)
+        for backend in devices
+        for model in options.models
+        for batch in options.batches
+    ]
+    measure(results, path, combinations, settings, devices)
+    write(results, path)
+    print(f"\nWritten: {path} and {path.with_suffix('.md').name}")
+    failures = [
+        f"{' '.join(map(str, key(entry)))}: {error.strip()[-300:]}"
+        for entry in results["entries"]
+        for error in errors(entry)
+    ]
+    for failure in failures:
+        print(f"Failed: {failure}")
+    return 1 if failures else 0
+
+
+def measure(results, path, combinations, settings, devices):
+    """Runs what is missing, first all times, then all memory."""
+    from rich import progress
+
+    arms = [a for a in arm_names(settings["groups"]) if a != AGAIN]
+    timings = [c for c in combinations if needs_time(results, c, settings)]
+    with progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+    ) as bar:
+        task = bar.add_task("time", total=len(combinations))
+        bar.advance(task, len(combinations) - len(timings))
+        for combination in timings:
+            bar.update(task, description="time: {} {} {}".format(*combination))
+            options = worker_options(combination, settings)
+            entry = {**dict(zip(("backend", "model", "batch"), combination))}
+            entry["device"] = devices[combination[0]]
+            entry["settings"] = settings
+            entry.update(run_worker("time", options))
+            put_entry(results, entry)
+            write(results, path)
+            bar.advance(task)
+        bar.update(task, description="time")
+
+        every = [(c, arm) for c in combinations for arm in arms]
+        memories = [
+            (c, arm)
+            for c, arm in every
+            if needs_memory(results, c, arm, settings)
+        ]
+        task = bar.add_task("memory", total=len(every))
+        bar.advance(task, len(every) - len(memories))
+        # Memory does not mind company on the processor; an accelerator is
+        # not shared, since some backends reserve all of its memory.
+        alone = any(device != "cpu" for device in devices.values())
+        workers = 1 if alone else min(4, cores())
+        with _pool(workers) as pool:
+            jobs = {}
+            for combination, arm in memories:
+                options = worker_options(combination, settings)
+                job = pool.submit(run_worker, "memory", {**options, "arm": arm})
+                jobs[job] = combination, arm
+            for job in concurrent.futures.as_completed(jobs):
+                combination, arm = jobs[job]
+                entry = find_entry(results, combination)
+                entry.setdefault("memory", {})[arm] = job.result()
+                write(results, path)
+                bar.advance(task)
+
+
+@contextlib.contextmanager
+def _pool(workers):
+    """Threads that, when interrupted, do not start what is left to do."""
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def worker_options(combination, settings):
+    backend, model, batch = combination
+    return {**settings, "backend": backend, "model": model, "batch": batch}
+
+
+def find_devices(backends):
+    """The device of each backend that is installed."""
+    devices = {}
+    for backend in backends:
+        answer = run_worker("probe", {"backend": backend})
+        if "error" in answer:
+            reason = answer["error"].strip().splitlines()[-1]
+            print(f"Left out: {backend} ({reason})")
+        else:
+            devices[backend] = answer["device"]
+    return devices
+
+
+def describe_machine(device):
+    processor = platform.processor() or platform.machine()
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        processor = re.search(r"model name\s*:\s*(.*)", text).group(1)
+    except (OSError, AttributeError):
+        pass  # not on Linux, or a processor without a name
+    return {
+        "device": device,
+        "processor": processor,
+        "cores": cores(),
+        "system": platform.platform(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def cores():
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    add("--batches", nargs="+", type=int, default=[64, 256])
+    add("--groups", nargs="+", type=int, default=[4, 8], help="K")
+    add("--steps", type=int, default=200, help="in a repeat, for each arm")
+    add("--repeats", type=int, default=3)
+    add(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="timed seconds allowed for each backend, model and batch;\n"
+        "slow ones make fewer steps, and the results say how many",
+    )
+    add("--quick", action="store_true", help="few steps, batch 64 only")
+    add("--output", type=Path, help="path of the JSON file")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        action="store_true",
+        default=True,
+        help="skip what the results hold already (the default)",
+    )
+    again.add_argument(
+        "--fresh", action="store_true", help="measure everything anew"
+    )
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.steps = min(options.steps, 8)
+        options.repeats = min(options.repeats, 2)
+        options.seconds = min(options.seconds, 10.0)
+        options.batches = options.batches[:1]
+    return options
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        run_here(*sys.argv[2:])
+    else:
+        sys.exit(main())

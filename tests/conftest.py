@@ -1,0 +1,25 @@
+"""What every test file needs before Keras is imported."""
+
+import os
+import sys
+from pathlib import Path
+
+# torch before TensorFlow: the other order can crash when both are loaded,
+# which KerasHub does on every backend.
+import torch
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent))
+
+import keras  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def clean_state():
+    """Seeds, precision policy and installed step as a new process has them."""
+    keras.utils.set_random_seed(1337)
+    yield
+    keras.config.set_dtype_policy("float32")

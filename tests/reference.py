@@ -1,0 +1,94 @@
+"""The mathematics once more, slow and obvious, in NumPy float64."""
+
+import itertools
+
+import numpy as np
+
+
+def min_norm_by_enumeration(gram):
+    """Tries every support; exact, for up to six groups."""
+    gram = np.asarray(gram, "float64")
+    groups = len(gram)
+    best = None
+    for size in range(1, groups + 1):
+        for support in itertools.combinations(range(groups), size):
+            part = gram[np.ix_(support, support)]
+            # Stationarity and the sum, as one linear system.
+            system = np.ones((size + 1, size + 1))
+            system[:size, :size] = part
+            system[size, size] = 0.0
+            right = np.zeros(size + 1)
+            right[size] = 1.0
+            solution = np.linalg.lstsq(system, right, rcond=None)[0][:size]
+            if np.any(solution < -1e-9):
+                continue
+            weights = np.zeros(groups)
+            weights[list(support)] = np.maximum(solution, 0.0)
+            weights /= weights.sum()
+            value = weights @ gram @ weights
+            if best is None or value < best[0] - 1e-13:
+                best = (value, weights)
+    return best[1]
+
+
+def certificate(gram, weights):
+    """`max (|d|^2 - <d, g_k>) / (|g_k| m)` over the groups that count."""
+    gram = np.asarray(gram, "float64")
+    weights = np.asarray(weights, "float64")
+    weights = weights / weights.sum()
+    diagonal = np.diag(gram)
+    included = diagonal > 1e-14 * diagonal.max()
+    roots = np.sqrt(np.where(included, diagonal, 1.0))
+    violation = weights @ gram @ weights - gram @ weights
+    return np.max((violation / (roots * roots[included].min()))[included])
+
+
+def assert_no_conflict(direction, group_gradients, tolerance=1e-6):
+    """The theorem: `<d, g_k> >= |d|^2` for every group.
+
+    Args:
+        direction: List of arrays, one a variable.
+        group_gradients: One such list a group.
+    """
+    d = _flat(direction)
+    rows = np.stack([_flat(g) for g in group_gradients])
+    norms = np.linalg.norm(rows, axis=1)
+    counted = norms > 1e-7 * norms.max()
+    slack = tolerance * norms[counted] * norms[counted].min()
+    products = rows[counted] @ d
+    assert np.all(products >= d @ d - slack), (products, d @ d)
+
+
+def assert_shorter_than_mean(direction, group_gradients):
+    """`|d| <= |mean|` and `|d| <= min |g_k|`."""
+    d = np.linalg.norm(_flat(direction))
+    rows = np.stack([_flat(g) for g in group_gradients])
+    assert d <= np.linalg.norm(rows.mean(axis=0)) * (1 + 1e-5)
+    assert d <= np.linalg.norm(rows, axis=1).min() * (1 + 1e-5)
+
+
+def _flat(tensors):
+    return np.concatenate([np.asarray(t, "float64").ravel() for t in tensors])
+
+
+class LinearRegression:
+    """Mean squared error of `x w + b`, with its gradient by hand."""
+
+    def __init__(self, weights, bias):
+        self.parameters = [np.array(weights, float), np.array(bias, float)]
+
+    def gradient(self, x, y):
+        kernel, bias = self.parameters
+        error = x @ kernel + bias - y
+        scale = 2.0 / error.size
+        return [scale * x.T @ error, scale * error.sum(axis=0)]
+
+    def min_norm_gradient(self, parts):
+        """The min-norm combination over `(x, y)` parts."""
+        gradients = [self.gradient(x, y) for x, y in parts]
+        rows = np.stack([_flat(g) for g in gradients])
+        weights = min_norm_by_enumeration(rows @ rows.T)
+        return [
+            sum(w * g[i] for w, g in zip(weights, gradients))
+            for i in range(len(self.parameters))
+        ]

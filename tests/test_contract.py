@@ -1,0 +1,414 @@
+"""What every optimizer and nesting must honour, on every backend."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import contract
+import reference
+
+ROWS = pytest.mark.parametrize("row", contract.ROWS, ids=lambda r: r.name)
+EXACT_ROWS = pytest.mark.parametrize(
+    "row",
+    [row for row in contract.ROWS if row.is_inner],
+    ids=lambda r: r.name,
+)
+
+
+def weights(model):
+    return [np.asarray(w) for w in model.get_weights()]
+
+
+# ---- Mathematics ----------------------------------------------------------
+
+
+def linear_model(optimizer, kernel, bias, **arguments):
+    inputs = keras.Input((len(kernel),))
+    outputs = keras.layers.Dense(kernel.shape[1])(inputs)
+    model = keras.Model(inputs, outputs)
+    model.set_weights([kernel, bias])
+    model.compile(optimizer=optimizer, loss="mse", **arguments)
+    return model
+
+
+def regression(rows=(12, 12, 12, 10, 3, 12), seed=0):
+    generator = np.random.default_rng(seed)
+    batches = [
+        (generator.normal(size=(n, 3)), generator.normal(size=(n, 2)))
+        for n in rows
+    ]
+    kernel, bias = generator.normal(size=(3, 2)), generator.normal(size=2)
+    return batches, kernel, bias
+
+
+@ROWS
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_golden_steps(row, run_eagerly):
+    """Also for batches of other sizes, and with fewer rows than groups."""
+    sizes = (12, 3, 3) if run_eagerly else (12, 12, 12, 10, 3, 12)
+    batches, kernel, bias = regression(sizes)
+    optimizer = row.build(keras.optimizers.SGD(0.1))
+    model = linear_model(optimizer, kernel, bias, run_eagerly=run_eagerly)
+    problem = reference.LinearRegression(kernel, bias)
+    expected = row.reference(problem, batches, 0.1)
+    for (x, y), parameters in zip(batches, expected):
+        model.train_on_batch(x.astype("float32"), y.astype("float32"))
+        for actual, wanted in zip(model.get_weights(), parameters):
+            np.testing.assert_allclose(actual, wanted, atol=2e-6, rtol=1e-5)
+
+
+@EXACT_ROWS
+@pytest.mark.parametrize("inner", contract.INNER)
+def test_is_the_inner_optimizer_bit_for_bit(row, inner):
+    x, y = contract.data(20)
+    plain = contract.compiled(contract.INNER[inner]())
+    wrapped = contract.compiled(row.build(contract.INNER[inner]()))
+    logs = [contract.fit(model, x, y).history for model in (plain, wrapped)]
+    contract.assert_same_bits(weights(plain), weights(wrapped))
+    assert logs[0] == logs[1]
+
+
+# ---- Saving ---------------------------------------------------------------
+
+
+@ROWS
+@pytest.mark.parametrize("inner", contract.INNER)
+def test_config_round_trip(row, inner):
+    optimizer = row.build(contract.INNER[inner]())
+    config = keras.saving.serialize_keras_object(optimizer)
+    again = keras.saving.deserialize_keras_object(config)
+    assert type(again) is type(optimizer)
+    assert again.get_config() == optimizer.get_config()
+    from_config = type(optimizer).from_config(optimizer.get_config())
+    assert from_config.get_config() == optimizer.get_config()
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    worker = Path(__file__).parent / "workers" / "resume.py"
+    for phase in ("save", "resume"):
+        done = subprocess.run(
+            [sys.executable, str(worker), phase, str(folder)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@ROWS
+@pytest.mark.parametrize("inner", ["momentum", "adamw"])
+@pytest.mark.parametrize("kind", ["keras", "weights"])
+def test_resume_in_a_fresh_process(row, inner, kind, resumed):
+    def load(name):
+        with np.load(resumed / f"{row.name}-{inner}-{name}.npz") as arrays:
+            return [arrays[k] for k in arrays.files]
+
+    contract.assert_same_bits(load(kind), load("through"))
+
+
+@ROWS
+def test_two_fits_are_one(row):
+    x, y = contract.data()
+    once = contract.compiled(row.build(contract.INNER["adamw"]()))
+    contract.fit(once, x, y)
+    twice = contract.compiled(row.build(contract.INNER["adamw"]()))
+    contract.fit(twice, x[: 5 * contract.BATCH], y[: 5 * contract.BATCH])
+    contract.fit(twice, x[5 * contract.BATCH :], y[5 * contract.BATCH :])
+    contract.assert_same_bits(contract.state(once), contract.state(twice))
+
+
+# ---- Counting and learning rate -------------------------------------------
+
+
+@ROWS
+def test_forwards_to_the_inner_optimizer(row):
+    x, y = contract.data()
+    inner = contract.INNER["adamw"]()
+    optimizer = row.build(inner)
+    model = contract.compiled(optimizer)
+    contract.fit(model, x, y)
+    assert int(optimizer.iterations) == 12 // row.period
+    assert int(optimizer.iterations) == int(inner.iterations)
+    optimizer.learning_rate = 0.25
+    assert float(inner.learning_rate) == 0.25
+    assert float(optimizer.learning_rate) == 0.25
+    own = [v.path for v in optimizer.variables]
+    assert own[-len(inner.variables) :] == [v.path for v in inner.variables]
+    assert len(own) == len(set(map(id, optimizer.variables)))
+
+
+@ROWS
+def test_weights_move_once_a_period(row):
+    x, y = contract.data()
+    model = contract.compiled(row.build(contract.INNER["sgd"]()))
+    first = model.layers[1]
+    before = np.asarray(first.get_weights()[0])
+    for step in range(2 * row.period):
+        rows = slice(step * contract.BATCH, (step + 1) * contract.BATCH)
+        model.train_on_batch(x[rows], y[rows])
+        after = np.asarray(first.get_weights()[0])
+        moved = not np.array_equal(before, after)
+        assert moved == ((step + 1) % row.period == 0)
+        before = after
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in contract.ROWS if row.accumulates],
+    ids=lambda r: r.name,
+)
+def test_gradient_accumulation_of_the_inner_optimizer(row):
+    """Four batches at the same weights make one step of their mean."""
+    batches, kernel, bias = regression(rows=(12,) * 8)
+    inner = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
+    model = linear_model(row.build(inner), kernel, bias)
+    expected = [kernel, bias]
+    for start in (0, 4):
+        moves = []
+        for batch in batches[start : start + 4]:
+            problem = reference.LinearRegression(*expected)
+            after = next(row.reference(problem, [batch], 0.1))
+            moves.append([a - b for a, b in zip(after, expected)])
+            before = model.get_weights()
+            model.train_on_batch(*[a.astype("float32") for a in batch])
+            if len(moves) < 4:
+                contract.assert_same_bits(before, model.get_weights())
+        expected = [
+            p + np.mean(change, axis=0)
+            for p, change in zip(expected, zip(*moves))
+        ]
+        for actual, wanted in zip(model.get_weights(), expected):
+            np.testing.assert_allclose(actual, wanted, atol=2e-6, rtol=1e-5)
+    assert int(model.optimizer.iterations) == 2
+
+
+# ---- Precision ------------------------------------------------------------
+
+
+@ROWS
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(row, policy):
+    x, y = contract.data(6)
+    keras.config.set_dtype_policy(policy)
+    model = contract.compiled(row.build(contract.INNER["adamw"]()))
+    start = weights(model)
+    history = contract.fit(model, x, y, epochs=3).history
+    assert all(np.isfinite(history["loss"]))
+    assert not np.array_equal(start[0], weights(model)[0])
+    assert all(np.all(np.isfinite(w)) for w in weights(model))
+    scaler = model.optimizer
+    on_top = isinstance(scaler, keras.optimizers.LossScaleOptimizer)
+    assert on_top == (policy == "mixed_float16")
+
+
+@ROWS
+def test_an_infinite_batch_is_skipped(row):
+    x, y = contract.data(6)
+    keras.config.set_dtype_policy("mixed_float16")
+    model = contract.compiled(row.build(contract.INNER["adamw"]()))
+    contract.fit(model, x, y)
+    inner = model.optimizer.inner_optimizer
+    scale = float(model.optimizer.dynamic_scale)
+    trained = [*model.trainable_variables, *inner.variables]
+    before = [np.array(keras.ops.convert_to_numpy(v)) for v in trained]
+    bad = x[: contract.BATCH].copy()
+    bad[5] = np.inf
+    model.train_on_batch(bad, y[: contract.BATCH])
+    after = [np.array(keras.ops.convert_to_numpy(v)) for v in trained]
+    contract.assert_same_bits(before, after)
+    assert float(model.optimizer.dynamic_scale) == scale / 2
+    contract.fit(model, x, y)
+
+
+@ROWS
+def test_a_loss_scaler_inside(row):
+    """Our method on top of the scaler does what it does below it."""
+    x, y = contract.data(6)
+
+    def trained(optimizer):
+        keras.config.set_dtype_policy("mixed_float16")
+        model = contract.compiled(optimizer, auto_scale_loss=False)
+        contract.fit(model, x, y)
+        return weights(model)
+
+    scaler = keras.optimizers.LossScaleOptimizer
+    inside = trained(row.build(scaler(contract.INNER["sgd"]())))
+    outside = trained(scaler(row.build(contract.INNER["sgd"]())))
+    for a, b in zip(inside, outside):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+# ---- Compilation ----------------------------------------------------------
+
+
+class CountingDense(keras.layers.Dense):
+    calls = 0
+
+    def call(self, inputs):
+        type(self).calls += 1
+        return super().call(inputs)
+
+
+JIT = [True, False] if keras.backend.backend() != "torch" else [False]
+
+
+@ROWS
+@pytest.mark.parametrize("jit_compile", JIT)
+def test_no_retrace_after_the_second_step(row, jit_compile):
+    x, y = contract.data(4)
+    model = keras.Sequential(
+        [keras.Input((contract.FEATURES,)), CountingDense(contract.CLASSES)]
+    )
+    optimizer = row.build(contract.INNER["adamw"]())
+    contract.compiled(optimizer, model, jit_compile=jit_compile)
+    contract.fit(model, x, y)
+    traced = CountingDense.calls
+    contract.fit(model, x, y)
+    again = CountingDense.calls - traced
+    if keras.backend.backend() == "torch":  # eager: the same calls each time
+        assert again == 4 * row.passes
+    else:
+        assert again == 0
+
+
+@ROWS
+def test_jit_and_eager_agree(row):
+    x, y = contract.data(6)
+    results = []
+    for arguments in ({"run_eagerly": True}, {"jit_compile": JIT[0]}):
+        model = contract.compiled(
+            row.build(contract.INNER["momentum"]()), **arguments
+        )
+        contract.fit(model, x, y)
+        results.append(weights(model))
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@ROWS
+def test_steps_per_execution(row):
+    if keras.backend.backend() == "torch":
+        with pytest.raises(ValueError, match="steps_per_execution"):
+            model = contract.compiled(row.build("sgd"), steps_per_execution=3)
+            contract.fit(model, *contract.data(3))
+        return
+    x, y = contract.data(9)
+    results = []
+    for steps in (1, 3):
+        model = contract.compiled(
+            row.build(contract.INNER["momentum"]()), steps_per_execution=steps
+        )
+        contract.fit(model, x, y)
+        results.append(contract.state(model))
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+# ---- Variables ------------------------------------------------------------
+
+
+@ROWS
+def test_frozen_layers_stay(row):
+    x, y = contract.data(6)
+    model = contract.classifier()
+    model.get_layer("first").trainable = False
+    model.get_layer("norm").trainable = False
+    before = model.get_layer("first").get_weights()
+    statistics = model.get_layer("norm").get_weights()
+    last = model.get_layer("last").get_weights()
+    contract.compiled(row.build(contract.INNER["adamw"]()), model)
+    contract.fit(model, x, y)
+    contract.assert_same_bits(before, model.get_layer("first").get_weights())
+    contract.assert_same_bits(statistics, model.get_layer("norm").get_weights())
+    assert not np.array_equal(last[0], model.get_layer("last").get_weights()[0])
+
+
+class Unused(keras.layers.Layer):
+    """Owns a weight that the loss does not depend on."""
+
+    def build(self, input_shape):
+        self.spare = self.add_weight(shape=(2,), name="spare")
+
+    def call(self, inputs):
+        return inputs
+
+
+@ROWS
+def test_a_variable_without_gradient(row):
+    x, y = contract.data(6)
+    inputs = keras.Input((contract.FEATURES,))
+    hidden = Unused(name="unused")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(contract.CLASSES)(hidden))
+    before = model.get_layer("unused").get_weights()
+    contract.compiled(row.build(contract.INNER["sgd"]()), model)
+    contract.fit(model, x, y)
+    contract.assert_same_bits(before, model.get_layer("unused").get_weights())
+
+
+@ROWS
+def test_a_nan_batch_is_visible_and_harmless_where_promised(row):
+    """GRAIN drops non-finite groups; a plain optimizer promises nothing."""
+    if row.is_inner:
+        return
+    x, y = contract.data(6)
+    model = contract.compiled(row.build(contract.INNER["adamw"]()))
+    contract.fit(model, x, y)
+    bad = np.full_like(x[: contract.BATCH], np.nan)
+    loss = model.train_on_batch(bad, y[: contract.BATCH])[0]
+    assert np.isnan(loss)
+    # Across batches the forward pass is Keras's own, and so is what it does
+    # to moving statistics.
+    kept = model.trainable_variables if row.period > 1 else model.variables
+    for variable in [*kept, *model.optimizer.inner_optimizer.variables]:
+        assert np.all(np.isfinite(keras.ops.convert_to_numpy(variable)))
+
+
+# ---- Callbacks ------------------------------------------------------------
+
+
+@ROWS
+def test_callbacks(row, tmp_path):
+    x, y = contract.data(6)
+    inner = keras.optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.5)
+    model = contract.compiled(row.build(inner))
+    rates = []
+
+    def schedule(epoch, rate):
+        rates.append(rate)
+        return rate / 2
+
+    history = contract.fit(
+        model,
+        x,
+        y,
+        epochs=4,
+        validation_data=(x[:32], y[:32]),
+        callbacks=[
+            keras.callbacks.LearningRateScheduler(schedule),
+            keras.callbacks.ReduceLROnPlateau(
+                monitor="loss", patience=0, factor=0.5, min_delta=1e9
+            ),
+            keras.callbacks.ModelCheckpoint(
+                tmp_path / "best.keras", monitor="val_loss"
+            ),
+            keras.callbacks.EarlyStopping(patience=10),
+            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+            keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+            keras.callbacks.TerminateOnNaN(),
+        ],
+    ).history
+    assert rates[0] == pytest.approx(0.01)
+    # Halved by the scheduler in every epoch, and by the plateau after it.
+    assert rates[2] == pytest.approx(0.01 / 2**3)
+    assert float(inner.learning_rate) == pytest.approx(0.01 / 2**7)
+    assert len(history["val_loss"]) == 4
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
+    best = keras.models.load_model(tmp_path / "best.keras")
+    assert type(best.optimizer) is type(model.optimizer)
+    assert int(best.optimizer.iterations) > 0

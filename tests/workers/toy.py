@@ -1,0 +1,92 @@
+"""The small model and the batches that every worker of this folder trains."""
+
+import keras
+import numpy as np
+
+FEATURES = 12
+CLASSES = 4
+STEPS = 6
+
+
+def data(rows):
+    """`STEPS` batches of `rows` rows, with labels that can be learned."""
+    draw = np.random.default_rng(11)
+    x = draw.normal(size=(STEPS * rows, FEATURES)).astype("float32")
+    rule = draw.normal(size=(FEATURES, CLASSES))
+    noise = draw.normal(size=(len(x), CLASSES))
+    return x, np.argmax(x @ rule + noise, axis=1).astype("int32")
+
+
+def model(batch_norm=True, dropout=0.0):
+    """The same weights on every device and in every process."""
+    layers = [
+        keras.Input((FEATURES,)),
+        # No bias: before batch-norm its gradient is rounding alone, which
+        # Adam blows up to full steps.
+        keras.layers.Dense(
+            16,
+            name="hidden",
+            use_bias=False,
+            kernel_regularizer=keras.regularizers.L2(1e-3),
+        ),
+        keras.layers.ReLU(),
+        keras.layers.Dropout(dropout, seed=5),
+        keras.layers.Dense(CLASSES, dtype="float32", name="head"),
+    ]
+    if batch_norm:
+        layers.insert(2, keras.layers.BatchNormalization())
+    network = keras.Sequential(layers)
+    draw = np.random.default_rng(12)
+    for variable in network.trainable_variables:
+        if variable.path.endswith("kernel"):
+            variable.assign(0.3 * draw.normal(size=tuple(variable.shape)))
+    return network
+
+
+def compile_for(network, optimizer):
+    network.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+
+
+class GroupWeights(keras.callbacks.Callback):
+    """Reads the group weights of GRAIN after every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        optimizer = self.model.optimizer
+        while optimizer is not None:
+            if hasattr(optimizer, "diagnostics"):
+                self.seen.append(optimizer.diagnostics()["weights"])
+            optimizer = getattr(optimizer, "inner_optimizer", None)
+
+
+def train(network, optimizer, x, y, rows):
+    """Trains through `x` once; what the run leaves behind, as plain lists.
+
+    `fit` sees two batches at a time, so that the first losses are logged too.
+    """
+    compile_for(network, optimizer)
+    group_weights = GroupWeights()
+    logs = {"loss": [], "accuracy": []}
+    for start in range(0, len(x), 2 * rows):
+        history = network.fit(
+            x[start : start + 2 * rows],
+            y[start : start + 2 * rows],
+            batch_size=rows,
+            shuffle=False,
+            verbose=0,
+            callbacks=[group_weights],
+        ).history
+        for name, values in logs.items():
+            values.extend(history[name])
+    return {
+        "weights": [w.tolist() for w in network.get_weights()],
+        "group_weights": group_weights.seen,
+        **logs,
+    }
