@@ -16,15 +16,15 @@ Both arms run on the same seeds: a seed fixes the split, the flipped labels,
 the initial weights and the order of the rows. What counts is therefore the
 difference seed by seed, at the end of training.
 
-    KERAS_BACKEND=jax python guides/demo.py --seeds 10 --epochs 30 --groups 16
+    KERAS_BACKEND=jax python guides/demo.py --seeds 8 --epochs 30 --groups 16
 
 What the result does not say:
 
-- AdamW is good before it memorises. Stopped at the right epoch, or with a
-  quarter of the learning rate, it comes within about a point of GRAIN. The
-  column "Best" shows it; to find that epoch takes rows with clean labels.
-- 4 groups, the default of GRAIN, change little here. It takes 16 groups of
-  4 rows, fewer rows a group than GRAIN advises in general.
+- AdamW is as good as GRAIN before it memorises: stopped at the right epoch,
+  or with a quarter of the learning rate. The column "Best" shows it, but to
+  find that epoch takes rows with clean labels.
+- 4 groups, the default of GRAIN, and 8 change little here. It takes 16 groups
+  of 4 rows, fewer rows a group than GRAIN advises in general.
 - The interval speaks of this data set: the splits of all seeds are drawn
   from the same 1797 rows.
 """
@@ -39,6 +39,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import json
 import pathlib
+import textwrap
 import time
 
 import keras
@@ -129,6 +130,33 @@ def load_data(seed):
     return {"x": x, "y": y, "wrong": wrong, "x_test": x_test, "y_test": y_test}
 
 
+class Shuffled(keras.utils.PyDataset):
+    """Batches in an order that depends on the seed and the epoch alone.
+
+    `fit` could shuffle the arrays itself, but Keras 3.15 on TensorFlow then
+    repeats one order in all epochs once the seed is set. GRAIN would keep the
+    same groups throughout, and both arms would memorise sooner.
+    """
+
+    def __init__(self, x, y, seed):
+        super().__init__()
+        self.x = x
+        self.y = y
+        # Another stream than the one that flipped the labels.
+        self.random = np.random.default_rng([seed, 1])
+        self.on_epoch_end()
+
+    def __len__(self):
+        return -(-len(self.x) // BATCH_SIZE)
+
+    def __getitem__(self, index):
+        rows = self.order[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
+        return self.x[rows], self.y[rows]
+
+    def on_epoch_end(self):
+        self.order = self.random.permutation(len(self.x))
+
+
 """
 ## Training
 
@@ -164,9 +192,8 @@ class Contestant:
         self._rewind(seed)
         start = time.perf_counter()
         history = self.model.fit(
-            data["x"],
-            data["y"],
-            batch_size=BATCH_SIZE,
+            Shuffled(data["x"], data["y"], seed),
+            shuffle=False,
             epochs=epochs,
             validation_data=(data["x_test"], data["y_test"]),
             validation_batch_size=len(data["y_test"]),
@@ -196,8 +223,6 @@ class Contestant:
         self.model.set_weights(make_network().get_weights())
         for variable, value in zip(self.model.optimizer.variables, self._start):
             variable.assign(value)
-        # Once more, so that the order of the rows depends on the seed alone.
-        keras.utils.set_random_seed(seed)
 
 
 def run_all(seeds, epochs, groups, console):
@@ -330,7 +355,7 @@ def draw(runs, sentence, groups, path):
     left, right = figure.subplots(
         1, 2, width_ratios=(1.7, 1), gridspec_kw={"wspace": 0.06}
     )
-    figure.suptitle(sentence, fontsize=13, fontweight="bold")
+    figure.suptitle(textwrap.fill(sentence, 72), fontsize=13, fontweight="bold")
     _draw_curves(left, runs)
     _draw_pairs(right, runs)
     figure.supxlabel(
@@ -366,6 +391,9 @@ def _draw_curves(axes, runs):
             marker="o" if len(epochs) == 1 else None,
             label=arm,
         )
+    # The first epochs, far below, would flatten what there is to see.
+    ends = [column(runs[arm], "test_accuracy").min() for arm in ARMS]
+    axes.set_ylim(bottom=max(0.0, min(ends) - 10.0))
     axes.set_title("During training (mean, band: 1 standard deviation)")
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Accuracy on clean test rows (%)")
@@ -433,9 +461,9 @@ def parse(argv):
     parser.add_argument(
         "--seeds",
         type=whole(2),
-        default=10,
+        default=8,
         metavar="N",
-        help="train on the seeds 0 to N - 1 (default: 10)",
+        help="train on the seeds 0 to N - 1 (default: 8)",
     )
     parser.add_argument(
         "--epochs",

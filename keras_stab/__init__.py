@@ -5,7 +5,6 @@ from keras_stab.gradients.small_problems import min_norm_weights
 from keras_stab.gradients.train_step import TrainStep
 from keras_stab.gradients.train_step import install
 from keras_stab.gradients.train_step import uninstall
-
 from keras_stab.optimizers.grain import GRAIN
 
 install()

@@ -228,7 +228,10 @@ def list_model():
 
 
 def dict_model():
-    inputs = {"first": keras.Input((3,)), "second": keras.Input((1,))}
+    inputs = {
+        "first": keras.Input((3,), name="first"),
+        "second": keras.Input((1,), name="second"),
+    }
     left, right = _two_branches(list(inputs.values()))
     return keras.Model(inputs, {"left": left, "right": right})
 
@@ -252,8 +255,9 @@ class SubclassedTraining(Subclassed):
 
 class OwnLoss(Subclassed):
     def compute_loss(self, x, y, y_pred, sample_weight, training=True):
-        error = ops.mean(ops.abs(y_pred - y) ** 3)
-        return error + (0.1 if training else 10.0) * ops.mean(x * x)
+        error = ops.mean(ops.abs(ops.subtract(y_pred, y)) ** 3)
+        # Tells whether it was called in training mode.
+        return error * (0.1 if training else 10.0)
 
 
 class OwnLossWithoutTraining(Subclassed):
@@ -269,7 +273,7 @@ class OwnLossMetric(Subclassed):
         self.own_tracker = keras.metrics.Mean(name="own_loss")
 
     def compute_loss(self, x, y, y_pred, sample_weight, training=True):
-        loss = ops.mean((y_pred - y) ** 2) + ops.sum(self.losses)
+        loss = ops.mean(ops.square(ops.subtract(y_pred, y)))
         self.own_tracker.update_state(loss, sample_weight=ops.shape(x)[0])
         return loss
 
@@ -289,7 +293,8 @@ class OwnMetrics(Subclassed):
     def compute_metrics(self, x, y, y_pred, sample_weight):
         results = super().compute_metrics(x, y, y_pred, sample_weight)
         # In the order of the rows: a wrong order changes it.
-        self.spread.update_state(ops.mean(ops.abs(y_pred[:1] - y[-1:])))
+        difference = ops.abs(ops.subtract(y_pred[:1], y[-1:]))
+        self.spread.update_state(ops.mean(difference))
         return {**results, "spread": self.spread.result()}
 
 

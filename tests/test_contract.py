@@ -4,11 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import contract
 import keras
 import numpy as np
 import pytest
-
-import contract
 import reference
 
 ROWS = pytest.mark.parametrize("row", contract.ROWS, ids=lambda r: r.name)
@@ -17,6 +16,9 @@ EXACT_ROWS = pytest.mark.parametrize(
     [row for row in contract.ROWS if row.is_inner],
     ids=lambda r: r.name,
 )
+
+
+JIT = [True, False] if keras.backend.backend() != "torch" else [False]
 
 
 def weights(model):
@@ -65,11 +67,47 @@ def test_golden_steps(row, run_eagerly):
 @pytest.mark.parametrize("inner", contract.INNER)
 def test_is_the_inner_optimizer_bit_for_bit(row, inner):
     x, y = contract.data(20)
-    plain = contract.compiled(contract.INNER[inner]())
-    wrapped = contract.compiled(row.build(contract.INNER[inner]()))
+    # TensorFlow's graph optimizer rounds otherwise on the two sides of the
+    # barrier that a wrapper puts before assignments; under XLA it does not.
+    # GRAIN with one group promises the bits in graph mode too.
+    jit = "auto" if row.name == "GRAIN-1" else JIT[0]
+    plain = contract.compiled(contract.INNER[inner](), jit_compile=jit)
+    wrapped = contract.compiled(
+        row.build(contract.INNER[inner]()), jit_compile=jit
+    )
     logs = [contract.fit(model, x, y).history for model in (plain, wrapped)]
     contract.assert_same_bits(weights(plain), weights(wrapped))
     assert logs[0] == logs[1]
+
+
+class Bilinear(keras.Model):
+    """Loss `sum(a b)`: no gradient depends on its own variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.add_weight(shape=(10,), initializer="ones", name="a")
+        self.b = self.add_weight(shape=(10,), initializer="ones", name="b")
+
+    def call(self, inputs):
+        return inputs
+
+    def compute_loss(self, x, y, y_pred, sample_weight, training=True):
+        return keras.ops.sum(self.a * self.b)
+
+
+@ROWS
+def test_no_assignment_overtakes_a_gradient(row):
+    """TensorFlow's stock step in graph mode is wrong here, most times."""
+    if row.name == "GRAIN-1":
+        return  # it is the inner optimizer, this too
+    x = np.ones((12, 1), "float32")
+    for _ in range(20 if keras.backend.backend() == "tensorflow" else 1):
+        model = Bilinear()
+        model.compile(row.build(keras.optimizers.SGD(0.1)))
+        model.fit(np.tile(x, (20, 1)), batch_size=12, shuffle=False, verbose=0)
+        steps = 20 // row.period
+        for w in model.get_weights():
+            np.testing.assert_allclose(w, 0.9**steps, rtol=1e-5)
 
 
 # ---- Saving ---------------------------------------------------------------
@@ -253,9 +291,6 @@ class CountingDense(keras.layers.Dense):
     def call(self, inputs):
         type(self).calls += 1
         return super().call(inputs)
-
-
-JIT = [True, False] if keras.backend.backend() != "torch" else [False]
 
 
 @ROWS

@@ -6,12 +6,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import reference
 from hypothesis import assume
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
-import reference
 from keras_stab import min_norm_weights
 from keras_stab.numerics.gram_measures import MEASURES
 from keras_stab.numerics.gram_measures import gram_measures

@@ -9,7 +9,6 @@ import itertools
 import warnings
 
 import keras
-import keras_stab
 import numpy as np
 import pytest
 from keras import layers
@@ -17,8 +16,6 @@ from keras import ops
 from keras.optimizers import SGD
 from keras.optimizers import Adam
 from keras.optimizers import LossScaleOptimizer
-from keras_stab import GRAIN
-from keras_stab.optimizers.wrapper import GradientMethod
 from model_cases import BACKEND
 from model_cases import CASES
 from model_cases import RANDOM_CASES
@@ -27,15 +24,17 @@ from model_cases import Multiply
 from model_cases import Subclassed
 from model_cases import UnseededNoise
 from model_cases import dense
-from model_cases import dict_model
 from model_cases import functional
 from model_cases import regression
 from model_cases import sequential
 from model_cases import set_state
 from model_cases import state
 from model_cases import take
-from model_cases import unbuilt
 from reference import min_norm_by_enumeration
+
+import keras_stab
+from keras_stab import GRAIN
+from keras_stab.optimizers.wrapper import GradientMethod
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -62,8 +61,8 @@ class AskAgain(GradientMethod):
         oracle.notes[self] = ()
         oracle.at([ops.ones(v.shape) for v in oracle.variables]).gradient()
         oracle.gradient()
-        return oracle.at([ops.zeros(v.shape) for v in oracle.variables])(
-        ).gradient()
+        nowhere = [ops.zeros(v.shape) for v in oracle.variables]
+        return oracle.at(nowhere).gradient()
 
 
 # ---- The reference --------------------------------------------------------
@@ -102,8 +101,7 @@ class Reference:
         mean, logs, after = self.stock_step(start, data)
         rows = count(data)
         parts = [
-            take(data, slice(k, None, groups))
-            for k in range(min(groups, rows))
+            take(data, slice(k, None, groups)) for k in range(min(groups, rows))
         ]
         gradients, group_logs, _ = zip(
             *[self.stock_step(start, part) for part in parts]
@@ -155,9 +153,7 @@ def min_norm(gradients):
 
 
 def batches_of(data, size):
-    return [
-        take(data, slice(i, i + size)) for i in range(0, count(data), size)
-    ]
+    return [take(data, slice(i, i + size)) for i in range(0, count(data), size)]
 
 
 def assert_state(model, expected, tolerance=2e-5):
@@ -245,9 +241,7 @@ def test_group_without_weight_is_left_out():
     x, y, weights = case.data(10)
     weights[1::3] = 0.0
     reference = Reference(case, (x, y, weights))
-    expected, _, solution = reference.step(
-        reference.start, (x, y, weights), 3
-    )
+    expected, _, solution = reference.step(reference.start, (x, y, weights), 3)
     assert solution[1] == 0.0
     model = case.make(grain(3))
     model.train_on_batch(x, y, weights)
@@ -316,3 +310,626 @@ def test_every_question_sees_the_same_state(name):
     stock = fit_result(case, Adam(), run_eagerly=True)
     again = fit_result(case, AskAgain(Adam()), run_eagerly=True)
     assert_same(again, stock)
+
+
+# ---- Randomness -----------------------------------------------------------
+
+
+class Seen(keras.metrics.Metric):
+    """Keeps the outputs that the metrics were given."""
+
+    def __init__(self, shape):
+        super().__init__(name="seen")
+        self.outputs = self.add_variable(shape, "zeros", name="outputs")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.outputs.assign(y_pred)
+
+    def result(self):
+        return ops.sum(self.outputs)
+
+
+RANDOM_LAYERS = {
+    "dropout": lambda: layers.Dropout(0.5),
+    "seeded_dropout": lambda: layers.Dropout(0.5, seed=5),
+    "gaussian_noise": lambda: layers.GaussianNoise(0.3),
+}
+if BACKEND != "jax":
+    RANDOM_LAYERS["unseeded_noise"] = UnseededNoise
+
+
+def seeds(model):
+    return [
+        ops.convert_to_numpy(v.value)
+        for v in model.non_trainable_variables
+        if v.name == "seed_generator_state"
+    ]
+
+
+@pytest.mark.parametrize("rows", [8, 7], ids=["even", "uneven"])
+@pytest.mark.parametrize("name", RANDOM_LAYERS)
+def test_every_group_draws_its_own_numbers(name, rows):
+    x = np.ones((rows, 16), "float32")
+    y = np.random.default_rng(0).uniform(2.0, 5.0, x.shape).astype("float32")
+    case = Case(
+        sequential(RANDOM_LAYERS[name], Multiply, inputs=(16,)),
+        lambda rows: (x, y, None),
+    )
+    seen = Seen(x.shape)
+    model = case.make(grain(4), metrics=[seen])
+    loss = model.train_on_batch(x, y, return_dict=True)["loss"]
+    outputs = np.array(ops.convert_to_numpy(seen.outputs.value))
+    groups = [outputs[k::4] for k in range(4)]
+    for one, other in itertools.combinations(groups, 2):
+        smaller = min(len(one), len(other))
+        assert np.any(one[:smaller] != other[:smaller])
+
+    # Loss, gradient and metrics come from one draw. The only weight, factor,
+    # is 1: the outputs are their own derivatives.
+    errors = [outputs[k::4] - y[k::4] for k in range(4)]
+    losses = [np.mean(e**2) for e in errors]
+    sizes = [len(e) for e in errors]
+    np.testing.assert_allclose(
+        loss, np.average(losses, weights=sizes), rtol=1e-5
+    )
+    slopes = [np.mean(2 * e * g) for e, g in zip(errors, groups)]
+    direction = min_norm(np.reshape(slopes, (4, 1)))[1]
+    assert abs(direction[0]) > 0.1
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(model.trainable_variables[0].value),
+        1.0 - LEARNING_RATE * direction[0],
+        rtol=1e-5,
+    )
+
+    stock = case.make(SGD(LEARNING_RATE))
+    stock.train_on_batch(x, y)
+    np.testing.assert_array_equal(seeds(model), seeds(stock))
+    model.trainable_variables[0].assign(1.0)
+    model.train_on_batch(x, y)
+    assert np.any(ops.convert_to_numpy(seen.outputs.value) != outputs)
+
+
+if BACKEND == "jax":
+
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_unseeded_numbers_are_refused_as_in_a_stock_step(groups):
+        case = Case(sequential(UnseededNoise, dense(2)), regression)
+        model = case.make(grain(groups))
+        with pytest.raises(ValueError, match="only use seeded random ops"):
+            model.train_on_batch(*case.data(8))
+
+
+# ---- Batch normalisation --------------------------------------------------
+
+
+def test_group_of_one_row_is_refused_by_batch_norm():
+    case = CASES["nested_batch_norm"]
+    model = case.make(grain(4))
+    with pytest.raises(ValueError, match="batch_norm.*a group of one row"):
+        model.train_on_batch(*case.data(7))
+
+
+@pytest.mark.parametrize(
+    "name", ["frozen_batch_norm", "convolution_batch_norm"]
+)
+def test_group_of_one_row_is_enough_elsewhere(name):
+    case = CASES[name]
+    data = case.data(3)
+    reference = Reference(case, data)
+    expected, logs, _ = reference.step(reference.start, data, 3)
+    model = case.make(grain(3))
+    assert_logs(model.train_on_batch(*data, return_dict=True), logs)
+    assert_state(model, expected)
+
+
+def test_frozen_batch_norm_keeps_its_statistics():
+    case = CASES["frozen_batch_norm"]
+    model = case.make(grain(2))
+    model.train_on_batch(*case.data(8))
+    np.testing.assert_array_equal(model.layers[1].moving_mean.numpy(), 0.0)
+    np.testing.assert_array_equal(model.layers[1].moving_variance.numpy(), 1.0)
+
+
+# ---- Missing gradients ----------------------------------------------------
+
+
+def test_missing_gradients_warn_as_in_a_stock_step():
+    def warned(optimizer):
+        case = CASES["disconnected"]
+        model = case.make(optimizer)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.train_on_batch(*case.data(8))
+        texts = [str(w.message) for w in caught]
+        return {"unused" in t for t in texts if "do not exist" in t}
+
+    assert warned(grain(2)) == warned(SGD())
+
+
+def test_model_without_trainable_weights():
+    def outcome(optimizer):
+        model = functional()
+        model.trainable = False
+        model.compile(optimizer=optimizer, loss="mse")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                model.train_on_batch(*regression(8))
+                result = "trained"
+            except ValueError as error:
+                result = str(error)
+        return result, any("trainable weights" in str(w) for w in caught)
+
+    assert outcome(grain(2)) == outcome(SGD())
+
+
+# ---- Every way to train ---------------------------------------------------
+
+MODES = {
+    "default": {},
+    "eager": {"run_eagerly": True},
+    "compiled": {"jit_compile": True},
+    "uncompiled": {"jit_compile": False},
+}
+if BACKEND != "torch":
+    MODES["several_steps"] = {"steps_per_execution": 3}
+
+
+@pytest.fixture
+def quick_torch_compile(monkeypatch):
+    """Traces with torch.compile, but leaves the code to PyTorch itself."""
+    if BACKEND == "torch":
+        compile = torch.compile
+        monkeypatch.setattr(
+            torch, "compile", lambda f: compile(f, backend="eager")
+        )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fit_in_every_mode(mode, quick_torch_compile):
+    check_fit(**MODES[mode])
+
+
+if BACKEND == "torch":
+
+    @pytest.mark.slow
+    def test_fit_compiled_by_inductor():
+        check_fit(jit_compile=True)
+
+
+def check_fit(**arguments):
+    """Five batches; the last has fewer rows than there are groups."""
+    case = CASES["functional"]
+    data = case.data(23)
+    reference = Reference(case, data)
+    expected, loss = reference.fit(batches_of(data, 5), 4)
+    model = case.make(grain(4), **arguments)
+    x, y, _ = data
+    history = model.fit(x, y, batch_size=5, shuffle=False, verbose=0).history
+    assert_state(model, expected, tolerance=5e-5)
+    np.testing.assert_allclose(history["loss"], loss, rtol=5e-5)
+
+
+def test_train_on_batch_before_fit():
+    case = CASES["sequential_unbuilt"]
+    data = case.data(12)
+    reference = Reference(case, data)
+    first, second = batches_of(data, 6)
+    expected, _ = reference.fit([first, second], 2)
+    model = case.make(grain(2))
+    model.train_on_batch(*first)
+    model.fit(*second[:2], batch_size=6, shuffle=False, verbose=0)
+    assert_state(model, expected)
+
+
+@pytest.mark.parametrize("kind", ["sample_weight", "class_weight"])
+def test_weights_in_fit(kind):
+    x, y, weights = CASES["sample_weight"].data(10)
+    arguments = {"sample_weight": weights}
+    if kind == "class_weight":
+        y = (np.arange(10) % 3 == 0).astype("int32")
+        weights = np.where(y, 4.0, 0.5).astype("float32")
+        arguments = {"class_weight": {0: 0.5, 1: 4.0}}
+    loss = "mse" if kind == "sample_weight" else from_logits()
+    case = Case(functional, lambda rows: None, lambda: {"loss": loss})
+    reference = Reference(case, (x, y, weights))
+    batches = batches_of((x, y, weights), 5)
+    expected, epoch_loss = reference.fit(batches, 2)
+    model = case.make(grain(2))
+    history = model.fit(
+        x, y, batch_size=5, shuffle=False, verbose=0, **arguments
+    ).history
+    assert_state(model, expected)
+    np.testing.assert_allclose(history["loss"], epoch_loss, rtol=1e-5)
+
+
+def from_logits():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def test_evaluation_is_untouched():
+    case = RANDOM_CASES["dropout"]
+    x, y, _ = case.data(8)
+    model = case.make(grain(2))
+    before = model.evaluate(x, y, verbose=0)
+    history = model.fit(
+        x, y, batch_size=4, validation_data=(x, y), epochs=2, verbose=0
+    ).history
+    kernel, bias, factor = [v.numpy() for v in model.trainable_variables]
+    outputs = (x @ kernel + bias) * factor
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), outputs, rtol=1e-4, atol=1e-5
+    )
+    after = np.mean((outputs - y) ** 2)
+    np.testing.assert_allclose(history["val_loss"][-1], after, rtol=1e-5)
+    np.testing.assert_allclose(
+        model.evaluate(x, y, verbose=0), after, rtol=1e-5
+    )
+    assert after < before
+
+
+def test_compiling_again():
+    case = CASES["functional"]
+    data = case.data(10)
+    reference = Reference(case, data)
+    model = case.make(grain(2))
+    model.train_on_batch(*data)
+    expected, _, _ = reference.step(reference.start, data, 2)
+    assert_state(model, expected)
+
+    stock = case.make(Adam())
+    stock.test_on_batch(*data)
+    set_state(stock, state(model))
+    model.compile(optimizer=Adam(), loss="mse")
+    for each in (model, stock):
+        each.train_on_batch(*data)
+    for value, wanted in zip(state(model), state(stock)):
+        np.testing.assert_array_equal(value, wanted)
+
+    model.compile(optimizer=grain(3), loss="mse")
+    expected, _, _ = reference.step(state(model), data, 3)
+    model.train_on_batch(*data)
+    assert_state(model, expected)
+
+
+if BACKEND == "tensorflow":
+
+    class Traced(Subclassed):
+        """Counts how often its step is traced."""
+
+        traces = 0
+
+        def train_step(self, data):
+            self.traces += 1
+            return super().train_step(data)
+
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    def test_unknown_batch_dimension(jit_compile):
+        case = Case(Traced, regression)
+        x, y, _ = data = case.data(13)
+        reference = Reference(case, data)
+        expected, loss = reference.fit(batches_of(data, 5), 4)
+        batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(5)
+        assert batches.element_spec[0].shape[0] is None
+        stock = case.make(SGD(), jit_compile=jit_compile)
+        model = case.make(grain(4), jit_compile=jit_compile)
+        stock.fit(batches, verbose=0)
+        history = model.fit(batches, verbose=0).history
+        assert_state(model, expected, tolerance=5e-5)
+        np.testing.assert_allclose(history["loss"], loss, rtol=5e-5)
+        for each in (stock, model):
+            each.fit(batches.skip(1), epochs=2, verbose=0)
+        assert model.traces == stock.traces
+
+    def test_group_of_one_row_with_unknown_batch_dimension():
+        case = CASES["batch_norm"]
+        x, y, _ = case.data(7)
+        batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(7)
+        model = case.make(grain(4))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="one row"):
+            model.fit(batches, verbose=0)
+
+
+# ---- Models with a step of their own --------------------------------------
+
+
+class Announcing(Subclassed):
+    """Adds to the logs of the step that it inherits."""
+
+    def train_step(self, *state_and_data):
+        result = super().train_step(*state_and_data)
+        logs = result[0] if BACKEND == "jax" else result
+        logs["answer"] = ops.ones(()) * 42.0
+        return result
+
+
+class OwnGradients(Subclassed):
+    """Takes plain gradients, as the guides of Keras show."""
+
+    if BACKEND == "tensorflow":
+
+        def train_step(self, data):
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return {"loss": loss}
+
+    elif BACKEND == "torch":
+
+        def train_step(self, data):
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            self.zero_grad()
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+            loss.backward()
+            gradients = [v.value.grad for v in self.trainable_variables]
+            with torch.no_grad():
+                self.optimizer.apply(gradients, self.trainable_variables)
+            return {"loss": loss}
+
+    else:
+
+        def train_step(self, state, data):
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            trainable, others, optimizer, metrics = state
+
+            def loss(trainable):
+                y_pred, _ = self.stateless_call(trainable, others, x)
+                return self.compute_loss(y=y, y_pred=y_pred)
+
+            value, gradients = jax.value_and_grad(loss)(trainable)
+            trainable, optimizer = self.optimizer.stateless_apply(
+                optimizer, gradients, trainable
+            )
+            return {"loss": value}, (trainable, others, optimizer, metrics)
+
+
+def test_own_step_that_ends_in_the_inherited_one():
+    case = Case(Announcing, regression)
+    data = case.data(10)
+    reference = Reference(case, data)
+    expected, logs, _ = reference.step(reference.start, data, 2)
+    model = case.make(grain(2))
+    assert_logs(model.train_on_batch(*data, return_dict=True), logs)
+    assert logs["answer"] == 42.0
+    assert_state(model, expected)
+
+
+def test_own_step_with_plain_gradients():
+    case = Case(OwnGradients, regression)
+    stock = case.make(SGD())
+    stock.train_on_batch(*case.data(8))
+    model = case.make(grain(2))
+    with pytest.raises(RuntimeError, match=r"super\(\)\.train_step"):
+        model.train_on_batch(*case.data(8))
+
+
+# ---- Installing -----------------------------------------------------------
+
+
+@pytest.fixture
+def uninstalled():
+    keras_stab.uninstall()
+    yield
+    keras_stab.install()
+
+
+def test_keras_has_no_step_of_its_own(uninstalled):
+    # The assumption that makes `install` harmless.
+    assert "train_step" not in vars(keras.Model)
+    keras_stab.install()
+    keras_stab.install()
+    assert "train_step" in vars(keras.Model)
+    keras_stab.uninstall()
+    assert "train_step" not in vars(keras.Model)
+    keras_stab.uninstall()
+
+
+def test_uninstalled_step_hands_over_plain_gradients(uninstalled):
+    case = CASES["functional"]
+    model = case.make(grain(2))
+    with pytest.raises(RuntimeError, match="keras_stab.TrainStep"):
+        model.train_on_batch(*case.data(8))
+
+
+def test_mixin(uninstalled):
+    class Mixed(keras_stab.TrainStep, Subclassed):
+        pass
+
+    case = Case(Mixed, regression)
+    data = case.data(10)
+    reference = Reference(case, data)
+    expected, logs, _ = reference.step(reference.start, data, 2)
+    model = case.make(grain(2))
+    assert_logs(model.train_on_batch(*data, return_dict=True), logs)
+    assert_state(model, expected)
+
+
+def test_another_step_on_keras_model(uninstalled):
+    calls = []
+
+    def foreign(self, *state_and_data):
+        calls.append(self)
+        return super(keras.Model, self).train_step(*state_and_data)
+
+    case = CASES["functional"]
+    keras.Model.train_step = foreign
+    try:
+        keras_stab.install()
+        case.make(SGD()).train_on_batch(*case.data(8))
+        assert len(calls) == 1
+        case.make(grain(2)).train_on_batch(*case.data(8))
+        assert len(calls) == 1
+        keras_stab.uninstall()
+        assert vars(keras.Model)["train_step"] is foreign
+    finally:
+        del keras.Model.train_step
+
+
+# ---- Precision ------------------------------------------------------------
+
+
+def diagnostics(model):
+    optimizer = model.optimizer
+    if isinstance(optimizer, LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer.diagnostics()
+
+
+def solved_weights(policy="float32", **arguments):
+    keras.config.set_dtype_policy(policy)
+    case = CASES["functional"]
+    model = case.make(GRAIN(SGD(0.1, **arguments), groups=3))
+    model.train_on_batch(*case.data(12))
+    return diagnostics(model)["weights"], state(model)
+
+
+@pytest.mark.parametrize(
+    "policy, arguments, tolerance",
+    [
+        ("float32", {"loss_scale_factor": 2.0**15}, 1e-5),
+        ("float32", {"loss_scale_factor": 1000.0}, 1e-5),
+        ("mixed_float16", {}, 1e-2),
+        ("mixed_bfloat16", {}, 5e-2),
+    ],
+)
+def test_weights_do_not_depend_on_precision(policy, arguments, tolerance):
+    expected, expected_state = solved_weights()
+    weights, values = solved_weights(policy, **arguments)
+    assert 0.0 < max(expected) < 1.0
+    np.testing.assert_allclose(weights, expected, atol=tolerance)
+    for value, wanted in zip(values, expected_state):
+        np.testing.assert_allclose(value, wanted, atol=tolerance)
+
+
+def inner_state(optimizer):
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return [
+        np.array(ops.convert_to_numpy(v.value)) for v in optimizer.variables
+    ]
+
+
+@pytest.mark.parametrize(
+    "place, value", [("on_top", 1e30), ("on_top", np.nan), ("inside", np.inf)]
+)
+def test_overflow_skips_the_step(place, value):
+    if place == "on_top":
+        keras.config.set_dtype_policy("mixed_float16")
+        optimizer = GRAIN(Adam(), groups=3)
+    else:
+        optimizer = GRAIN(LossScaleOptimizer(Adam()), groups=3)
+    case = CASES["functional"]
+    x, y, _ = case.data(12)
+    model = case.make(optimizer)
+    scaler = model.optimizer if place == "on_top" else optimizer.inner_optimizer
+    model.train_on_batch(x, y)
+    before = state(model) + inner_state(optimizer)
+    bad = x.copy()
+    bad[4] = value
+    model.train_on_batch(bad, y)
+    for kept, wanted in zip(state(model) + inner_state(optimizer), before):
+        np.testing.assert_array_equal(kept, wanted)
+    assert float(scaler.dynamic_scale.numpy()) == 2.0**14
+    assert int(scaler.step_counter.numpy()) == 0
+
+    model.train_on_batch(x, y)
+    after = state(model) + inner_state(optimizer)
+    assert all(np.all(np.isfinite(v)) for v in after)
+    assert int(optimizer.iterations.numpy()) == 2
+    assert np.any(after[0] != before[0])
+
+
+def test_scaler_inside():
+    case = CASES["functional"]
+    data = case.data(12)
+    reference = Reference(case, data)
+    expected, logs, _ = reference.step(reference.start, data, 3)
+    model = case.make(GRAIN(LossScaleOptimizer(SGD(LEARNING_RATE)), groups=3))
+    assert_logs(model.train_on_batch(*data, return_dict=True), logs)
+    assert_state(model, expected)
+
+
+def test_two_scalers_are_refused():
+    keras.config.set_dtype_policy("mixed_float16")
+    case = CASES["functional"]
+    model = case.make(GRAIN(LossScaleOptimizer(SGD()), groups=2))
+    with pytest.raises(ValueError, match="2 nested LossScaleOptimizers"):
+        model.train_on_batch(*case.data(8))
+
+
+@pytest.mark.parametrize("rows", [12, 11], ids=["even", "uneven"])
+def test_bad_row_without_loss_scaling(rows):
+    case = CASES["batch_norm"]
+    x, y, _ = case.data(rows)
+    x[4] = np.nan
+    reference = Reference(case, (x, y, None))
+    expected, _, weights = reference.step(reference.start, (x, y, None), 3)
+    assert weights[1] == 0.0
+    model = case.make(grain(3))
+    model.train_on_batch(x, y)
+    for variable, value, wanted in zip(model.variables, state(model), expected):
+        assert np.all(np.isfinite(value))
+        if variable.trainable:
+            np.testing.assert_allclose(value, wanted, rtol=2e-5, atol=2e-5)
+    figures = model.optimizer.diagnostics()
+    assert figures["nonfinite"] == 1.0
+    np.testing.assert_allclose(figures["weights"], weights, atol=2e-5)
+
+
+# ---- Data that cannot be cut ----------------------------------------------
+
+
+class Beside(Subclassed):
+    """Takes an input that it does not use."""
+
+    def call(self, inputs):
+        return super().call(inputs["x"])
+
+
+def uncuttable():
+    leaves = {
+        "short": (np.zeros((5, 2), "float32"), "with 5 rows"),
+        "scalar": (np.array(2.0, "float32"), "a scalar"),
+    }
+    dense = np.eye(8, dtype="float32")
+    if BACKEND == "tensorflow":
+        leaves["sparse"] = (tf.sparse.from_dense(dense), "SparseTensor")
+        ragged = tf.RaggedTensor.from_row_splits(
+            np.zeros(9, "float32"), [0, 2, 3, 4, 5, 6, 7, 8, 9]
+        )
+        leaves["ragged"] = (ragged, "RaggedTensor")
+    elif BACKEND == "torch":
+        leaves["sparse"] = (torch.from_numpy(dense).to_sparse(), "Tensor")
+    else:
+        leaves["sparse"] = (
+            jax.experimental.sparse.BCOO.fromdense(dense),
+            "BCOO",
+        )
+    return leaves
+
+
+@pytest.mark.parametrize("kind", uncuttable())
+def test_leaf_that_cannot_be_cut_is_named(kind):
+    leaf, problem = uncuttable()[kind]
+    x, y, _ = regression(8)
+    model = Beside()
+    model.compile(optimizer=grain(2), loss="mse")
+    model.train_on_batch({"x": x, "beside": x}, y)
+    with pytest.raises(ValueError) as error:
+        model.train_on_batch({"x": x, "beside": leaf}, y)
+    assert "x['beside']" in str(error.value)
+    assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["y", "sample_weight"])
+def test_targets_of_another_length_are_named(name):
+    x, y, weights = CASES["sample_weight"].data(8)
+    model = functional()
+    model.compile(optimizer=grain(2), loss="mse")
+    model.train_on_batch(x, y, weights)
+    data = {"x": x, "y": y, "sample_weight": weights}
+    data[name] = data[name][:6]
+    with pytest.raises(ValueError, match=f"Received: {name} with 6 rows"):
+        model.train_on_batch(**data)

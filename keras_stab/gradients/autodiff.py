@@ -107,8 +107,6 @@ def apply_gradients(optimizer, gradients, variables):
             optimizer, variables, _stateless(optimizer, gradients, variables)
         )
         return
-    if BACKEND == "tensorflow":
-        gradients = _barrier(gradients)
     optimizer.apply(gradients, variables)
 
 
@@ -130,7 +128,7 @@ def apply_gradients_if(condition, optimizer, make_gradients, variables):
     elif BACKEND == "tensorflow":
 
         def update():
-            optimizer.apply(_barrier(make_gradients()), variables)
+            optimizer.apply(make_gradients(), variables)
             return True
 
         tf.cond(condition, update, lambda: False)
@@ -153,13 +151,15 @@ def _assign_state(optimizer, variables, state):
         variable.assign(value)
 
 
-def _barrier(gradients):
+def barrier(gradients):
     """All gradients are computed before any weight is assigned.
 
     In TensorFlow's graph mode without XLA an assignment can overtake the
     read of a variable by another gradient, when the gradient of the assigned
-    variable does not depend on its own value.
+    variable does not depend on its own value. Keras's own step has that race.
     """
+    if BACKEND != "tensorflow":
+        return gradients
     present = [g for g in gradients if g is not None]
     with tf.control_dependencies(
         [g.values if isinstance(g, tf.IndexedSlices) else g for g in present]

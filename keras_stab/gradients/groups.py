@@ -107,9 +107,8 @@ def microbatch(oracle, groups):
         evaluation, gradients = run(oracle, evaluated, size, sizes)
     except Exception as error:
         error.add_note(
-            "keras_stab ran the model on the rows of one group, a part of the "
-            "batch. A model whose batch size is fixed, by a reshape for "
-            "example, cannot be trained so."
+            "This happened while the model ran on the rows of one group, a "
+            "part of the batch: it must accept any batch size."
         )
         raise
     oracle.record(evaluation)

@@ -4,6 +4,7 @@ import warnings
 
 import keras
 
+from keras_stab.gradients import autodiff
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.numerics.gram_measures import MEASURES
 from keras_stab.numerics.min_norm import MAX_GROUPS
@@ -124,7 +125,7 @@ class GRAIN(GradientMethod):
             aggregation="only_first_replica",
             name="measures",
         )
-        if self.across == "batches":
+        if self.across == "batches" and self.groups > 1:
             self._window = BatchWindow(self, list(variables), self.groups)
 
     @property
@@ -146,7 +147,11 @@ class GRAIN(GradientMethod):
         return groups.combine(weights)
 
     def apply_in_order(self, gradients, variables):
-        if self.across == "batches" and self.groups > 1:
+        if self.groups == 1:
+            # The inner optimizer itself, to the last bit.
+            autodiff.apply_gradients(self.inner_optimizer, gradients, variables)
+            return
+        if self.across == "batches":
             note = self._window.push(
                 gradients,
                 variables,
@@ -156,9 +161,8 @@ class GRAIN(GradientMethod):
         else:
             note = self.handed_over
             super().apply_in_order(gradients, variables)
-        if note is not None:
-            self._weights.assign(note[0])
-            self._measures.assign(note[1])
+        self._weights.assign(note[0])
+        self._measures.assign(note[1])
 
     def diagnostics(self):
         """The weights and figures of the last step, read from the device.

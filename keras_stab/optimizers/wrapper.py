@@ -139,7 +139,9 @@ class Wrapper(keras.optimizers.Optimizer):
 
     def apply_in_order(self, gradients, variables):
         """What the method does with one gradient a built variable."""
-        autodiff.apply_gradients(self.inner_optimizer, gradients, variables)
+        autodiff.apply_gradients(
+            self.inner_optimizer, autodiff.barrier(gradients), variables
+        )
 
     def _in_order(self, gradients, variables):
         """One slot a built variable; `None` for those not passed."""

@@ -1,13 +1,14 @@
 """Trains on one device, DataParallel and ModelParallel; prints JSON.
 
-The caller sets XLA_FLAGS=--xla_force_host_platform_device_count=8.
+Arguments: runs, each as `optimizer:distribution`. The caller sets
+XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
-import contextlib
 import json
 import sys
 
 import keras
+import numpy as np
 import toy
 
 import keras_stab
@@ -31,12 +32,8 @@ OPTIMIZERS = {
 }
 
 
-def one():
-    return contextlib.nullcontext()
-
-
 def data_parallel():
-    return keras.distribution.DataParallel().scope()
+    return keras.distribution.DataParallel()
 
 
 def model_parallel():
@@ -47,11 +44,14 @@ def model_parallel():
     layouts[".*hidden/kernel"] = (None, "model")
     layouts[".*/gamma"] = ("model",)
     layouts[".*head/kernel"] = ("model", None)
-    # Fits the windows of `across="batches"` by name, not by rank.
+    # Fits a window of `across="batches"` by its name, though not by rank.
     layouts[".*head_kernel_window"] = ("batch", None)
     return keras.distribution.ModelParallel(
         layout_map=layouts, batch_dim_name="batch"
-    ).scope()
+    )
+
+
+DISTRIBUTIONS = {"data": data_parallel, "model": model_parallel}
 
 
 def axes(variable):
@@ -61,47 +61,37 @@ def axes(variable):
     return spec + [None] * (value.ndim - len(spec))
 
 
-def run(name, scope, x, y):
-    with scope():
-        network = toy.model(dropout=0.25)
-        optimizer = OPTIMIZERS[name]()
-        result = toy.train(network, optimizer, x, y, ROWS)
-        if scope is not one:
-            state = network.trainable_variables + optimizer.variables
-            result["axes"] = {v.path: axes(v) for v in state}
-    return result
-
-
 def blocks(rows):
     """The rows in such an order that group k gets the k-th block of them."""
     parts = rows.reshape((-1, GROUPS, ROWS // GROUPS, *rows.shape[1:]))
     return parts.swapaxes(1, 2).reshape(rows.shape)
 
 
-def main():
-    x, y = toy.data(ROWS)
-    wanted = [
-        ("adam", one),
-        ("adam", data_parallel),
-        ("adam", model_parallel),
-        ("grain", one),
-        ("grain", data_parallel),
-        ("grain", model_parallel),
-        ("uneven", one),
-        ("uneven", data_parallel),
-        ("batches", one),
-        ("batches", data_parallel),
-        ("batches", model_parallel),
-        ("scaled", data_parallel),
-    ]
-    results = {
-        f"{name} {scope.__name__}": run(name, scope, x, y)
-        for name, scope in wanted
-    }
-    results["grain of blocks"] = run("grain", one, blocks(x), blocks(y))
-    results["devices"] = len(keras.distribution.list_devices())
+def train(name, order=np.asarray):
+    x, y = map(order, toy.data(ROWS))
+    network = toy.model(dropout=0.25)
+    optimizer = OPTIMIZERS[name]()
+    result = toy.train(network, optimizer, x, y, ROWS, [2 * ROWS] * 3)
+    return result, network.trainable_variables + optimizer.variables
+
+
+def run(name, distribution):
+    if distribution == "one":
+        return train(name)[0]
+    if distribution == "blocks":
+        return train(name, blocks)[0]
+    with DISTRIBUTIONS[distribution]().scope():
+        result, variables = train(name)
+        result["axes"] = {v.path: axes(v) for v in variables}
+        return result
+
+
+def main(runs):
+    results = {"devices": len(keras.distribution.list_devices())}
+    for label in runs:
+        results[label] = run(*label.split(":"))
     json.dump(results, sys.stdout)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -6,11 +6,9 @@ Arguments: rank, number of workers, path of the rendezvous file.
 import json
 import sys
 
-# torch before anything that may bring TensorFlow along.
+import keras
 import torch
 import torch.distributed
-
-import keras  # isort: skip
 import toy
 
 import keras_stab
@@ -23,6 +21,10 @@ def adam():
     return keras.optimizers.Adam(0.01)
 
 
+def grain():
+    return keras_stab.GRAIN(adam(), groups=4)
+
+
 class WholeBatch(GradientMethod):
     """Asks the oracle for what the stock step would have used."""
 
@@ -31,12 +33,17 @@ class WholeBatch(GradientMethod):
         return oracle.gradient()
 
 
+def train(optimizer, network=None):
+    network = toy.model() if network is None else network
+    return toy.train(network, optimizer, *toy.data(ROWS), ROWS, [3 * ROWS])
+
+
 def refusal(optimizer):
     """The error of a `fit` and whether it left the weights as they were."""
     network = toy.model()
     before = [w.copy() for w in network.get_weights()]
     try:
-        toy.train(network, optimizer, *toy.data(ROWS), ROWS)
+        train(optimizer, network)
     except RuntimeError as error:
         return {
             "error": str(error),
@@ -63,7 +70,7 @@ def synchronised(rank, workers):
         with torch.no_grad():
             optimizer.apply(gradients, network.trainable_variables)
     return {
-        "weights": [w.tolist() for w in network.get_weights()],
+        "weights": [[w.tolist() for w in network.get_weights()]],
         "group_weights": [optimizer.diagnostics()["weights"]],
     }
 
@@ -71,21 +78,15 @@ def synchronised(rank, workers):
 def main(rank, workers, meeting):
     torch.set_num_threads(1)
     results = {}
-    grain = keras_stab.GRAIN(adam(), groups=4)
     if workers == 1:
-        results["without"] = toy.train(
-            toy.model(),
-            keras_stab.GRAIN(adam(), groups=4),
-            *toy.data(ROWS),
-            ROWS,
-        )
+        results["no process group"] = train(grain())
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=workers
     )
     if workers == 1:
-        results["grain"] = toy.train(toy.model(), grain, *toy.data(ROWS), ROWS)
+        results["grain"] = train(grain())
     else:
-        results["grain"] = refusal(grain)
+        results["grain"] = refusal(grain())
         results["whole batch"] = refusal(WholeBatch(adam()))
     results["across batches"] = synchronised(rank, workers)
     torch.distributed.destroy_process_group()

@@ -66,27 +66,33 @@ class GroupWeights(keras.callbacks.Callback):
             optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
-def train(network, optimizer, x, y, rows):
-    """Trains through `x` once; what the run leaves behind, as plain lists.
+def train(network, optimizer, x, y, rows, epochs):
+    """Trains on successive rows; what the run leaves behind, as plain lists.
 
-    `fit` sees two batches at a time, so that the first losses are logged too.
+    Args:
+        rows: Rows in a batch.
+        epochs: How many of the rows each call of `fit` gets.
+
+    Returns:
+        Dict of lists with one entry an epoch: `weights` after it, `loss` and
+        `accuracy`; and `group_weights`, with one entry a step.
     """
     compile_for(network, optimizer)
     group_weights = GroupWeights()
-    logs = {"loss": [], "accuracy": []}
-    for start in range(0, len(x), 2 * rows):
+    result = {"weights": [], "loss": [], "accuracy": []}
+    start = 0
+    for size in epochs:
+        part = slice(start, start + size)
+        start += size
         history = network.fit(
-            x[start : start + 2 * rows],
-            y[start : start + 2 * rows],
+            x[part],
+            y[part],
             batch_size=rows,
             shuffle=False,
             verbose=0,
             callbacks=[group_weights],
         ).history
-        for name, values in logs.items():
-            values.extend(history[name])
-    return {
-        "weights": [w.tolist() for w in network.get_weights()],
-        "group_weights": group_weights.seen,
-        **logs,
-    }
+        result["weights"].append([w.tolist() for w in network.get_weights()])
+        result["loss"].extend(history["loss"])
+        result["accuracy"].extend(history["accuracy"])
+    return {**result, "group_weights": group_weights.seen}

@@ -1,0 +1,247 @@
+"""Several devices: each backend's own way to use them gives one answer.
+
+Virtual devices are set up before a backend starts, hence in other processes
+(`tests/workers`). Each backend collects its own checks.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from reference import min_norm_by_enumeration
+
+WORKERS = Path(__file__).parent / "workers"
+
+# Measured: 4e-7 for weights, plain Adam 3e-7; group weights 1e-5 at most.
+WEIGHTS = 1e-5
+GROUP_WEIGHTS = 1e-4
+
+
+def start(script, *arguments, **environment):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        **environment,
+    }
+    return subprocess.Popen(
+        [sys.executable, str(WORKERS / script), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def answer(process):
+    try:
+        output, errors = process.communicate(timeout=400)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors[-4000:]
+    return json.loads(output.splitlines()[-1])
+
+
+def flat(arrays):
+    return np.concatenate([np.ravel(a) for a in arrays])
+
+
+def largest_difference(a, b, name, epoch=slice(None)):
+    """Over one entry of two runs, nested lists of numbers."""
+    a, b = (flat(keras.tree.flatten(run[name][epoch])) for run in (a, b))
+    return np.max(np.abs(a - b))
+
+
+def assert_same_run(a, b, weights=WEIGHTS, group_weights=GROUP_WEIGHTS):
+    assert np.all(np.isfinite(flat(keras.tree.flatten(a["weights"]))))
+    assert largest_difference(a, b, "weights") < weights
+    assert largest_difference(a, b, "loss") < 1e-5
+    assert a["accuracy"] == pytest.approx(b["accuracy"], abs=1e-6)
+    if a["group_weights"]:
+        assert largest_difference(a, b, "group_weights") < group_weights
+        first = slice(0, 1)
+        assert largest_difference(a, b, "group_weights", first) < 1e-5
+
+
+# ---- JAX: keras.distribution ----------------------------------------------
+
+
+def on_eight_devices(*runs):
+    # Compiling takes most of the time of so small a model.
+    flags = [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+    ]
+    process = start("jax_distribution.py", *runs, XLA_FLAGS=" ".join(flags))
+    result = answer(process)
+    assert result["devices"] == 8
+    return result
+
+
+def data_and_model_parallel_give_the_result_of_one_device(folder):
+    runs = on_eight_devices(
+        "adam:one",
+        "adam:data",
+        "adam:model",
+        "grain:one",
+        "grain:data",
+        "grain:model",
+        "grain:blocks",
+        "scaled:data",
+    )
+    for name in ("adam", "grain"):
+        for distribution in ("data", "model"):
+            assert_same_run(runs[f"{name}:one"], runs[f"{name}:{distribution}"])
+    assert_same_run(runs["grain:one"], runs["scaled:data"])
+    # The comparison sees other groups of the same rows, as devices that
+    # solved for themselves would have, and another optimizer.
+    one = runs["grain:one"]
+    first = slice(0, 1)
+    other = largest_difference(
+        one, runs["grain:blocks"], "group_weights", first
+    )
+    assert other > 0.05
+    assert largest_difference(one, runs["adam:one"], "weights") > 0.01
+    assert _axes(runs["grain:model"], "hidden/kernel") == [None, "model"]
+    assert _axes(runs["grain:data"], "hidden/kernel") == [None, None]
+
+
+def so_do_uneven_groups_and_groups_of_batches(folder):
+    runs = on_eight_devices(
+        "uneven:one",
+        "uneven:data",
+        "batches:one",
+        "batches:data",
+        "batches:model",
+    )
+    assert_same_run(runs["uneven:one"], runs["uneven:data"])
+    assert_same_run(runs["batches:one"], runs["batches:data"])
+    assert_same_run(runs["batches:one"], runs["batches:model"])
+    # Each window is cut as its variable is; the K gradients stay together.
+    sharded = runs["batches:model"]
+    assert _axes(sharded, "head/kernel") == ["model", None]
+    assert _axes(sharded, "head_kernel_window") == [None, "model", None]
+    assert _axes(sharded, "hidden_kernel_window") == [None, None, "model"]
+    assert _axes(sharded, "gamma_window") == [None, "model"]
+    assert _axes(sharded, "beta_window") == [None, None]
+
+
+def _axes(run, name):
+    (found,) = [v for path, v in run["axes"].items() if path.endswith(name)]
+    return found
+
+
+# ---- TensorFlow: tf.distribute.MirroredStrategy ---------------------------
+
+
+def mirrored_strategy_takes_the_stock_steps(folder):
+    result = answer(start("mirrored.py", "stock_steps", "refusals"))
+    for policy, runs in result["stock_steps"].items():
+        for name in runs:
+            assert_same_run(runs["stock"], runs[name], weights=1e-6)
+            assert runs["stock"].get("scale") == runs[name].get("scale")
+        assert ("scale" in runs["stock"]) == (policy == "mixed_float16")
+    errors = result["refusals"]
+    assert "cannot update under a tf.distribute" in errors["across batches"]
+    assert "drop_remainder=True" in errors["synchronised"]
+    assert errors["synchronised, stock"] is None
+
+
+def mirrored_strategy_forms_groups_over_all_replicas(folder):
+    result = answer(
+        start("mirrored.py", "global_groups", "mixed_precision", "batch_norm")
+    )
+    groups = result["global_groups"]
+    assert_same_run(groups["one"], groups["two"])
+    _check_mixed_precision(groups["one"], result["mixed_precision"])
+    _check_batch_norm(result["batch_norm"])
+
+
+def _check_mixed_precision(single, mixed):
+    first = slice(0, 1)
+    assert largest_difference(single, mixed, "weights", first) < 1e-3
+    steps = slice(0, 2)
+    assert largest_difference(single, mixed, "group_weights", steps) < 1e-3
+    # An overflow that one replica alone has seen skips the step on both.
+    assert mixed["weights"][1] == mixed["weights"][0]
+    assert mixed["scale"] == 2.0**14
+
+
+def _check_batch_norm(runs):
+    parts = np.stack([flat(part) for part in runs["parts"]])
+    groups = (parts[:4] + parts[4:]) / 2
+    expected = min_norm_by_enumeration(groups @ groups.T)
+    (group_weights,) = runs["grain"]["group_weights"]
+    assert group_weights == pytest.approx(expected, abs=1e-5)
+    # What replica 0 alone would have found is something else.
+    alone = min_norm_by_enumeration(parts[:4] @ parts[:4].T)
+    assert np.max(np.abs(expected - alone)) > 0.05
+    (after,) = runs["grain"]["weights"]
+    kernel, gamma, beta, mean, variance, *head = after
+    np.testing.assert_allclose(
+        flat([kernel, gamma, beta, *head]),
+        flat(runs["before"]) - 0.1 * expected @ groups,
+        atol=1e-6,
+    )
+    # Pooled over the groups, the statistics are those of the stock step.
+    (stock,) = runs["stock"]["weights"]
+    np.testing.assert_allclose(
+        flat([mean, variance]), flat(stock[3:5]), atol=1e-6
+    )
+
+
+# ---- PyTorch: torch.distributed -------------------------------------------
+
+
+def in_process_group(workers, folder):
+    """Every worker's answer; they talk over the loopback interface alone."""
+    loopback = [n for _, n in socket.if_nameindex() if n.startswith("lo")][0]
+    processes = [
+        start(
+            "torch_workers.py",
+            str(rank),
+            str(workers),
+            str(folder / f"meeting_of_{workers}"),
+            GLOO_SOCKET_IFNAME=loopback,
+        )
+        for rank in range(workers)
+    ]
+    return [answer(process) for process in processes]
+
+
+def a_process_group_of_one_trains_and_of_two_is_refused(folder):
+    (alone,) = in_process_group(1, folder)
+    assert alone["grain"] == alone["no process group"]
+    both = in_process_group(2, folder)
+    for worker in both:
+        for question in ("grain", "whole batch"):
+            assert "Received: 2 workers" in worker[question]["error"]
+            assert worker[question]["untouched"]
+    # The remedy that the message names: synchronised gradients of a DDP loop.
+    first, second = [worker["across batches"] for worker in both]
+    assert first == second
+    assert largest_difference(alone["across batches"], first, "weights") < 1e-6
+
+
+CHECKS = {
+    "jax": [
+        data_and_model_parallel_give_the_result_of_one_device,
+        so_do_uneven_groups_and_groups_of_batches,
+    ],
+    "tensorflow": [
+        mirrored_strategy_takes_the_stock_steps,
+        mirrored_strategy_forms_groups_over_all_replicas,
+    ],
+    "torch": [a_process_group_of_one_trains_and_of_two_is_refused],
+}
+
+
+@pytest.mark.parametrize("check", CHECKS[keras.backend.backend()])
+def test_several_devices(check, tmp_path):
+    check(tmp_path)

@@ -1,0 +1,114 @@
+"""Pins what we assume about Keras below its public names.
+
+Checked on Keras 3.15.1. When one of these fails after an upgrade of Keras,
+`keras_stab/keras_internals.py` is the file to look at.
+"""
+
+import inspect
+
+import keras
+import numpy as np
+
+import keras_stab
+from keras_stab import keras_internals
+
+CHECKED_ON = "3.15.1"
+
+
+def compiled_model():
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dropout(0.5)(keras.layers.Dense(3)(inputs))
+    model = keras.Model(inputs, hidden)
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_the_version_that_was_checked():
+    """Within one minor release nothing below should move."""
+    checked = CHECKED_ON.split(".")[:2]
+    assert keras.__version__.split(".")[:2] == checked
+
+
+def test_keras_model_defines_no_train_step():
+    keras_stab.uninstall()
+    try:
+        assert "train_step" not in vars(keras.Model)
+        assert any("train_step" in vars(c) for c in keras.Model.__mro__)
+    finally:
+        keras_stab.install()
+    assert "train_step" in vars(keras.Model)
+
+
+def test_build_for():
+    model = keras.Sequential([keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    x, y = np.ones((2, 4), "float32"), np.ones((2, 3), "float32")
+    keras_internals.build_for(model, (x, y))
+    assert model.built and model.optimizer.built
+    assert model._compile_loss.built
+
+
+def test_accepts_training():
+    class Without(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    assert keras_internals.accepts_training(compiled_model())
+    assert not keras_internals.accepts_training(Without())
+
+
+def test_compute_loss_and_loss_tracker():
+    model = compiled_model()
+    x, y = keras.ops.ones((2, 4)), keras.ops.ones((2, 3))
+    loss = keras_internals.compute_loss(model, x, y, y * 3, None)
+    assert float(loss) == 4.0
+    assert keras_internals.loss_tracker(model).name == "loss"
+    assert keras_internals.loss_tracker(model) in model.metrics
+
+
+def test_all_layers_are_found_however_deep():
+    inner = keras.Sequential([keras.layers.Dense(2, name="deep")])
+    model = keras.Sequential([keras.Input((2,)), inner])
+    names = [layer.name for layer in keras_internals.all_layers(model)]
+    assert "deep" in names and model.name not in names
+
+
+def test_masks():
+    layer = keras.layers.Embedding(5, 2, mask_zero=True)
+    output = layer(np.array([[1, 0]]))
+    mask = keras_internals.get_mask(output)
+    assert np.array_equal(keras.ops.convert_to_numpy(mask), [[True, False]])
+    other = keras.ops.ones((1, 2))
+    keras_internals.set_mask(other, mask)
+    assert keras_internals.get_mask(other) is mask
+
+
+def test_built_variables_and_keys():
+    model = compiled_model()
+    optimizer = model.optimizer
+    optimizer.build(model.trainable_variables)
+    built = keras_internals.built_variables(optimizer)
+    assert [v.path for v in built] == [
+        v.path for v in model.trainable_variables
+    ]
+    keys = {keras_internals.variable_key(optimizer, v) for v in built}
+    assert len(keys) == len(built)
+
+
+def test_seed_states_are_recognised():
+    model = compiled_model()
+    seeds = [
+        v
+        for v in model.non_trainable_variables
+        if keras_internals.is_seed_state(v)
+    ]
+    assert len(seeds) == 1
+    generator = keras.random.SeedGenerator(3)
+    assert keras_internals.is_seed_state(generator.state)
+
+
+def test_every_function_there_is_documented():
+    for name, function in inspect.getmembers(
+        keras_internals, inspect.isfunction
+    ):
+        assert function.__doc__, name
