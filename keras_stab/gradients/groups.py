@@ -34,9 +34,11 @@ class GroupGradients:
     def __init__(self, oracle, packed, shapes, maxima, sizes):
         self.sizes = sizes
         self.rows = sum(sizes)
-        self.present = keras.ops.stack(
-            [keras.ops.convert_to_tensor(n > 0) for n in sizes]
-        )
+        if all(rows.is_static(n) for n in sizes):
+            present = [bool(n > 0) for n in sizes]
+            self.present = keras.ops.convert_to_tensor(present, dtype="bool")
+        else:
+            self.present = keras.ops.stack([n > 0 for n in sizes])
         self._oracle = oracle
         self._packed = packed
         self._shapes = shapes
@@ -142,7 +144,7 @@ def _run_unrolled(oracle, groups, size, sizes):
         evaluations.append(evaluation)
         gradients.append(group)
         carried = evaluation.carried
-    shares = [_share(n, size) for n in sizes[:groups]]
+    shares = _shares(sizes[:groups], size)
     losses = [share * e.loss for share, e in zip(shares, evaluations)]
     merged = evaluations[0]._replace(
         loss=sum(losses[1:], losses[0]),
@@ -247,17 +249,21 @@ def _collect(oracle, gradients, sizes):
         packed = autodiff.pack_groups(list(zip(*lists)))
     else:
         packed = [keras.ops.cast(s, "float32") for s in stacks]
-    packed = list(autodiff.sum_over_replicas(packed))
-    sizes = autodiff.sum_sizes(sizes)
+    packed, sizes = autodiff.sum_groups(packed, sizes)
     if oracle.loss_scale is not None:
         packed = [s / oracle.loss_scale for s in packed]
     return GroupGradients(oracle, packed, shapes, maxima, sizes)
 
 
-def _share(n, size):
+def _shares(sizes, size):
+    """The part of the rows that each group has."""
     if rows.is_static(size):
-        return n / size
-    return keras.ops.cast(n, "float32") / keras.ops.cast(size, "float32")
+        return [n / size for n in sizes]
+    # A replica may get no row of a short batch: group 0, which is always
+    # evaluated, then stands for it, as its whole batch does in Keras's step.
+    counts = [keras.ops.maximum(sizes[0], 1), *sizes[1:]]
+    whole = keras.ops.cast(keras.ops.maximum(size, 1), "float32")
+    return [keras.ops.cast(n, "float32") / whole for n in counts]
 
 
 def _has_convolution(model):

@@ -20,7 +20,7 @@ def batch_size(x, y=None, sample_weight=None):
         ValueError: If a leaf is sparse, ragged or a scalar, or the leaves
             disagree about the number of rows; the leaf is named.
     """
-    size = None
+    static = {}
     unknown = None
     batch = {"x": x, "y": y, "sample_weight": sample_weight}
     for name, part in batch.items():
@@ -29,22 +29,21 @@ def batch_size(x, y=None, sample_weight=None):
                 continue
             label = name + "".join(f"[{key!r}]" for key in path)
             _check_leaf(label, leaf)
-            rows = leaf.shape[0]
-            if rows is None:
-                unknown = leaf if unknown is None else unknown
-            elif size is None:
-                size = int(rows)
-            elif rows != size:
-                raise ValueError(
-                    "Every part of the batch must have one row a sample, so "
-                    f"that groups of samples can be cut. Received: {label} "
-                    f"with {rows} rows beside parts with {size}"
-                )
-    if size is None and unknown is not None:
+            if leaf.shape[0] is None:
+                unknown = leaf
+            else:
+                static[label] = int(leaf.shape[0])
+    if len(set(static.values())) > 1:
+        received = ", ".join(f"{n} rows in {p}" for p, n in static.items())
+        raise ValueError(
+            "Every part of the batch must have one row a sample, so that "
+            f"groups of samples can be cut. Received: {received}"
+        )
+    if static:
+        return next(iter(static.values()))
+    if unknown is not None:
         return keras.ops.shape(unknown)[0]
-    if size is None:
-        raise ValueError("The batch holds no data. Received: x=None")
-    return size
+    raise ValueError("The batch holds no data. Received: x=None")
 
 
 def _check_leaf(label, leaf):

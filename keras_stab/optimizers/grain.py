@@ -78,6 +78,9 @@ class GRAIN(GradientMethod):
     Cost:
         The forward and backward work of a plain step, in K parts; for a
         moment K gradients (4 K bytes a weight). `across="batches"` keeps them.
+        On small layers and on PyTorch, where each part is dispatched by
+        itself, a step can take close to K times a plain one: see
+        `benchmarks/results`.
 
     References:
         - Bui, Yao, Wang, 2026, "GRAIN: Group Aggregation via Min-Norm
