@@ -14,6 +14,14 @@ torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent))
 
 import keras  # noqa: E402
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    # Sums split over threads are not the same from run to run, to the last
+    # bit. Operations may still run side by side, so that races show.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+
 import pytest  # noqa: E402
 
 

@@ -496,7 +496,7 @@ RANDOM_CASES = {
     "recurrent_dropout": Case(
         sequential(
             _embedding,
-            lambda: layers.GRU(3, dropout=0.3, recurrent_dropout=0.3),
+            lambda: layers.SimpleRNN(3, dropout=0.3, recurrent_dropout=0.3),
             dense(2),
             inputs=(5,),
             dtype="int32",

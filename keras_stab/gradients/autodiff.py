@@ -261,9 +261,22 @@ def evaluate_if(condition, function, otherwise):
     return keras.tree.pack_sequence_as(seen[0], leaves)
 
 
-def check_at_run_time(condition, message):
-    """Raises in the middle of a traced step; for sizes known only there."""
-    tf.debugging.assert_equal(condition, True, message=message)
+def checked(data, conditions):
+    """The same tensors, once every condition holds; for sizes unknown before.
+
+    Args:
+        data: Nested structure of tensors, on which the step depends: nothing
+            is assigned when a check fails.
+        conditions: List of pairs: boolean scalar tensor, message.
+    """
+    checks = [
+        tf.debugging.assert_equal(condition, True, message=message)
+        for condition, message in conditions
+    ]
+    with tf.control_dependencies([c for c in checks if c is not None]):
+        return keras.tree.map_structure(
+            lambda t: None if t is None else tf.identity(t), data
+        )
 
 
 def pack_groups(groups):

@@ -95,8 +95,14 @@ def microbatch(oracle, groups):
         if size == 0:
             raise ValueError("The batch holds no rows")
         evaluated = min(groups, size)
+    batch = oracle.batch
     if groups > 1:
         _check_model(oracle, size, groups)
+        conditions = rows.length_checks(batch)
+        if not rows.is_static(size):
+            conditions += _batch_norm_checks(oracle, size, groups)
+        if conditions:
+            batch = autodiff.checked(batch, conditions)
     scanned = (
         autodiff.CAN_SCAN
         and evaluated > 1
@@ -106,7 +112,7 @@ def microbatch(oracle, groups):
     )
     run = _run_scanned if scanned else _run_unrolled
     try:
-        evaluation, gradients = run(oracle, evaluated, size, sizes)
+        evaluation, gradients = run(oracle, batch, evaluated, size, sizes)
     except Exception as error:
         error.add_note(
             "This happened while the model ran on the rows of one group, a "
@@ -117,7 +123,7 @@ def microbatch(oracle, groups):
     return _collect(oracle, gradients, sizes)
 
 
-def _run_unrolled(oracle, groups, size, sizes):
+def _run_unrolled(oracle, batch, groups, size, sizes):
     """Every group by itself; on TensorFlow and JAX in one graph."""
     evaluations = []
     gradients = []
@@ -127,7 +133,7 @@ def _run_unrolled(oracle, groups, size, sizes):
 
         def evaluate(k=k, carried=carried):
             evaluation, group = oracle.evaluate(
-                rows.take_group(oracle.batch, k, groups),
+                rows.take_group(batch, k, groups),
                 shift_seeds(variables, oracle.non_trainable, k),
                 carried,
             )
@@ -158,19 +164,19 @@ def _run_unrolled(oracle, groups, size, sizes):
     return merged, gradients
 
 
-def _run_scanned(oracle, groups, size, sizes):
+def _run_scanned(oracle, batch, groups, size, sizes):
     """Groups of equal size in one loop: the memory of one group at a time."""
     variables = oracle.model.non_trainable_variables
 
     def one_group(carried, inputs):
-        k, batch = inputs
+        k, part = inputs
         evaluation, group = oracle.evaluate(
-            batch, shift_seeds(variables, oracle.non_trainable, k), carried
+            part, shift_seeds(variables, oracle.non_trainable, k), carried
         )
         carried = evaluation.carried
         return carried, (evaluation._replace(carried=[]), group)
 
-    batches = rows.stack_groups(oracle.batch, groups)
+    batches = rows.stack_groups(batch, groups)
     carried, (stacked, gradients) = autodiff.scan(
         one_group, oracle.carried, (keras.ops.arange(groups), batches)
     )
@@ -290,17 +296,20 @@ def _check_model(oracle, size, groups):
                 "cannot run on the rows of one group. Use stateful=False. "
                 f"Received: layer {layer.name!r}"
             )
+    if rows.is_static(size):
+        for enough, message in _batch_norm_checks(oracle, size, groups):
+            if not enough:
+                raise ValueError(f"{message}, a batch of {size} rows")
+
+
+def _batch_norm_checks(oracle, size, groups):
     name = oracle.state_pool().flat_batch_norm
     if name is None:
-        return
+        return []
     message = (
         f"Layer {name!r} (BatchNormalization) would normalise a group of one "
         "row, whose variance is zero. Use batches of at least twice as many "
         "rows as groups and drop a short last batch, or fewer groups. "
         f"Received: groups={groups}"
     )
-    if rows.is_static(size):
-        if size < 2 * groups:
-            raise ValueError(f"{message}, a batch of {size} rows")
-    else:
-        autodiff.check_at_run_time(size >= 2 * groups, message)
+    return [(size >= 2 * groups, message)]

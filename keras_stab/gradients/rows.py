@@ -20,30 +20,60 @@ def batch_size(x, y=None, sample_weight=None):
         ValueError: If a leaf is sparse, ragged or a scalar, or the leaves
             disagree about the number of rows; the leaf is named.
     """
-    static = {}
-    unknown = None
+    lengths = _lengths(x, y, sample_weight)
+    static = {p: int(n) for p, n in lengths.items() if n is not None}
+    if len(set(static.values())) > 1:
+        received = ", ".join(f"{p} with {n} rows" for p, n in static.items())
+        raise ValueError(f"{_ONE_ROW_A_SAMPLE}. Received: {received}")
+    if static:
+        return next(iter(static.values()))
+    if lengths:
+        return keras.ops.shape(_first_leaf(x, y, sample_weight))[0]
+    raise ValueError("The batch holds no data. Received: x=None")
+
+
+def length_checks(batch):
+    """Conditions for `autodiff.checked`: all parts have as many rows.
+
+    None where all lengths are known: `batch_size` has compared those.
+    """
+    lengths = _lengths(*batch)
+    if None not in lengths.values():
+        return []
+    leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
+    first = keras.ops.shape(leaves[0])[0]
+    message = (
+        f"{_ONE_ROW_A_SAMPLE}. Received: parts of different length among "
+        f"{', '.join(lengths)}"
+    )
+    return [
+        (keras.ops.equal(keras.ops.shape(leaf)[0], first), message)
+        for leaf in leaves[1:]
+    ]
+
+
+_ONE_ROW_A_SAMPLE = (
+    "Every part of the batch must have one row a sample, so that groups of "
+    "samples can be cut"
+)
+
+
+def _lengths(x, y, sample_weight):
+    """The leading dimension of every leaf, `None` where unknown."""
+    lengths = {}
     batch = {"x": x, "y": y, "sample_weight": sample_weight}
     for name, part in batch.items():
         for path, leaf in keras.tree.flatten_with_path(part):
-            if leaf is None:
-                continue
-            label = name + "".join(f"[{key!r}]" for key in path)
-            _check_leaf(label, leaf)
-            if leaf.shape[0] is None:
-                unknown = leaf
-            else:
-                static[label] = int(leaf.shape[0])
-    if len(set(static.values())) > 1:
-        received = ", ".join(f"{n} rows in {p}" for p, n in static.items())
-        raise ValueError(
-            "Every part of the batch must have one row a sample, so that "
-            f"groups of samples can be cut. Received: {received}"
-        )
-    if static:
-        return next(iter(static.values()))
-    if unknown is not None:
-        return keras.ops.shape(unknown)[0]
-    raise ValueError("The batch holds no data. Received: x=None")
+            if leaf is not None:
+                label = name + "".join(f"[{key!r}]" for key in path)
+                _check_leaf(label, leaf)
+                lengths[label] = leaf.shape[0]
+    return lengths
+
+
+def _first_leaf(*batch):
+    leaves = keras.tree.flatten(batch)
+    return next(leaf for leaf in leaves if leaf is not None)
 
 
 def _check_leaf(label, leaf):
@@ -53,10 +83,10 @@ def _check_leaf(label, leaf):
             "sparse and ragged inputs first, or compile with the inner "
             f"optimizer. Received: {label} of type {type(leaf).__name__}"
         )
-    if len(leaf.shape) == 0:
+    if getattr(leaf.shape, "rank", len) is None or len(leaf.shape) == 0:
         raise ValueError(
-            "Every part of the batch must have one row a sample, so that "
-            f"groups of samples can be cut. Received: {label}, a scalar"
+            f"{_ONE_ROW_A_SAMPLE}. Received: {label}, a scalar or a tensor "
+            "of unknown rank"
         )
 
 
