@@ -283,7 +283,9 @@ ROUNDING = 2e-6 if BACKEND == "tensorflow" else 0.0
 
 
 def assert_same(result, expected):
-    assert result[0] == pytest.approx(expected[0], abs=ROUNDING, rel=ROUNDING)
+    for name, values in expected[0].items():
+        close = pytest.approx(values, abs=ROUNDING, rel=ROUNDING)
+        assert result[0][name] == close
     for value, wanted in zip(result[1], expected[1], strict=True):
         np.testing.assert_allclose(value, wanted, atol=ROUNDING, rtol=ROUNDING)
 
