@@ -8,7 +8,7 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
 from keras_stab.gradients import rows
-from keras_stab.gradients.groups import microbatch
+from keras_stab.gradients.microbatch import microbatch
 from keras_stab.gradients.pooling import StatePool
 
 # What one evaluation of the loss leaves behind. `state`: the non-trainable

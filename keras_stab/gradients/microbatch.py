@@ -1,0 +1,252 @@
+"""The microbatch engine: the ordinary gradient of every group, any model."""
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.gradients import autodiff
+from keras_stab.gradients import rows
+from keras_stab.gradients.groups import GroupGradients
+from keras_stab.gradients.pooling import shift_seeds
+
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+
+
+def microbatch(oracle, groups):
+    """The ordinary gradient of every group, one group after another."""
+    _check_groups(groups)
+    size = rows.batch_size(*oracle.batch)
+    sizes = rows.group_sizes(size, groups)
+    evaluated = groups
+    if rows.is_static(size):
+        if size == 0:
+            raise ValueError("The batch holds no rows")
+        evaluated = min(groups, size)
+    batch = oracle.batch
+    if groups > 1:
+        _check_model(oracle, size, groups)
+        conditions = rows.length_checks(batch)
+        if not rows.is_static(size):
+            conditions += _batch_norm_checks(oracle, size, groups)
+        if conditions:
+            batch = autodiff.checked(batch, conditions)
+    scanned = (
+        autodiff.CAN_SCAN
+        and evaluated > 1
+        and rows.is_static(size)
+        and size % evaluated == 0
+        and not _has_convolution(oracle.model)
+    )
+    run = _run_scanned if scanned else _run_unrolled
+    try:
+        evaluation, gradients = run(oracle, batch, evaluated, size, sizes)
+    except Exception as error:
+        error.add_note(
+            "This happened while the model ran on the rows of one group, a "
+            "part of the batch: it must accept any batch size."
+        )
+        raise
+    oracle.record(evaluation)
+    return _collect(oracle, gradients, sizes)
+
+
+def _run_unrolled(oracle, batch, groups, size, sizes):
+    """Every group by itself; on TensorFlow and JAX in one graph."""
+    evaluations = []
+    gradients = []
+    carried = oracle.carried
+    variables = oracle.model.non_trainable_variables
+    for k in range(groups):
+
+        def evaluate(k=k, carried=carried):
+            evaluation, group = oracle.evaluate(
+                rows.take_group(batch, k, groups),
+                shift_seeds(variables, oracle.non_trainable, k),
+                carried,
+            )
+            return evaluation, [autodiff.densify(g) for g in group]
+
+        if k == 0 or rows.is_static(size):
+            evaluation, group = evaluate()
+        else:
+            evaluation, group = autodiff.evaluate_if(
+                sizes[k] > 0,
+                evaluate,
+                _without_rows(oracle, evaluations[0], carried),
+            )
+        evaluations.append(evaluation)
+        gradients.append(group)
+        carried = evaluation.carried
+    shares = _shares(sizes[:groups], size)
+    losses = [share * e.loss for share, e in zip(shares, evaluations)]
+    merged = evaluations[0]._replace(
+        loss=sum(losses[1:], losses[0]),
+        y_pred=rows.merge_groups([e.y_pred for e in evaluations], size),
+        masks=rows.merge_groups([e.masks for e in evaluations], size),
+        state=oracle.state_pool().merge(
+            oracle.non_trainable, [e.state for e in evaluations], shares
+        ),
+        carried=carried,
+    )
+    return merged, gradients
+
+
+def _run_scanned(oracle, batch, groups, size, sizes):
+    """Groups of equal size in one loop: the memory of one group at a time."""
+    variables = oracle.model.non_trainable_variables
+
+    def one_group(carried, inputs):
+        k, part = inputs
+        evaluation, group = oracle.evaluate(
+            part, shift_seeds(variables, oracle.non_trainable, k), carried
+        )
+        carried = evaluation.carried
+        return carried, (evaluation._replace(carried=[]), group)
+
+    batches = rows.stack_groups(batch, groups)
+    carried, (stacked, gradients) = autodiff.scan(
+        one_group, oracle.carried, (keras.ops.arange(groups), batches)
+    )
+    shares = [1.0 / groups] * groups
+    states = [
+        [None if v is None else v[k] for v in stacked.state]
+        for k in range(groups)
+    ]
+    merged = stacked._replace(
+        loss=keras.ops.mean(stacked.loss),
+        y_pred=rows.unstack_groups(stacked.y_pred),
+        masks=rows.unstack_groups(stacked.masks),
+        state=oracle.state_pool().merge(oracle.non_trainable, states, shares),
+        carried=carried,
+    )
+    return merged, gradients
+
+
+def _without_rows(oracle, first, carried):
+    """What stands for a group that is empty: zeros, and nothing changed."""
+
+    def otherwise(structure):
+        evaluation, group = structure
+
+        def no_rows(leaf):
+            return None if leaf is None else leaf[:0]
+
+        empty = evaluation._replace(
+            loss=keras.ops.zeros_like(first.loss),
+            y_pred=keras.tree.map_structure(no_rows, first.y_pred),
+            masks=keras.tree.map_structure(no_rows, first.masks),
+            state=first.state,
+            carried=carried,
+        )
+        zeros = [
+            None if g is None else keras.ops.zeros_like(v)
+            for g, v in zip(group, oracle.values)
+        ]
+        return empty, zeros
+
+    return otherwise
+
+
+def _collect(oracle, gradients, sizes):
+    """Brings the K gradients of every variable together."""
+    variables = oracle.variables
+    if isinstance(gradients[0], list):
+        columns = list(zip(*gradients))
+    else:
+        columns = gradients  # already stacked by the scan
+    maxima, shapes, stacks, lists = [], [], [], []
+    for variable, column in zip(variables, columns):
+        stacked = not isinstance(column, tuple)
+        if stacked:
+            missing = False
+        else:
+            known = [g for g in column if g is not None]
+            missing = not known
+            # A group that does not reach a variable contributes zero to it.
+            column = [
+                keras.ops.zeros_like(known[0]) if g is None and known else g
+                for g in column
+            ]
+        if missing:
+            maxima.append(None)
+            shapes.append(None)
+        elif variable.overwrite_with_gradient:
+            column = column if stacked else keras.ops.stack(column)
+            maxima.append(keras.ops.max(column, axis=0))
+            shapes.append(None)
+        else:
+            maxima.append(None)
+            shapes.append(tuple(variable.shape))
+            (stacks if stacked else lists).append(column)
+    if lists:
+        packed = autodiff.pack_groups(list(zip(*lists)))
+    else:
+        packed = [keras.ops.cast(s, "float32") for s in stacks]
+    packed, sizes = autodiff.sum_groups(packed, sizes)
+    if oracle.loss_scale is not None:
+        packed = [s / oracle.loss_scale for s in packed]
+    return GroupGradients(oracle, packed, shapes, maxima, sizes)
+
+
+def _shares(sizes, size):
+    """The part of the rows that each group has."""
+    if rows.is_static(size):
+        return [n / size for n in sizes]
+    # A replica may get no row of a short batch: group 0, which is always
+    # evaluated, then stands for it, as its whole batch does in Keras's step.
+    counts = [keras.ops.maximum(sizes[0], 1), *sizes[1:]]
+    whole = keras.ops.cast(keras.ops.maximum(size, 1), "float32")
+    return [keras.ops.cast(n, "float32") / whole for n in counts]
+
+
+def _has_convolution(model):
+    return any(
+        isinstance(layer, _CONVOLUTIONS)
+        for layer in keras_internals.all_layers(model)
+    )
+
+
+def _check_groups(groups):
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ValueError(
+            f"`groups` must be a positive integer. Received: groups={groups}"
+        )
+
+
+def _check_model(oracle, size, groups):
+    """Refuses models whose answer would be wrong on a part of a batch."""
+    model = oracle.model
+    for layer in keras_internals.all_layers(model):
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                "A stateful layer keeps one state a row of the batch and "
+                "cannot run on the rows of one group. Use stateful=False. "
+                f"Received: layer {layer.name!r}"
+            )
+    if rows.is_static(size):
+        for enough, message in _batch_norm_checks(oracle, size, groups):
+            if not enough:
+                raise ValueError(f"{message}, a batch of {size} rows")
+
+
+def _batch_norm_checks(oracle, size, groups):
+    name = oracle.state_pool().flat_batch_norm
+    if name is None:
+        return []
+    message = (
+        f"Layer {name!r} (BatchNormalization) would normalise a group of one "
+        "row, whose variance is zero. Use batches of at least twice as many "
+        "rows as groups and drop a short last batch, or fewer groups. "
+        f"Received: groups={groups}"
+    )
+    return [(size >= 2 * groups, message)]

@@ -1,0 +1,177 @@
+"""An interior point method for the scaled min-norm problem.
+
+It solves min y'My/2 - b'y over y >= 0 with M the correlations plus b b' and b
+the inverse norms, in a fixed number of predictor-corrector iterations. `xp` is
+`keras.ops` or `numpy`, as in `min_norm`; products of matrices and vectors are
+elementwise sums, because a matrix product may run in TF32 or bfloat16 on an
+accelerator.
+"""
+
+import collections
+
+import keras
+import numpy as np
+
+_TENSOR = {"iterations": 12, "proximal": 1e-6, "floor": 1e-10}
+_HOST = {"iterations": 25, "proximal": 1e-10, "floor": 1e-18}
+_HOST_RESIDUAL = 1e-12
+
+# A problem with all scales taken out: `correlation` has a unit diagonal,
+# `scale` is in (0, 1], `matrix` is correlation + scale scale'.
+Problem = collections.namedtuple(
+    "Problem", ["correlation", "scale", "matrix", "included"]
+)
+
+
+def uniform(xp, chosen):
+    """Equal weights on the chosen groups, 0 on the others."""
+    count = xp.sum(xp.where(chosen, 1.0, 0.0))
+    return xp.where(chosen, 1.0, 0.0) / xp.maximum(count, 1.0)
+
+
+def identity_like(xp, like):
+    """The identity matrix of the size of a vector."""
+    groups = like.shape[0]
+    if xp is np:
+        return np.eye(groups)
+    return keras.ops.eye(groups, dtype="float32")
+
+
+def _product(xp, matrix, vector):
+    return xp.sum(matrix * vector[None, :], axis=1)
+
+
+def quadratic(xp, problem, weights):
+    """Returns y' C y and C y for the scaled point y of these weights."""
+    included = problem.included
+    safe_scale = xp.where(included, problem.scale, 1.0)
+    y = xp.where(included, weights / safe_scale, 0.0)
+    slope = _product(xp, problem.correlation, y)
+    return xp.sum(y * slope), slope
+
+
+def certificate(xp, problem, weights):
+    """`max (|d|^2 - <d, g_k>) / (|g_k| m)`: 0 at the solution, scale free."""
+    curvature, slope = quadratic(xp, problem, weights)
+    violation = curvature * problem.scale - slope
+    return xp.max(xp.where(problem.included, violation, -float("inf")))
+
+
+def solve_in_graph(problem):
+    """Weights from tensors: as many iterations for every problem."""
+    ops = keras.ops
+    state = _start(ops, problem)
+    state = ops.fori_loop(
+        0,
+        _TENSOR["iterations"],
+        lambda _, state: _iterate(ops, problem, _TENSOR, state),
+        state,
+    )
+    return state[2]
+
+
+def solve_on_host(problem):
+    """Weights from NumPy arrays: stops when the certificate is reached."""
+    weights = _all_active(problem)
+    if weights is not None:
+        return weights
+    state = _start(np, problem)
+    with np.errstate(all="ignore"):  # late iterations may divide 0 by 0
+        for _ in range(_HOST["iterations"]):
+            state = _iterate(np, problem, _HOST, state)
+            if state[3] <= _HOST_RESIDUAL:
+                break
+    return state[2]
+
+
+def _all_active(problem):
+    """The usual case on the host: every group has a positive weight."""
+    try:
+        y = np.linalg.solve(problem.matrix, problem.scale)
+    except np.linalg.LinAlgError:
+        return None
+    total = np.sum(y * problem.scale)
+    if not np.all(y >= 0) or not total > 0:
+        return None
+    weights = y * problem.scale / total
+    if certificate(np, problem, weights) > 1e-10:
+        return None
+    return weights
+
+
+def _start(xp, problem):
+    ones = xp.ones_like(problem.scale)
+    weights = uniform(xp, problem.included)
+    # A bound that every iterate beats, of the type of the tensors.
+    residual = xp.max(ones) * float("inf")
+    return ones, ones, weights, residual
+
+
+def _iterate(xp, problem, constants, state):
+    """One predictor-corrector step on min y'My/2 - b'y over y >= 0.
+
+    `x` is y, `w` the multipliers of y >= 0. `proximal` enters the matrix of
+    the linear systems only, never the residual: it biases nothing. The best
+    weights so far are kept, so that more iterations never hurt.
+    """
+    x, w, best_weights, best_residual = state
+    b = problem.scale
+    groups = x.shape[0]
+    identity = identity_like(xp, x)
+    r = _product(xp, problem.matrix, x) - b - w
+    mu = xp.mean(x * w)
+    ratio = w / x
+    system = problem.matrix + identity * (ratio + constants["proximal"])
+    jacobi = 1.0 / xp.sqrt(xp.diagonal(system))
+    inverse = _inverse(xp, system * jacobi[:, None] * jacobi[None, :], groups)
+
+    def solve(v):
+        z = jacobi * _product(xp, inverse, jacobi * v)
+        rest = v - _product(xp, system, z)  # one round of refinement
+        return z + jacobi * _product(xp, inverse, jacobi * rest)
+
+    dx = solve(-r - w)
+    dw = -w - ratio * dx
+    step = xp.minimum(_step(xp, x, dx), _step(xp, w, dw))
+    centre = xp.mean((x + step * dx) * (w + step * dw)) / mu
+    sigma = xp.minimum(1.0, centre**3)
+    correction = (sigma * mu - dx * dw) / x
+    dx = solve(-r - w + correction)
+    dw = -w + correction - ratio * dx
+    step = 0.99 * xp.minimum(_step(xp, x, dx), _step(xp, w, dw))
+    x = xp.maximum(x + step * dx, constants["floor"])
+    w = xp.maximum(w + step * dw, constants["floor"])
+
+    weights = xp.where(problem.included, x, 0.0) * b
+    weights = weights / xp.sum(weights)
+    residual = certificate(xp, problem, weights)
+    better = xp.logical_and(xp.isfinite(residual), residual < best_residual)
+    best_weights = xp.where(better, weights, best_weights)
+    best_residual = xp.where(better, residual, best_residual)
+    return x, w, best_weights, best_residual
+
+
+def _step(xp, value, change):
+    """The largest step in [0, 1] that keeps `value` non-negative."""
+    shrinking = change < 0
+    safe = xp.where(shrinking, change, -1.0)
+    return xp.min(xp.where(shrinking, xp.minimum(-value / safe, 1.0), 1.0))
+
+
+def _inverse(xp, matrix, groups):
+    """Inverse of a positive definite matrix with unit diagonal."""
+    if xp is np:
+        return np.linalg.inv(matrix)
+    ops = keras.ops
+    positions = ops.arange(groups)
+
+    def eliminate(k, matrix):
+        # Gauss-Jordan in place; a one-hot vector selects row and column k so
+        # that k may be a loop counter inside a compiled step.
+        unit = ops.where(positions == k, 1.0, 0.0)
+        column = ops.sum(matrix * unit[None, :], axis=1)
+        row = ops.sum(matrix * unit[:, None], axis=0)
+        pivot = ops.sum(column * unit)
+        return matrix - (column - unit)[:, None] * (row + unit) / pivot
+
+    return ops.fori_loop(0, groups, eliminate, matrix)
