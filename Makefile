@@ -9,8 +9,9 @@ BACKENDS ?= tensorflow jax torch
 DEMO_BACKEND := $(or $(KERAS_BACKEND),jax)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# Two processes; more gain nothing where the backends use every core.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Two processes; more gain nothing where the backends use every core. By file:
+# the tests of one may share what takes long to make.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL := 3
 
 .PHONY: demo test test-all benchmark lint clean

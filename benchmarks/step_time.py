@@ -9,24 +9,27 @@ two is noise), GRAIN around AdamW with K = 4 and with K = 8. They take turns
 of a few steps. A second set of processes, one per copy, measures memory.
 
 Results go to `benchmarks/results/` after each process; what is there already,
-from the same code and options, is not measured again.
+from the same code, versions, machine and options, is not measured again.
 
 Keras is imported inside functions only: each worker has a backend of its own,
 and the process that starts them has none.
 """
 
 import argparse
+import ast
 import concurrent.futures
 import contextlib
 import ctypes
 import gc
 import hashlib
+import importlib
 import json
 import math
 import os
 import platform
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -44,11 +47,14 @@ AGAIN = "stock_again"
 CLASSES = 10
 TOKENS = 64
 VOCABULARY = 1000
+SHORTEST_TURN = 4
 LONGEST_TURN = 10
-TURNS = 4
 MEMORY_STEPS = 4
 BUSY = 0.05
 WORKER_TIMEOUT = 1800
+# To be raised when the models or the way of measuring change: results of
+# another method are thrown away.
+METHOD = 1
 MIB = 2**20
 
 
@@ -230,7 +236,7 @@ def measure_time(options):
         for i in range(turns):
             if i > 0 and time.monotonic() > deadline:
                 break
-            shift = i % len(names)
+            shift = (repeat * turns + i) % len(names)
             for name in names[shift:] + names[:shift]:
                 # Leftovers of one arm should not be collected at the expense
                 # of the next.
@@ -245,7 +251,6 @@ def measure_time(options):
         "steps": sum(len(repeat) for repeat in times[STOCK]),
         "steps_a_turn": turn,
         "arms": summarise(times),
-        "versions": _versions(),
         "company": company.share(),
     }
     for name in names:
@@ -356,8 +361,6 @@ def probe(options):
 
 
 def _versions():
-    import importlib.metadata
-
     import keras
     import numpy
 
@@ -394,8 +397,10 @@ def plan(seconds_a_step, steps, repeats, seconds):
         seconds: Time allowed for all repeats.
     """
     affordable = seconds / repeats / seconds_a_step
-    turn = max(2, min(LONGEST_TURN, steps, int(affordable / TURNS) - 1))
-    # One more step in each turn is run but not counted.
+    # One more step in each turn is run but not counted. Two turns or more in
+    # a repeat, if they need not be too short for that.
+    turn = max(SHORTEST_TURN, int(affordable / 2) - 1)
+    turn = min(turn, LONGEST_TURN, steps)
     turns = min(math.ceil(steps / turn), int(affordable / (turn + 1)))
     return turn, max(1, turns)
 
@@ -483,16 +488,13 @@ def put_entry(results, entry):
     results["entries"] = [
         e for e in results["entries"] if key(e) != key(entry)
     ] + [entry]
-    order = (BACKENDS, MODELS)
-
-    def position(e):
-        return (
-            order[0].index(e["backend"]),
-            order[1].index(e["model"]),
+    results["entries"].sort(
+        key=lambda e: (
+            BACKENDS.index(e["backend"]),
+            MODELS.index(e["model"]),
             e["batch"],
         )
-
-    results["entries"].sort(key=position)
+    )
 
 
 def write(results, path):
@@ -507,11 +509,22 @@ def write(results, path):
         draft.replace(target)
 
 
-def source_digest():
-    """Changes with the library or this file: then all is measured anew."""
+def current(entries, settings):
+    """The entries that this code measured on this machine."""
+    same = ("method", "source", "processor", "cores")
+    return [
+        entry
+        for entry in entries
+        if all(entry["settings"].get(n) == settings[n] for n in same)
+    ]
+
+
+def source_digest(folder=ROOT / "keras_stab"):
+    """Changes with the code of the library, but not with its comments."""
     digest = hashlib.sha256()
-    for path in sorted([*ROOT.glob("keras_stab/**/*.py"), Path(__file__)]):
-        digest.update(path.read_bytes())
+    for path in sorted(folder.glob("**/*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(ast.dump(ast.parse(path.read_text())).encode())
     return digest.hexdigest()[:16]
 
 
@@ -523,22 +536,33 @@ def to_markdown(results):
     lines = ["# Time and memory of a GRAIN step", ""]
     lines += [_machine_line(results["machine"]), ""]
     lines += [*_how_measured(), ""]
-    lines += _busy(entries)
+    lines += _warnings(entries)
     lines += [*_verdict(entries), ""]
     for backend in BACKENDS:
         own = [e for e in entries if e["backend"] == backend]
         if own:
-            lines += [f"## {backend}", "", *_table(own), ""]
+            lines += [f"## {backend}", "", _versions_line(own), ""]
+            lines += [*_table(own), ""]
     return "\n".join(lines)
 
 
 def _machine_line(machine):
     return (
         f"Measured on {machine['device']} ({machine['processor']}, "
-        f"{machine['cores']} cores, {machine['system']}), written by "
-        "`python benchmarks/step_time.py`; every figure is in the JSON file "
-        "beside this one."
+        f"{machine['cores']} cores, {machine['system']}) on "
+        f"{machine['date']} by `python benchmarks/step_time.py`; every figure "
+        "is in the JSON file beside this one."
     )
+
+
+def _versions_line(entries):
+    lines = {
+        ", ".join(
+            f"{name} {v}" for name, v in e["settings"]["versions"].items()
+        )
+        for e in entries
+    }
+    return "; ".join(sorted(lines)) + "."
 
 
 def _how_measured():
@@ -548,7 +572,8 @@ def _how_measured():
         "taking turns in one process inside `fit`; it is the median of the "
         "repeats, with the lowest and highest repeat in brackets. *Noise* is "
         "a second stock model over the first: a ratio is known no better than "
-        "that differs from 1. The target is "
+        "that differs from 1. *Steps* is the number of timed steps of each "
+        "model; slow ones make fewer. The target is "
         + ", ".join(f"{t:.2f} for K = {k}" for k, t in TARGETS.items())
         + ".",
         "",
@@ -562,16 +587,24 @@ def _how_measured():
     ]
 
 
-def _busy(entries):
-    shares = [entry.get("company") or 0.0 for entry in entries]
-    if max(shares, default=0.0) <= BUSY:
-        return []
-    return [
-        f"**The machine was busy:** other processes took up to "
-        f"{max(shares):.0%} of the processor. These figures cannot be relied "
-        "on; measure again on a quiet machine.",
-        "",
-    ]
+def _warnings(entries):
+    lines = []
+    busy = max((e.get("company") or 0.0 for e in entries), default=0.0)
+    if busy > BUSY:
+        lines += [
+            f"**The machine was busy:** other processes took up to {busy:.0%} "
+            "of the processor. These figures cannot be relied on; measure "
+            "again on a quiet machine.",
+            "",
+        ]
+    for entry in entries:
+        if entry.get("traced_again"):
+            lines += [
+                "**Keras traced a step anew while it was timed:** "
+                f"{' '.join(map(str, key(entry)))}.",
+                "",
+            ]
+    return lines
 
 
 def _verdict(entries):
@@ -706,30 +739,45 @@ def run_here(task, options, answer):
 
 def main(arguments=None):
     options = parse(arguments)
-    devices = find_devices(options.backends)
-    if not devices:
+    probes = probe_all(options.backends)
+    if not probes:
         raise SystemExit("None of the backends is installed")
-    device = next((d for d in devices.values() if d != "cpu"), "cpu")
+    devices = [probed["device"] for probed in probes.values()]
+    device = next((d for d in devices if d != "cpu"), "cpu")
     slug = re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
     suffix = "_quick" if options.quick else ""
     path = options.output or RESULTS / f"step_time_{slug}{suffix}.json"
-    results = {"machine": describe_machine(device), "entries": []}
-    if path.exists() and not options.fresh:
-        results["entries"] = json.loads(path.read_text())["entries"]
+    machine = describe_machine(device)
+    results = {"machine": machine, "entries": []}
     settings = {
         "steps": options.steps,
         "repeats": options.repeats,
         "seconds": options.seconds,
         "groups": options.groups,
+        "method": METHOD,
         "source": source_digest(),
+        "processor": machine["processor"],
+        "cores": machine["cores"],
     }
-    combinations = [
-        (backend, model, batch)
-        for backend in devices
+    if path.exists() and not options.fresh:
+        found = json.loads(path.read_text())["entries"]
+        results["entries"] = current(found, settings)
+        dropped = len(found) - len(results["entries"])
+        if dropped:
+            print(f"Thrown away: {dropped} results of other code or machines")
+    plans = {
+        (backend, model, batch): {
+            **settings,
+            "device": probed["device"],
+            "versions": probed["versions"],
+        }
+        for backend, probed in probes.items()
         for model in options.models
         for batch in options.batches
-    ]
-    measure(results, path, combinations, settings, devices)
+    }
+    # A worker must not outlive an interrupted benchmark and disturb the next.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    measure(results, path, plans)
     write(results, path)
     print(f"\nWritten: {path} and {path.with_suffix('.md').name}")
     failures = [
@@ -742,50 +790,58 @@ def main(arguments=None):
     return 1 if failures else 0
 
 
-def measure(results, path, combinations, settings, devices):
-    """Runs what is missing, first all times, then all memory."""
+def measure(results, path, plans):
+    """Runs what is missing, first all times, then all memory.
+
+    Args:
+        results: What is there already; changed in place.
+        path: Where the results are written after every worker.
+        plans: The settings of each `(backend, model, batch)`.
+    """
     from rich import progress
 
-    arms = [a for a in arm_names(settings["groups"]) if a != AGAIN]
-    timings = [c for c in combinations if needs_time(results, c, settings)]
     with progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
     ) as bar:
-        task = bar.add_task("time", total=len(combinations))
-        bar.advance(task, len(combinations) - len(timings))
-        for combination in timings:
-            bar.update(task, description="time: {} {} {}".format(*combination))
-            options = worker_options(combination, settings)
-            entry = {**dict(zip(("backend", "model", "batch"), combination))}
-            entry["device"] = devices[combination[0]]
-            entry["settings"] = settings
-            entry.update(run_worker("time", options))
-            put_entry(results, entry)
-            write(results, path)
+        task = bar.add_task("time", total=len(plans))
+        for combination, settings in plans.items():
+            if needs_time(results, combination, settings):
+                label = " ".join(map(str, combination))
+                bar.update(task, description=f"time: {label}")
+                options = worker_options(combination, settings)
+                entry = dict(zip(("backend", "model", "batch"), combination))
+                entry["settings"] = settings
+                failed = find_entry(results, combination)
+                if failed is not None and failed["settings"] == settings:
+                    entry["memory"] = failed.get("memory", {})
+                entry.update(run_worker("time", options))
+                put_entry(results, entry)
+                write(results, path)
             bar.advance(task)
         bar.update(task, description="time")
 
-        every = [(c, arm) for c in combinations for arm in arms]
-        memories = [
-            (c, arm)
-            for c, arm in every
-            if needs_memory(results, c, arm, settings)
-        ]
-        task = bar.add_task("memory", total=len(every))
-        bar.advance(task, len(every) - len(memories))
+        memories = {
+            (combination, arm): settings
+            for combination, settings in plans.items()
+            for arm in arm_names(settings["groups"])
+            if arm != AGAIN
+        }
+        task = bar.add_task("memory", total=len(memories))
         # Memory does not mind company on the processor; an accelerator is
         # not shared, since some backends reserve all of its memory.
-        alone = any(device != "cpu" for device in devices.values())
-        workers = 1 if alone else min(4, cores())
-        with _pool(workers) as pool:
+        alone = any(plan["device"] != "cpu" for plan in plans.values())
+        with _pool(1 if alone else min(4, cores())) as pool:
             jobs = {}
-            for combination, arm in memories:
-                options = worker_options(combination, settings)
-                job = pool.submit(run_worker, "memory", {**options, "arm": arm})
-                jobs[job] = combination, arm
+            for (combination, arm), settings in memories.items():
+                if needs_memory(results, combination, arm, settings):
+                    options = worker_options(combination, settings)
+                    options["arm"] = arm
+                    job = pool.submit(run_worker, "memory", options)
+                    jobs[job] = combination, arm
+            bar.advance(task, len(memories) - len(jobs))
             for job in concurrent.futures.as_completed(jobs):
                 combination, arm = jobs[job]
                 entry = find_entry(results, combination)
@@ -809,17 +865,17 @@ def worker_options(combination, settings):
     return {**settings, "backend": backend, "model": model, "batch": batch}
 
 
-def find_devices(backends):
-    """The device of each backend that is installed."""
-    devices = {}
+def probe_all(backends):
+    """Device and versions of each backend that is installed."""
+    probes = {}
     for backend in backends:
         answer = run_worker("probe", {"backend": backend})
         if "error" in answer:
             reason = answer["error"].strip().splitlines()[-1]
             print(f"Left out: {backend} ({reason})")
         else:
-            devices[backend] = answer["device"]
-    return devices
+            probes[backend] = answer
+    return probes
 
 
 def describe_machine(device):
@@ -858,7 +914,7 @@ def parse(arguments):
     add(
         "--seconds",
         type=float,
-        default=60.0,
+        default=80.0,
         help="timed seconds allowed for each backend, model and batch;\n"
         "slow ones make fewer steps, and the results say how many",
     )

@@ -139,7 +139,6 @@ def resumed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.xdist_group("resume")  # one process runs the two fresh ones
 @ROWS
 @pytest.mark.parametrize("inner", ["momentum", "adamw"])
 @pytest.mark.parametrize("kind", ["keras", "weights"])
