@@ -18,6 +18,7 @@ EXACT_ROWS = pytest.mark.parametrize(
 )
 
 
+JAX_OR_TORCH = keras.backend.backend() != "tensorflow"
 JIT = [True, False] if keras.backend.backend() != "torch" else [False]
 
 
@@ -101,7 +102,8 @@ def test_no_assignment_overtakes_a_gradient(row):
     if row.name == "GRAIN-1":
         return  # it is the inner optimizer, this too
     x = np.ones((12, 1), "float32")
-    for _ in range(20 if keras.backend.backend() == "tensorflow" else 1):
+    often = row.name == "Transparent" and not JAX_OR_TORCH
+    for _ in range(20 if often else 1):
         model = Bilinear()
         model.compile(row.build(keras.optimizers.SGD(0.1)))
         model.fit(np.tile(x, (20, 1)), batch_size=12, shuffle=False, verbose=0)
@@ -317,8 +319,11 @@ def test_jit_and_eager_agree(row):
     x, y = contract.data(6)
     results = []
     for arguments in ({"run_eagerly": True}, {"jit_compile": JIT[0]}):
+        # XLA draws other dropout masks than eager TensorFlow.
         model = contract.compiled(
-            row.build(contract.INNER["momentum"]()), **arguments
+            row.build(contract.INNER["momentum"]()),
+            contract.classifier(dropout=False),
+            **arguments,
         )
         contract.fit(model, x, y)
         results.append(weights(model))

@@ -271,7 +271,7 @@ def test_one_group_is_the_inner_optimizer():
 def fit_result(case, optimizer, **arguments):
     """History, model and optimizer state of a short fit."""
     # Also forgets the global seed generator, which then starts again.
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     model = case.make(optimizer, **arguments)
     x, y, sample_weight = case.data(12)
     history = model.fit(
