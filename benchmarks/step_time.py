@@ -582,8 +582,9 @@ def _how_measured():
         "an accelerator the backend's own figure for the device; on a CPU the "
         "resident memory that the steps need on top of the settled process, "
         "in brackets the peak of the whole process with imports and "
-        "compilation. GRAIN holds K gradients for a moment, 4 K bytes a "
-        "weight.",
+        "compilation. The first of the two is a lower bound, and next to "
+        "nothing on TensorFlow, whose allocator keeps what it once had. GRAIN "
+        "holds K gradients for a moment, 4 K bytes a weight.",
     ]
 
 
