@@ -221,7 +221,9 @@ class GradientMethod(Wrapper):
         return True
 
     def apply(self, grads, trainable_variables=None):
-        if self.wants_oracle and self.handed_over is None:
+        grads = list(grads)
+        # A model without trainable weights hands over nothing at all.
+        if grads and self.wants_oracle and self.handed_over is None:
             raise RuntimeError(
                 f"{type(self).__name__} received plain gradients, but it "
                 "takes its own from the model and the batch. Train with "
