@@ -137,7 +137,9 @@ def test_kkt_and_bounds(vectors):
     gram = (vectors @ vectors.T).astype("float32").astype("float64")
     norms = np.linalg.norm(vectors, axis=1)
     assume(norms.min() > 0)
-    for solve, limit in ((in_step, 2e-6), (on_host, 1e-7)):
+    # Rounding leaves a Gram matrix of low rank indefinite by some 1e-7: there
+    # is no better certificate then, in float64 either.
+    for solve, limit in ((in_step, 2e-6), (on_host, 1e-6)):
         weights = array(solve(gram).weights)
         assert abs(weights.sum() - 1) <= 1e-6
         weights = weights / weights.sum()

@@ -118,6 +118,7 @@ def _train_step(model, *state_and_data):
 def _step(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     _check_scalers(model.optimizer)
+    _check_variables(model)
     with autodiff.no_gradients():
         oracle = GradientOracle(model, x, y, sample_weight)
         gradients = estimate(model.optimizer, oracle)
@@ -163,6 +164,19 @@ def _handing_over(oracle):
     finally:
         for method in oracle.notes:
             method.handed_over = None
+
+
+def _check_variables(model):
+    """JAX hands values over by position and would not notice by itself."""
+    built = keras_internals.built_variables(model.optimizer)
+    known = {id(variable) for variable in built}
+    for variable in model.trainable_variables:
+        if id(variable) not in known:
+            raise ValueError(
+                f"Unknown variable: {variable.path}. The optimizer was built "
+                "with the variables of another model, or before a layer was "
+                "thawed: compile with a new optimizer"
+            )
 
 
 def _check_scalers(optimizer):
