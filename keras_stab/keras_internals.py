@@ -67,3 +67,25 @@ def is_seed_state(variable):
         and tuple(variable.shape) == (2,)
         and "int" in str(variable.dtype)
     )
+
+
+def is_rematerialised(layer):
+    """Whether the layer was made in a `RematScope`."""
+    return layer._remat_mode is not None
+
+
+def compiled_losses(model):
+    """The loss objects that `compile` made, one an output; built models."""
+    if model._compile_loss is None:
+        return []
+    return [entry.loss for entry in model._compile_loss._flat_losses]
+
+
+def compile_identity(model):
+    """Changes with every `compile`."""
+    return id(model._compile_loss)
+
+
+def loss_arguments(loss):
+    """What a loss of Keras's own passes to its function."""
+    return loss._fn_kwargs

@@ -59,9 +59,139 @@ def value_and_gradients(function, values):
         ]
         scalar, aux = function(leaves)
         gradients = torch.autograd.grad(scalar, leaves, allow_unused=True)
-    detach = keras.tree.map_structure
-    aux = detach(lambda t: t.detach() if torch.is_tensor(t) else t, aux)
-    return (scalar.detach(), aux), list(gradients)
+    return (scalar.detach(), _detached(aux)), list(gradients)
+
+
+def _detached(structure):
+    return keras.tree.map_structure(
+        lambda t: t.detach() if torch.is_tensor(t) else t, structure
+    )
+
+
+def gradients_at_taps(function):
+    """Differentiates by tensors inside a computation, not by its inputs.
+
+    Args:
+        function: `function(tap) -> (scalar, aux)`. It passes a tensor through
+            `tap(tensor)` where the gradient is wanted, and goes on with the
+            result. Weights must enter as constants.
+
+    Returns:
+        `(scalar, aux), gradients`, one gradient a tap in the order of the
+        calls; `None` where the scalar does not depend on it (zero on JAX).
+    """
+    if BACKEND == "jax":
+        shapes = []
+
+        def trace():
+            def tap(tensor):
+                shapes.append(jax.ShapeDtypeStruct(tensor.shape, tensor.dtype))
+                return tensor
+
+            function(tap)
+
+        jax.eval_shape(trace)
+
+        def shifted(shifts):
+            remaining = iter(shifts)
+            return function(lambda tensor: tensor + next(remaining))
+
+        zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
+        return jax.value_and_grad(shifted, has_aux=True)(zeros)
+    taps = []
+    if BACKEND == "tensorflow":
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+
+            def tap(tensor):
+                tensor = tf.identity(tensor)
+                tape.watch(tensor)
+                taps.append(tensor)
+                return tensor
+
+            scalar, aux = function(tap)
+        gradients = tape.gradient(scalar, taps)
+        return (scalar, aux), [densify(g) for g in gradients]
+    with torch.enable_grad():
+
+        def tap(tensor):
+            tensor = tensor.view_as(tensor)
+            if not tensor.requires_grad:
+                tensor.requires_grad_()
+            taps.append(tensor)
+            return tensor
+
+        scalar, aux = function(tap)
+        if scalar.requires_grad:
+            gradients = torch.autograd.grad(scalar, taps, allow_unused=True)
+        else:
+            gradients = [None] * len(taps)
+    return (scalar.detach(), _detached(aux)), list(gradients)
+
+
+def vector_jacobian(function, values, cotangents):
+    """The gradient of `sum <output, cotangent>` by the values.
+
+    Args:
+        function: From a list of tensors to a list of tensors.
+        values: List of tensors.
+        cotangents: One tensor an output, `None` for an output to leave out.
+    """
+    used = [i for i, c in enumerate(cotangents) if c is not None]
+    given = [cotangents[i] for i in used]
+
+    def chosen(values):
+        outputs = function(values)
+        return [outputs[i] for i in used]
+
+    if BACKEND == "jax":
+        outputs, pull = jax.vjp(chosen, values)
+        given = [g.astype(o.dtype) for g, o in zip(given, outputs)]
+        return pull(given)[0]
+    if BACKEND == "tensorflow":
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            outputs = chosen(values)
+        given = [tf.cast(g, o.dtype) for g, o in zip(given, outputs)]
+        gradients = tape.gradient(outputs, values, output_gradients=given)
+        return [densify(g) for g in gradients]
+    with torch.enable_grad():
+        leaves = [v.detach().requires_grad_() for v in values]
+        outputs = chosen(leaves)
+        given = [g.to(o.dtype) for g, o in zip(given, outputs)]
+        return list(
+            torch.autograd.grad(outputs, leaves, given, allow_unused=True)
+        )
+
+
+def concretely(function):
+    """Runs `function() -> list of tensors` now, also inside a traced step.
+
+    Nothing that the step traces may enter it.
+    """
+    if BACKEND == "jax":
+        with jax.ensure_compile_time_eval():
+            return [np.asarray(t) for t in jax.jit(function)()]
+    if BACKEND == "tensorflow":
+        with tf.init_scope():
+            return [t.numpy() for t in function()]
+    with torch.no_grad():
+        return [t.cpu().numpy() for t in function()]
+
+
+def traced(function, inputs):
+    """Runs `function(inputs)` for what Python sees, assigning nothing."""
+    if BACKEND == "jax":
+        jax.eval_shape(function, inputs)
+        return
+    with no_gradients():
+        function(inputs)
+
+
+def shapes_of(function):
+    """The shapes of the tensors that `function()` would return."""
+    if BACKEND == "jax":
+        return [s.shape for s in jax.eval_shape(function)]
+    return [t.shape for t in concretely(function)]
 
 
 def stop_gradient(value):
@@ -329,9 +459,7 @@ def inner_products(stack, other=None):
         highest = jax.lax.Precision.HIGHEST
         products = jnp.matmul(matrix, right.T, precision=highest)
     elif BACKEND == "tensorflow":
-        if tf.config.experimental.tensor_float_32_execution_enabled() and (
-            tf.config.list_physical_devices("GPU")
-        ):
+        if _uses_tensor_float_32():
             rows = [
                 tf.reduce_sum(matrix * right[i], axis=1)
                 for i in range(right.shape[0])
@@ -347,6 +475,85 @@ def inner_products(stack, other=None):
         finally:
             torch.set_float32_matmul_precision(precision)
     return products if with_self else products[:, 0]
+
+
+def exact_matmul(left, right):
+    """A matrix product in full float32.
+
+    Accelerators otherwise use TF32 or bfloat16 in float32 products.
+    """
+    left = keras.ops.cast(left, "float32")
+    right = keras.ops.cast(right, "float32")
+    if BACKEND == "jax":
+        return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+    if BACKEND == "tensorflow":
+        if _uses_tensor_float_32():
+            left, right = tf.cast(left, "float64"), tf.cast(right, "float64")
+        return tf.cast(tf.matmul(left, right), "float32")
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return left @ right
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def weight_product(left, right):
+    """`left' right`, a weight gradient: rounded as ordinary ones are.
+
+    In the precision of its factors, summed and returned in float32.
+    """
+    if left.dtype != right.dtype:
+        left = keras.ops.cast(left, "float32")
+        right = keras.ops.cast(right, "float32")
+    if BACKEND == "jax":
+        left = jnp.swapaxes(left, -1, -2)
+        return jnp.matmul(left, right, preferred_element_type="float32")
+    if BACKEND == "tensorflow":
+        return tf.cast(tf.matmul(left, right, transpose_a=True), "float32")
+    return (left.mT @ right).to(torch.float32)
+
+
+def _uses_tensor_float_32():
+    return tf.config.experimental.tensor_float_32_execution_enabled() and (
+        bool(tf.config.list_physical_devices("GPU"))
+    )
+
+
+def weighted_rows(weights, tensor, axis=0):
+    """Multiplies slices by weights; one of weight 0 may hold NaN."""
+    shape = [1] * len(tensor.shape)
+    shape[axis] = -1
+    column = keras.ops.reshape(weights, shape)
+    if BACKEND == "torch":
+        column = column.to(tensor.device)
+        if bool((weights != 0).all()):  # on the host: see `on_small_matrix`
+            return tensor * column.to(tensor.dtype)
+    product = tensor * keras.ops.cast(column, tensor.dtype)
+    return keras.ops.where(
+        column != 0, product, keras.ops.zeros((), tensor.dtype)
+    )
+
+
+def without_dropped(weights, tensor, axis=0):
+    """The same tensor with slices of weight 0, which may hold NaN, zeroed."""
+    if BACKEND == "torch" and bool((weights != 0).all()):
+        return tensor
+    shape = [1] * len(tensor.shape)
+    shape[axis] = -1
+    kept = keras.ops.reshape(weights != 0, shape)
+    if BACKEND == "torch":
+        kept = kept.to(tensor.device)
+    return keras.ops.where(kept, tensor, keras.ops.zeros((), tensor.dtype))
+
+
+def has_accelerator():
+    """Whether the step runs on a GPU or TPU."""
+    if BACKEND == "jax":
+        return jax.default_backend() != "cpu"
+    if BACKEND == "tensorflow":
+        return bool(tf.config.list_logical_devices("GPU"))
+    return torch.cuda.is_available()
 
 
 def combine(weights, stack):

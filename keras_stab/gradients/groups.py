@@ -19,11 +19,7 @@ class GroupGradients:
     def __init__(self, oracle, packed, shapes, maxima, sizes):
         self.sizes = sizes
         self.rows = sum(sizes)
-        if all(rows.is_static(n) for n in sizes):
-            present = [bool(n > 0) for n in sizes]
-            self.present = keras.ops.convert_to_tensor(present, dtype="bool")
-        else:
-            self.present = keras.ops.stack([n > 0 for n in sizes])
+        self.present = rows.present(sizes)
         self._oracle = oracle
         self._packed = packed
         self._shapes = shapes

@@ -8,8 +8,9 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
 from keras_stab.gradients import rows
-from keras_stab.gradients.microbatch import microbatch
+from keras_stab.gradients.engines import group_gradients
 from keras_stab.gradients.pooling import StatePool
+from keras_stab.gradients.scope import RecordingScope
 
 # What one evaluation of the loss leaves behind. `state`: the non-trainable
 # values, `None` where unassigned. `carried`: values that go on from one group
@@ -73,13 +74,18 @@ class GradientOracle:
             )
         return self._answers["gradient"]
 
-    def group_gradients(self, groups):
-        """The gradients of K groups of rows, as a `GroupGradients`."""
-        if groups not in self._answers:
-            self._answers[groups] = self._in_turn(
-                lambda: microbatch(self, groups)
+    def group_gradients(self, groups, engine="auto"):
+        """The gradients of K groups of rows, as a `GroupGradients`.
+
+        Args:
+            groups: Int, K.
+            engine: One of `ENGINES`.
+        """
+        if (groups, engine) not in self._answers:
+            self._answers[groups, engine] = self._in_turn(
+                lambda: group_gradients(self, groups, engine)
             )
-        return self._answers[groups]
+        return self._answers[groups, engine]
 
     def at(self, shift):
         """The same oracle at the weights + `shift`.
@@ -178,40 +184,59 @@ class GradientOracle:
         return root._answers["pool"]
 
     def _scaled_loss(self, values, non_trainable, carried, x, y, sample_weight):
-        model = self.model
-        mapping = [
-            *zip(self.variables, values),
-            *zip(model.non_trainable_variables, non_trainable),
-            *zip(self.carried_variables, carried),
-        ]
-        with _RecordingScope(mapping, collect_losses=True) as scope:
-            if keras_internals.accepts_training(model):
-                y_pred = model(x, training=True)
-            else:
-                y_pred = model(x)
-            if self._sampler is not None:
-                constant = keras.tree.map_structure(
-                    autodiff.stop_gradient, y_pred
-                )
-                y = self._sampler(y, constant)
+        with self.scope(values, non_trainable, carried) as scope:
+            y_pred = self.predict(x)
+            y = self.labels(y, y_pred)
             loss = keras_internals.compute_loss(
-                model, x, y, y_pred, sample_weight
+                self.model, x, y, y_pred, sample_weight
             )
+        return self.scaled(loss), self.evaluation(scope, loss, y_pred)
+
+    def scope(self, values, non_trainable, carried):
+        """In it, the model's variables have these values."""
+        return RecordingScope(
+            [
+                *zip(self.variables, values),
+                *zip(self.model.non_trainable_variables, non_trainable),
+                *zip(self.carried_variables, carried),
+            ]
+        )
+
+    def predict(self, x):
+        """The model's outputs in training mode; inside `scope`."""
+        if keras_internals.accepts_training(self.model):
+            return self.model(x, training=True)
+        return self.model(x)
+
+    def labels(self, y, y_pred):
+        """The labels, those of the sampler of `with_labels` if there is one."""
+        if self._sampler is None:
+            return y
+        return self._sampler(
+            y, keras.tree.map_structure(autodiff.stop_gradient, y_pred)
+        )
+
+    def evaluation(self, scope, loss, y_pred):
+        """What the computation inside `scope` leaves behind."""
         self._track_foreign(scope)
-        evaluation = Evaluation(
+        return Evaluation(
             loss=loss,
             y_pred=y_pred,
             masks=keras.tree.map_structure(keras_internals.get_mask, y_pred),
             state=[
-                scope.assigned_value(v) for v in model.non_trainable_variables
+                scope.assigned_value(v)
+                for v in self.model.non_trainable_variables
             ],
             carried=[
                 scope.get_current_value(v) for v in self.carried_variables
             ],
         )
-        if self.loss_scale is not None:
-            loss = loss * keras.ops.cast(self.loss_scale, loss.dtype)
-        return loss, evaluation
+
+    def scaled(self, loss):
+        """The loss times the loss scale."""
+        if self.loss_scale is None:
+            return loss
+        return loss * keras.ops.cast(self.loss_scale, loss.dtype)
 
     def _track_foreign(self, scope):
         """Finds variables that the model does not own but assigns.
@@ -264,21 +289,23 @@ class GradientOracle:
         ]
 
 
-class _RecordingScope(keras.StatelessScope):
-    """A stateless scope that knows which variables were assigned."""
+def plan_for(model, batch, groups, engine):
+    """The `Plan` for one batch `(x, y, sample_weight)` of arrays."""
+    batch = keras.tree.map_structure(
+        lambda leaf: (
+            leaf if leaf is None else keras.ops.convert_to_tensor(leaf)
+        ),
+        batch,
+    )
+    keras_internals.build_for(model, batch)
+    plans = []
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.assigned = {}
+    def ask(batch):
+        answer = GradientOracle(model, *batch).group_gradients(groups, engine)
+        plans.append(answer.plan)
 
-    def add_update(self, update):
-        super().add_update(update)
-        self.assigned[id(update[0])] = update[0]
-
-    def assigned_value(self, variable):
-        if id(variable) in self.assigned:
-            return self.get_current_value(variable)
-        return None
+    autodiff.traced(ask, batch)
+    return plans[0]
 
 
 def _loss_scale(optimizer):

@@ -100,6 +100,13 @@ def group_sizes(size, groups):
     return [(size - k + groups - 1) // groups for k in range(groups)]
 
 
+def present(sizes):
+    """Boolean tensor `(K,)`, `False` for a group without rows."""
+    if all(is_static(n) for n in sizes):
+        return keras.ops.convert_to_tensor([n > 0 for n in sizes], "bool")
+    return keras.ops.stack([n > 0 for n in sizes])
+
+
 def take_group(data, k, groups):
     """The rows of group k, from any nested structure of tensors."""
     return _map(lambda leaf: leaf[k::groups], data)

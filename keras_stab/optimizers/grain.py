@@ -5,6 +5,8 @@ import warnings
 import keras
 
 from keras_stab.gradients import autodiff
+from keras_stab.gradients.engines import ENGINES
+from keras_stab.gradients.oracle import plan_for
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.numerics.gram_measures import MEASURES
 from keras_stab.numerics.min_norm import MAX_GROUPS
@@ -41,9 +43,11 @@ class GRAIN(GradientMethod):
             K-th; takes plain gradients, so it works in any training loop, at
             the price of K gradients kept as state. Defaults to `None`.
         engine: How group gradients are computed. `"microbatch"`: the ordinary
-            gradient of each group, which works for any model. `"auto"`
-            chooses; at present it takes `"microbatch"`. Defaults to
-            `"auto"`.
+            gradient of each group, which works for any model. `"one_pass"`:
+            one forward and one backward pass for all groups, for models
+            whose layers do not mix the rows of a batch (no
+            `BatchNormalization` in training). `"auto"` takes the cheaper one
+            that works; `plan()` says which and why. Defaults to `"auto"`.
         zero_groups: `"exclude"`: a group whose gradient is below 1e-7 of the
             largest gets weight 0. `"literal"`: $d$ vanishes then, as the
             formula says. Defaults to `"exclude"`.
@@ -76,11 +80,11 @@ class GRAIN(GradientMethod):
         $d$, not about a momentum or Adam step made from it.
 
     Cost:
-        The forward and backward work of a plain step, in K parts; for a
-        moment K gradients (4 K bytes a weight). `across="batches"` keeps them.
-        On small layers and on PyTorch, where each part is dispatched by
-        itself, a step can take close to K times a plain one: see
-        `benchmarks/results`.
+        `"one_pass"`: one forward pass, one backward pass and some products a
+        layer; for a moment the layers' inputs and output gradients, or K
+        gradients where those are smaller. `"microbatch"`: the work of a plain
+        step in K parts; for a moment K gradients (4 K bytes a weight).
+        `across="batches"` keeps K gradients. Measured: `benchmarks/results`.
 
     References:
         - Bui, Yao, Wang, 2026, "GRAIN: Group Aggregation via Min-Norm
@@ -110,6 +114,7 @@ class GRAIN(GradientMethod):
         self.across = across
         self.engine = engine
         self.zero_groups = zero_groups
+        self._plan = None
         _check_inner(self.inner_optimizer, across, engine)
 
     def build(self, variables):
@@ -138,7 +143,8 @@ class GRAIN(GradientMethod):
     def estimate(self, oracle):
         if not self.wants_oracle:
             return super().estimate(oracle)
-        groups = oracle.group_gradients(self.groups)
+        groups = oracle.group_gradients(self.groups, self.engine)
+        self._plan = groups.plan
         weights, measures = min_norm_weights_and_measures(
             groups.gram(),
             groups.present,
@@ -185,6 +191,40 @@ class GRAIN(GradientMethod):
         figures.update(zip(MEASURES, (float(v) for v in values)))
         return figures
 
+    def plan(self, model=None, x=None, y=None, sample_weight=None):
+        """How group gradients are computed, and at what predicted cost.
+
+        Args:
+            model: A compiled `keras.Model`, to plan for it without training;
+                by default the plan of the last step that was traced (on
+                PyTorch: run) is told.
+            x, y, sample_weight: One batch for `model`.
+
+        Returns:
+            A `Plan`: `engine`, `reason`, `groups`, `works` (per variable),
+            `extra_work` and `bytes`; printed, it is a table, which this
+            method also prints.
+
+        Raises:
+            ValueError: If no step was made yet and no model is given, or the
+                method takes plain gradients and needs no plan.
+        """
+        if not self.wants_oracle:
+            raise ValueError(
+                'With groups=1 or across="batches" plain gradients are taken: '
+                "there is nothing to plan"
+            )
+        if model is not None:
+            batch = (x, y, sample_weight)
+            self._plan = plan_for(model, batch, self.groups, self.engine)
+        if self._plan is None:
+            raise ValueError(
+                "There is no plan before the first step. Train, or call "
+                "plan(model, x, y) with one batch"
+            )
+        print(self._plan)
+        return self._plan
+
     def get_config(self):
         config = super().get_config()
         config.update(
@@ -207,7 +247,7 @@ def _check_arguments(groups, across, engine, zero_groups):
         )
     choices = {
         "across": (across, (None, "batches")),
-        "engine": (engine, ("auto", "microbatch")),
+        "engine": (engine, ENGINES),
         "zero_groups": (zero_groups, ("exclude", "literal")),
     }
     for argument, (value, allowed) in choices.items():

@@ -1,0 +1,107 @@
+"""Which engine answers for the groups of a batch, and why."""
+
+import contextlib
+import weakref
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.gradients import autodiff
+from keras_stab.gradients.examination import examine
+from keras_stab.gradients.layout import Layout
+from keras_stab.gradients.microbatch import microbatch
+from keras_stab.gradients.one_pass import one_pass
+from keras_stab.gradients.plan import Plan
+from keras_stab.gradients.units import Refusal
+
+ENGINES = ("auto", "microbatch", "one_pass")
+
+# Below this share of a stock step, one pass saves too little.
+_WORTHWHILE = 0.05
+
+# What was found out about a model, which trying again would only repeat: its
+# units, or why it was refused.
+_found = weakref.WeakKeyDictionary()
+
+
+def group_gradients(oracle, groups, engine="auto"):
+    """The gradients of K groups of rows; their `plan` says how."""
+    answer, plan = _answer(oracle, groups, engine)
+    answer.plan = plan
+    return answer
+
+
+def _answer(oracle, groups, engine):
+    if engine == "microbatch":
+        plan = Plan("microbatch", "asked for", groups)
+        return microbatch(oracle, groups), plan
+    try:
+        return _one_pass(oracle, groups, engine)
+    except Refusal as refusal:
+        if engine == "one_pass":
+            raise ValueError(
+                'engine="one_pass" cannot give the group gradients of this '
+                f'model: {refusal}. Use engine="auto" or "microbatch". '
+                f"Received: model {oracle.model.name!r}"
+            ) from refusal
+        plan = Plan("microbatch", str(refusal), groups)
+        return microbatch(oracle, groups), plan
+
+
+def _one_pass(oracle, groups, engine):
+    if autodiff.replicas() > 1:
+        raise Refusal(
+            "the replicas of tf.distribute exchange the gradients of all "
+            "groups, which one pass does not form"
+        )
+    layout = Layout(oracle.batch, groups)
+    known = _found.setdefault(oracle.model, {})
+    key = _key(oracle)
+    size = layout.size if layout.is_static else None
+    with _remembered(known, key):
+        if key not in known:
+            known[key] = examine(oracle)
+    units = known[key]
+    with _remembered(known, (key, size, groups, engine)):
+        evaluation, answer = one_pass(oracle, layout, units)
+        plan = Plan("one_pass", "asked for", groups, answer.works())
+        if engine == "auto":
+            plan.reason = _preference(plan)
+    oracle.record(evaluation)
+    return answer, plan
+
+
+@contextlib.contextmanager
+def _remembered(known, key):
+    """Raises the `Refusal` of an earlier time again; keeps a new one."""
+    if isinstance(known.get(key), Refusal):
+        raise Refusal(str(known[key]))
+    try:
+        yield
+    except Refusal as refusal:
+        known[key] = Refusal(str(refusal))
+        raise
+
+
+def _key(oracle):
+    leaves = [t for t in keras.tree.flatten(oracle.batch[0]) if t is not None]
+    return (
+        tuple((tuple(t.shape[1:]), str(t.dtype)) for t in leaves),
+        tuple(id(v) for v in oracle.variables),
+        keras_internals.compile_identity(oracle.model),
+    )
+
+
+def _preference(plan):
+    """Why one pass is the better choice.
+
+    Raises:
+        Refusal: If it is not.
+    """
+    if autodiff.BACKEND == "torch":
+        return "a loop over the groups would dispatch every operation K times"
+    saved = sum(work.store - work.extra for _, work in plan.works)
+    ordinary = sum(work.ordinary for _, work in plan.works)
+    if saved > _WORTHWHILE * ordinary:
+        return f"it saves {saved / ordinary:.0%} of the work of a stock step"
+    raise Refusal("K small batches cost no more than one pass, and less memory")

@@ -1,0 +1,76 @@
+"""What an engine does for a model, and what that costs by prediction."""
+
+import io
+
+import rich.console
+import rich.table
+
+
+class Plan:
+    """Which engine answers, why, and what it does in each layer.
+
+    `str(plan)` is a table.
+
+    Attributes:
+        engine: `"one_pass"` or `"microbatch"`.
+        reason: Why, a string.
+        groups: K.
+        works: Pairs of a variable's path and its predicted `Work`; empty for
+            `"microbatch"`.
+    """
+
+    def __init__(self, engine, reason, groups, works=()):
+        self.engine = engine
+        self.reason = reason
+        self.groups = groups
+        self.works = [(variable.path, work) for variable, work in works]
+
+    @property
+    def extra_work(self):
+        """Predicted work beyond a stock step, as a share of that."""
+        ordinary = sum(work.ordinary for _, work in self.works)
+        extra = sum(work.extra for _, work in self.works)
+        return extra / ordinary if ordinary else 0.0
+
+    @property
+    def bytes(self):
+        """Memory held for the groups until they are combined."""
+        return sum(work.bytes for _, work in self.works)
+
+    def __str__(self):
+        lines = [
+            f"{self.groups} groups by engine {self.engine!r}: {self.reason}"
+        ]
+        if self.works:
+            lines.append(_table(self.works))
+            lines.append(
+                f"predicted: {self.extra_work:.0%} more multiply-adds in "
+                f"layers with weights, {self.bytes / 2**20:.1f} MiB held"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self):
+        return f"<Plan engine={self.engine!r} reason={self.reason!r}>"
+
+
+def _table(works):
+    table = rich.table.Table(box=None, pad_edge=False)
+    for title in ("variable", "N", "d", "p", "choice", "extra MFLOP", "MiB"):
+        table.add_column(
+            title,
+            justify="left" if title in ("variable", "choice") else "right",
+            overflow="fold",
+        )
+    for path, work in works:
+        table.add_row(
+            path,
+            str(work.tokens),
+            str(work.inputs),
+            str(work.outputs),
+            work.choice,
+            f"{2e-6 * work.extra:.2f}",
+            f"{work.bytes / 2**20:.2f}",
+        )
+    buffer = io.StringIO()
+    rich.console.Console(file=buffer, width=100).print(table)
+    return buffer.getvalue().rstrip()
