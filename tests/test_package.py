@@ -28,6 +28,7 @@ def test_public_names():
         "TrainStep",
         "install",
         "min_norm_weights",
+        "register_layer_rule",
         "uninstall",
     }
     assert re.fullmatch(r"\d+\.\d+\.\d+", keras_stab.__version__)

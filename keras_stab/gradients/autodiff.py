@@ -29,6 +29,9 @@ else:
 # TensorFlow a Python loop over the groups measured as fast or faster.
 CAN_SCAN = BACKEND == "jax"
 
+# Tensors made in a function that is differentiated can be used after it.
+KEEPS_TENSORS = BACKEND != "jax"
+
 
 def read(variable):
     """The value of a variable, as a tensor that can be differentiated."""
@@ -468,34 +471,60 @@ def inner_products(stack, other=None):
         else:
             products = tf.matmul(matrix, right, transpose_b=True)
     else:
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
+        with _highest_precision():
             products = matrix @ right.T
-        finally:
-            torch.set_float32_matmul_precision(precision)
     return products if with_self else products[:, 0]
 
 
-def exact_matmul(left, right):
-    """A matrix product in full float32.
+# What follows is in keras.ops too, which looks for symbolic tensors in every
+# call: on PyTorch that takes longer than a small operation.
+
+
+def reshape(tensor, shape):
+    """`keras.ops.reshape`."""
+    if BACKEND == "torch":
+        return tensor.reshape(shape)
+    return (jnp if BACKEND == "jax" else tf).reshape(tensor, shape)
+
+
+def to_float32(tensor):
+    """`keras.ops.cast` to float32."""
+    if BACKEND == "torch":
+        return tensor.to(torch.float32)
+    return keras.ops.cast(tensor, "float32")
+
+
+def sum_over(tensor, axes):
+    """`keras.ops.sum`."""
+    if BACKEND == "torch":
+        return tensor.sum(dim=axes)
+    return keras.ops.sum(tensor, axis=axes)
+
+
+def swapaxes(tensor, first, second):
+    """`keras.ops.swapaxes`."""
+    if BACKEND == "torch":
+        return tensor.transpose(first, second)
+    return keras.ops.swapaxes(tensor, first, second)
+
+
+def exact_products(left, right):
+    """`left right'` of matrices of rows, in full float32.
 
     Accelerators otherwise use TF32 or bfloat16 in float32 products.
     """
-    left = keras.ops.cast(left, "float32")
-    right = keras.ops.cast(right, "float32")
+    left, right = to_float32(left), to_float32(right)
     if BACKEND == "jax":
+        right = jnp.swapaxes(right, -1, -2)
         return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
     if BACKEND == "tensorflow":
         if _uses_tensor_float_32():
             left, right = tf.cast(left, "float64"), tf.cast(right, "float64")
-        return tf.cast(tf.matmul(left, right), "float32")
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        return left @ right
-    finally:
-        torch.set_float32_matmul_precision(precision)
+        return tf.cast(tf.matmul(left, right, transpose_b=True), "float32")
+    with _highest_precision():
+        if left.dim() == 3 and left.shape[0] == 1:  # faster than a batch
+            return (left[0] @ right[0].mT)[None]
+        return left @ right.mT
 
 
 def weight_product(left, right):
@@ -504,14 +533,26 @@ def weight_product(left, right):
     In the precision of its factors, summed and returned in float32.
     """
     if left.dtype != right.dtype:
-        left = keras.ops.cast(left, "float32")
-        right = keras.ops.cast(right, "float32")
+        left, right = to_float32(left), to_float32(right)
     if BACKEND == "jax":
         left = jnp.swapaxes(left, -1, -2)
         return jnp.matmul(left, right, preferred_element_type="float32")
     if BACKEND == "tensorflow":
         return tf.cast(tf.matmul(left, right, transpose_a=True), "float32")
+    if left.dim() == 3 and left.shape[0] == 1:
+        return (left[0].mT @ right[0]).to(torch.float32)[None]
     return (left.mT @ right).to(torch.float32)
+
+
+@contextlib.contextmanager
+def _highest_precision():
+    """Full float32 in matrix products of PyTorch."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _uses_tensor_float_32():
@@ -522,13 +563,11 @@ def _uses_tensor_float_32():
 
 def weighted_rows(weights, tensor, axis=0):
     """Multiplies slices by weights; one of weight 0 may hold NaN."""
-    shape = [1] * len(tensor.shape)
-    shape[axis] = -1
-    column = keras.ops.reshape(weights, shape)
+    column = reshape(weights, _column(tensor, axis))
     if BACKEND == "torch":
-        column = column.to(tensor.device)
         if bool((weights != 0).all()):  # on the host: see `on_small_matrix`
-            return tensor * column.to(tensor.dtype)
+            return tensor * column.to(tensor.device, tensor.dtype)
+        column = column.to(tensor.device)
     product = tensor * keras.ops.cast(column, tensor.dtype)
     return keras.ops.where(
         column != 0, product, keras.ops.zeros((), tensor.dtype)
@@ -539,12 +578,16 @@ def without_dropped(weights, tensor, axis=0):
     """The same tensor with slices of weight 0, which may hold NaN, zeroed."""
     if BACKEND == "torch" and bool((weights != 0).all()):
         return tensor
-    shape = [1] * len(tensor.shape)
-    shape[axis] = -1
-    kept = keras.ops.reshape(weights != 0, shape)
+    kept = reshape(weights != 0, _column(tensor, axis))
     if BACKEND == "torch":
         kept = kept.to(tensor.device)
     return keras.ops.where(kept, tensor, keras.ops.zeros((), tensor.dtype))
+
+
+def _column(tensor, axis):
+    shape = [1] * len(tensor.shape)
+    shape[axis] = -1
+    return shape
 
 
 def has_accelerator():

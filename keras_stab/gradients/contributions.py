@@ -13,6 +13,9 @@ import keras
 
 from keras_stab.gradients import autodiff
 
+# From here on half of the token products is worth more operations.
+_MANY_TOKENS = 128
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -44,7 +47,9 @@ class Work:
 
 def matrix_work(tokens, inputs, outputs, heads, groups):
     """The `Work` of K gradients of H matrices, from token products or not."""
-    pairs = tokens**2 * (groups + 1) // (2 * groups)
+    pairs = tokens**2
+    if tokens >= _MANY_TOKENS:
+        pairs = pairs * 3 // 4  # see `ghost_gram`
     ghost = pairs * heads * (inputs + outputs)
     return _work(tokens, inputs, outputs, heads, groups, ghost)
 
@@ -84,7 +89,7 @@ class Stored:
     """
 
     def __init__(self, stack, tokens=0, work=None):
-        self._stack = keras.ops.cast(stack, "float32")
+        self._stack = autodiff.to_float32(stack)
         self.tokens = tokens
         groups, *shape = self._stack.shape
         self.work = work or _work(tokens, 1, math.prod(shape), 1, groups)
@@ -137,13 +142,13 @@ class Product:
     def stack(self):
         if self._stack is None:
             products = autodiff.weight_product(self.left, self.right)
-            self._stack = self.fold(keras.ops.swapaxes(products, 0, 1))
+            self._stack = self.fold(autodiff.swapaxes(products, 0, 1))
         return self._stack
 
     def gram(self):
         if self.work.choice == "store":
             return autodiff.inner_products(self.stack())
-        return ghost_gram(self.left, self.right)
+        return ghost_gram(self.left, self.right, self.tokens)
 
     def combine(self, weights):
         if self.work.choice == "store":
@@ -169,7 +174,7 @@ class Scattered:
 
     def __init__(self, ids, rows, size, tokens=None):
         self.ids = keras.ops.cast(ids, "int32")
-        self.rows = keras.ops.cast(rows, "float32")
+        self.rows = autodiff.to_float32(rows)
         self.size = size
         groups = rows.shape[0]
         self.tokens = groups * rows.shape[1] if tokens is None else tokens
@@ -193,7 +198,7 @@ class Scattered:
 
     def gram(self):
         """Never K tables: only the rows that occur, at most one a token."""
-        ids = keras.ops.reshape(self.ids, (-1,))
+        ids = autodiff.reshape(self.ids, (-1,))
         if self.size <= self.tokens:
             return autodiff.inner_products(self.stack())
         order = keras.ops.argsort(ids)
@@ -203,20 +208,20 @@ class Scattered:
         rank = keras.ops.cumsum(rank)
         # `rank[i]` is that of token `order[i]`; put it back in place.
         ranks = keras.ops.take(rank, keras.ops.argsort(order), axis=0)
-        ranks = keras.ops.reshape(ranks, keras.ops.shape(self.ids))
+        ranks = autodiff.reshape(ranks, keras.ops.shape(self.ids))
         count = keras.ops.shape(ids)[0]
         return autodiff.inner_products(self._sum(ranks, count))
 
     def combine(self, weights):
         rows = autodiff.weighted_rows(weights, self.rows)
         return keras.ops.segment_sum(
-            keras.ops.reshape(rows, (-1, rows.shape[2])),
-            keras.ops.reshape(self.ids, (-1,)),
+            autodiff.reshape(rows, (-1, rows.shape[2])),
+            autodiff.reshape(self.ids, (-1,)),
             num_segments=self.size,
         )
 
     def inner(self, tensor):
-        tensor = keras.ops.cast(tensor, "float32")
+        tensor = autodiff.to_float32(tensor)
         there = keras.ops.take(tensor, self.ids, axis=0)
         return keras.ops.sum(there * self.rows, axis=(1, 2))
 
@@ -225,11 +230,11 @@ class Scattered:
         first = keras.ops.arange(self._groups, dtype="int32")[:, None] * size
         width = self.rows.shape[2]
         summed = keras.ops.segment_sum(
-            keras.ops.reshape(self.rows, (-1, width)),
-            keras.ops.reshape(ids + first, (-1,)),
+            autodiff.reshape(self.rows, (-1, width)),
+            autodiff.reshape(ids + first, (-1,)),
             num_segments=self._groups * size,
         )
-        return keras.ops.reshape(summed, (self._groups, size, width))
+        return autodiff.reshape(summed, (self._groups, size, width))
 
 
 class Tied:
@@ -269,13 +274,12 @@ class Tied:
         left = _all_tokens(self.product.left)[0]
         right = _all_tokens(self.product.right)[0]
         groups, _, width = self.scattered.rows.shape
-        rows = keras.ops.reshape(self.scattered.rows, (-1, width))
-        ids = keras.ops.reshape(self.scattered.ids, (-1,))
-        picked = keras.ops.take(keras.ops.cast(left, "float32"), ids, axis=1)
-        pairs = keras.ops.transpose(picked) * autodiff.exact_matmul(
-            rows, keras.ops.transpose(right)
-        )
-        return _sum_blocks(pairs, groups)
+        rows = autodiff.reshape(self.scattered.rows, (-1, width))
+        ids = autodiff.reshape(self.scattered.ids, (-1,))
+        picked = keras.ops.take(autodiff.to_float32(left), ids, axis=1)
+        pairs = keras.ops.transpose(picked)
+        pairs = pairs * autodiff.exact_products(rows, right)
+        return _sum_blocks(pairs, groups, groups)
 
 
 def join(first, second):
@@ -299,59 +303,45 @@ def join(first, second):
     return Stored(first.stack() + second.stack(), first.tokens + second.tokens)
 
 
-def ghost_gram(left, right):
+def ghost_gram(left, right, tokens):
     """Inner products of `left_k' right_k` without forming them.
 
-    Only blocks (i, j) with i in the first or j in the second half, and the
-    two halves by themselves: the rest follows by symmetry.
+    For many tokens only the blocks (i, j) with i in the first half or j in
+    the second are formed: the rest follows by symmetry.
     """
     groups = left.shape[1]
-    if groups == 1:
+    if groups == 1 or tokens < _MANY_TOKENS:
         return _ghost_blocks(left, right, left, right)
     half = groups // 2
-    first, second = (
-        (left[:, :half], right[:, :half]),
-        (
-            left[:, half:],
-            right[:, half:],
-        ),
-    )
+    first = left[:, :half], right[:, :half]
+    second = left[:, half:], right[:, half:]
     corner = _ghost_blocks(*first, *second)
     top = [_ghost_blocks(*first, *first), corner]
     bottom = [keras.ops.transpose(corner), _ghost_blocks(*second, *second)]
-    return keras.ops.concatenate(
-        [
-            keras.ops.concatenate(top, axis=1),
-            keras.ops.concatenate(bottom, axis=1),
-        ],
-        axis=0,
-    )
+    halves = [keras.ops.concatenate(part, axis=1) for part in (top, bottom)]
+    return keras.ops.concatenate(halves, axis=0)
 
 
 def _ghost_blocks(left, right, other_left, other_right):
-    def products(mine, other):
-        return autodiff.exact_matmul(
-            _all_tokens(mine), keras.ops.swapaxes(_all_tokens(other), 1, 2)
-        )
-
-    pairs = products(left, other_left) * products(right, other_right)
-    pairs = pairs[0] if pairs.shape[0] == 1 else keras.ops.sum(pairs, axis=0)
+    pairs = autodiff.exact_products(
+        _all_tokens(left), _all_tokens(other_left)
+    ) * autodiff.exact_products(_all_tokens(right), _all_tokens(other_right))
+    pairs = pairs[0] if pairs.shape[0] == 1 else autodiff.sum_over(pairs, 0)
     return _sum_blocks(pairs, left.shape[1], other_left.shape[1])
 
 
-def _sum_blocks(pairs, groups, others=None):
+def _sum_blocks(pairs, groups, others):
     """Sums the blocks of a matrix of tokens by tokens, group by group."""
-    others = groups if others is None else others
-    shape = keras.ops.shape(pairs)
-    pairs = keras.ops.reshape(
-        pairs, (groups, shape[0] // groups, others, shape[1] // others)
-    )
-    return keras.ops.sum(keras.ops.sum(pairs, axis=3), axis=1)
+    width = pairs.shape[1] or keras.ops.shape(pairs)[1]
+    pairs = autodiff.reshape(pairs, (-1, others, width // others))
+    pairs = autodiff.sum_over(pairs, 2)
+    pairs = autodiff.reshape(pairs, (groups, -1, others))
+    return autodiff.sum_over(pairs, 1)
 
 
 def _all_tokens(factor):
     """From `(H, K, n, d)` to `(H, K n, d)`."""
-    return keras.ops.reshape(factor, (factor.shape[0], -1, factor.shape[3]))
+    return autodiff.reshape(factor, (factor.shape[0], -1, factor.shape[3]))
 
 
 def _drop_heads(products):

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_stab.gradients import autodiff
 from keras_stab.gradients import rows
 
 
@@ -45,7 +46,7 @@ class Layout:
         """From `[B c, ...]` to `[K, n c, ...]`, padded with zeros."""
         rest = tuple(tensor.shape[1:])
         if self.sorted:
-            return keras.ops.reshape(tensor, (self.groups, -1) + rest)
+            return autodiff.reshape(tensor, (self.groups, -1) + rest)
         missing = -self.size % self.groups
         tensor = self._by_row(tensor)
         shape = keras.ops.shape(tensor)
@@ -53,12 +54,12 @@ class Layout:
         tensor = keras.ops.concatenate([tensor, zeros], axis=0)
         # [n, K, c, ...]: the rows of a group are K apart.
         shape = keras.ops.shape(tensor)
-        tensor = keras.ops.reshape(
+        tensor = autodiff.reshape(
             tensor,
             (shape[0] // self.groups, self.groups, shape[1]) + rest,
         )
-        tensor = keras.ops.swapaxes(tensor, 0, 1)
-        return keras.ops.reshape(tensor, (self.groups, -1) + rest)
+        tensor = autodiff.swapaxes(tensor, 0, 1)
+        return autodiff.reshape(tensor, (self.groups, -1) + rest)
 
     def times_row_factors(self, tensor):
         """Multiplies each row by B / n_k, with n_k the rows of its group."""
@@ -69,7 +70,7 @@ class Layout:
         )
         by_row = self._by_row(tensor)
         shape = (-1,) + (1,) * (len(by_row.shape) - 1)
-        by_row = by_row * keras.ops.reshape(factors, shape)
+        by_row = by_row * autodiff.reshape(factors, shape)
         return _merge_first_axes(by_row)
 
     def restore(self, data):
@@ -80,8 +81,8 @@ class Layout:
         def restore(tensor):
             share = tensor.shape[0] // self.groups
             rest = tuple(tensor.shape[1:])
-            stacked = keras.ops.reshape(tensor, (self.groups, share) + rest)
-            return _merge_first_axes(keras.ops.swapaxes(stacked, 0, 1))
+            stacked = autodiff.reshape(tensor, (self.groups, share) + rest)
+            return _merge_first_axes(autodiff.swapaxes(stacked, 0, 1))
 
         return _map(restore, data)
 
@@ -89,21 +90,23 @@ class Layout:
         """From `[B c, ...]` to `[B, c, ...]`."""
         rest = tuple(tensor.shape[1:])
         if tensor.shape[0] is None:
-            return keras.ops.reshape(
+            return autodiff.reshape(
                 tensor,
                 (self.size, keras.ops.shape(tensor)[0] // self.size) + rest,
             )
-        return keras.ops.reshape(
+        return autodiff.reshape(
             tensor, (self.size, tensor.shape[0] // self.size) + rest
         )
 
 
 def _merge_first_axes(tensor):
     shape = keras.ops.shape(tensor)
-    return keras.ops.reshape(tensor, (shape[0] * shape[1],) + tuple(shape[2:]))
+    return autodiff.reshape(tensor, (shape[0] * shape[1],) + tuple(shape[2:]))
 
 
 def _map(function, data):
+    if data is None or keras.ops.is_tensor(data):
+        return None if data is None else function(data)
     return keras.tree.map_structure(
         lambda leaf: None if leaf is None else function(leaf), data
     )

@@ -53,7 +53,9 @@ def one_pass(oracle, layout, units):
             )
         calls[:] = recorder.calls
         evaluation = oracle.evaluation(scope, loss, y_pred)
-        tensors = [(c.tensors(), c.outputs) for c in recorder.calls]
+        tensors = []
+        if not autodiff.KEEPS_TENSORS:
+            tensors = [(c.tensors(), c.outputs) for c in calls]
         return oracle.scaled(total), (evaluation, tensors)
 
     (_, (evaluation, tensors)), gradients = autodiff.gradients_at_taps(run)
@@ -66,7 +68,8 @@ def one_pass(oracle, layout, units):
     for call, (inputs, outputs) in zip(calls, tensors):
         call.args, call.kwargs = call.with_tensors(inputs)
         call.outputs = outputs
-        cotangents = [next(remaining) for _ in outputs]
+    for call in calls:
+        cotangents = [next(remaining) for _ in call.outputs]
         if all(c is None for c in cotangents):
             continue
         answer = contributions(
@@ -85,7 +88,7 @@ def _unscaled(oracle, gradients):
     if oracle.loss_scale is None:
         return gradients
     return [
-        None if g is None else keras.ops.cast(g, "float32") / oracle.loss_scale
+        None if g is None else autodiff.to_float32(g) / oracle.loss_scale
         for g in gradients
     ]
 
@@ -188,7 +191,7 @@ class OnePassGradients:
         total = keras.ops.zeros((groups, groups), "float32")
         for contribution in self._by_variable.values():
             total = total + contribution.gram()
-        present = keras.ops.cast(self.present, "float32")
+        present = autodiff.to_float32(self.present)
         for key, gradient in self._regularised.items():
             own = keras.ops.sum(keras.ops.square(gradient))
             total = total + own * present[:, None] * present[None, :]
@@ -212,7 +215,7 @@ class OnePassGradients:
             if gradient is None and autodiff.BACKEND == "jax":
                 gradient = keras.ops.zeros_like(value)
             if gradient is not None:
-                gradient = keras.ops.reshape(gradient, variable.shape)
+                gradient = autodiff.reshape(gradient, variable.shape)
                 gradient = keras.ops.cast(gradient, variable.dtype)
             answer.append(gradient)
         return answer

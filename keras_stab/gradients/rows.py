@@ -117,8 +117,8 @@ def stack_groups(data, groups):
 
     def split(leaf):
         shape = tuple(leaf.shape)
-        leaf = keras.ops.reshape(leaf, (shape[0] // groups, groups) + shape[1:])
-        return keras.ops.swapaxes(leaf, 0, 1)
+        leaf = autodiff.reshape(leaf, (shape[0] // groups, groups) + shape[1:])
+        return autodiff.swapaxes(leaf, 0, 1)
 
     return _map(split, data)
 
@@ -127,9 +127,9 @@ def unstack_groups(data):
     """Undoes `stack_groups`: from `[K, B/K, ...]` back to rows in order."""
 
     def merge(leaf):
-        leaf = keras.ops.swapaxes(leaf, 0, 1)
+        leaf = autodiff.swapaxes(leaf, 0, 1)
         shape = tuple(leaf.shape)
-        return keras.ops.reshape(leaf, (shape[0] * shape[1],) + shape[2:])
+        return autodiff.reshape(leaf, (shape[0] * shape[1],) + shape[2:])
 
     return _map(merge, data)
 
@@ -153,7 +153,7 @@ def merge_groups(parts, size):
                 )
         main = keras.ops.stack([leaf[:common] for leaf in leaves], axis=1)
         rest = keras.ops.shape(leaves[0])[1:]
-        main = keras.ops.reshape(main, (common * groups,) + tuple(rest))
+        main = autodiff.reshape(main, (common * groups,) + tuple(rest))
         if is_static(size) and size % groups == 0:
             return main
         # Groups that got one row more than the others, in their order.

@@ -130,8 +130,12 @@ class Recorder:
                     outputs = original(*args, **kwargs)
             record = RecordedCall(unit, args, kwargs)
             record.draws = self._scope.draws > draws
-            tapped = keras.tree.map_structure(self._through, outputs)
-            record.outputs = floating(tapped)
+            if is_float(outputs):  # the usual case, without tree operations
+                tapped = self._through(outputs)
+                record.outputs = [tapped]
+            else:
+                tapped = keras.tree.map_structure(self._through, outputs)
+                record.outputs = floating(tapped)
             self.calls.append(record)
             return activation(tapped) if unit.before_activation else tapped
 

@@ -48,9 +48,9 @@ def _convolution_rule(layer, call):
         layer.dilation_rate,
         layer.padding,
     )
-    images = keras.ops.reshape(images, (-1, positions, filters))
+    images = autodiff.reshape(images, (-1, positions, filters))
     factors = [
-        keras.ops.reshape(call.grouped(t), (1, call.groups, -1, t.shape[-1]))
+        autodiff.reshape(call.grouped(t), (1, call.groups, -1, t.shape[-1]))
         for t in (windows, images)
     ]
     fold = _fold_kernel(tuple(layer.kernel.shape))
@@ -61,7 +61,7 @@ def _convolution_rule(layer, call):
 # Cached: contributions of several calls of a layer share the function.
 @functools.cache
 def _fold_kernel(shape):
-    return lambda products: keras.ops.reshape(
+    return lambda products: autodiff.reshape(
         products, (products.shape[0],) + shape
     )
 

@@ -6,6 +6,7 @@ import string
 
 import keras
 
+from keras_stab.gradients import autodiff
 from keras_stab.gradients.contributions import Product
 
 
@@ -42,7 +43,7 @@ def einsum_product(equation, shape, inputs, gradient, count_tokens):
     summed = [x for x in source[1:] if x not in target and x not in kernel]
     if summed:
         axes = tuple(source.index(x) + 1 for x in summed)
-        inputs = keras.ops.sum(inputs, axis=axes)
+        inputs = autodiff.sum_over(inputs, axes)
         source = "".join(x for x in source if x not in summed)
     sizes = dict(zip(kernel, shape))
     heads_size, d, p = (
@@ -58,7 +59,7 @@ def einsum_product(equation, shape, inputs, gradient, count_tokens):
         order += [place[x] for x in tokens] + [place[x] for x in last]
         tensor = keras.ops.transpose(tensor, order)
         groups = tensor.shape[len(heads)]
-        return keras.ops.reshape(tensor, (heads_size, groups, -1, width))
+        return autodiff.reshape(tensor, (heads_size, groups, -1, width))
 
     return Product(
         matrices(inputs, source, d, contracted),
@@ -135,6 +136,6 @@ def _fold(kernel, letters, shape):
 
     def fold(products):
         split = (products.shape[0],) + tuple(sizes[x] for x in letters)
-        return keras.ops.transpose(keras.ops.reshape(products, split), order)
+        return keras.ops.transpose(autodiff.reshape(products, split), order)
 
     return fold

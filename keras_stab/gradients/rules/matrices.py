@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from keras_stab.gradients import autodiff
 from keras_stab.gradients.contributions import Product
 from keras_stab.gradients.layer_rules import register_layer_rule
 from keras_stab.gradients.rules.einsum_factors import einsum_lora
@@ -23,7 +24,7 @@ def dense_rule(layer, call):
 
     def product(left, right):
         left, right = (
-            keras.ops.reshape(t, (1, call.groups, -1, t.shape[-1]))
+            autodiff.reshape(t, (1, call.groups, -1, t.shape[-1]))
             for t in (left, right)
         )
         return Product(left, right, tokens=call.tokens(positions))

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_stab.gradients import autodiff
 from keras_stab.gradients.layer_rules import register_layer_rule
 from keras_stab.gradients.rules.sums import sums_along_axes
 
@@ -19,9 +20,8 @@ def _normalisation_rule(scale_name, offset_name=None):
             if offset is not None:
                 plain += [(offset, keras.ops.zeros_like(call.value(offset)))]
             (normalised,) = call.rerun(plain, call.args, call.kwargs)
-            product = keras.ops.cast(normalised, "float32") * keras.ops.cast(
-                call.gradient, "float32"
-            )
+            normalised = autodiff.to_float32(normalised)
+            product = normalised * autodiff.to_float32(call.gradient)
             answer.append((scale, sums_along_axes(layer, call, product)))
         return answer
 

@@ -4,6 +4,8 @@ import itertools
 
 import keras
 
+from keras_stab.gradients import autodiff
+
 
 def unfold(images, kernel_size, strides, dilation, padding):
     """Every window of the input, flattened.
@@ -44,4 +46,4 @@ def unfold(images, kernel_size, strides, dilation, padding):
     for count in counts:
         positions *= count
     width = len(windows) * images.shape[-1]
-    return keras.ops.reshape(stacked, (-1, positions, width))
+    return autodiff.reshape(stacked, (-1, positions, width))

@@ -2,10 +2,12 @@
 
 import keras
 
+from keras_stab.gradients import autodiff
+
 
 def bias_gradients(bias, gradient):
     """Sums `(K, n, ...)` down to `(K, *bias.shape)`."""
-    gradient = keras.ops.cast(gradient, "float32")
+    gradient = autodiff.to_float32(gradient)
     rank = len(gradient.shape) - 2
     shape = (1,) * (rank - len(bias.shape)) + tuple(bias.shape)
     axes = [1] + [
@@ -13,8 +15,8 @@ def bias_gradients(bias, gradient):
         for i, size in enumerate(shape)
         if size == 1 or i < rank - len(bias.shape)
     ]
-    total = keras.ops.sum(gradient, axis=tuple(axes))
-    return keras.ops.reshape(total, (-1,) + tuple(bias.shape))
+    total = autodiff.sum_over(gradient, tuple(axes))
+    return autodiff.reshape(total, (-1,) + tuple(bias.shape))
 
 
 def sums_along_axes(layer, call, tensor):
@@ -24,4 +26,4 @@ def sums_along_axes(layer, call, tensor):
     kept = {axis % rank + 1 for axis in axes}
     grouped = keras.ops.cast(call.grouped(tensor), "float32")
     others = tuple(a for a in range(1, rank + 1) if a not in kept)
-    return keras.ops.sum(grouped, axis=others)
+    return autodiff.sum_over(grouped, others)

@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from keras_stab.gradients import autodiff
 from keras_stab.gradients.contributions import Product
 from keras_stab.gradients.contributions import Scattered
 from keras_stab.gradients.layer_rules import register_layer_rule
@@ -20,8 +21,8 @@ def _lookup(layer, call, ids, gradient):
     width = gradient.shape[-1]
     positions = math.prod(call.args[0].shape[1:])
     tokens = call.tokens(positions)
-    ids = keras.ops.cast(keras.ops.reshape(ids, (call.groups, -1)), "int32")
-    rows = keras.ops.reshape(gradient, (call.groups, -1, width))
+    ids = keras.ops.cast(autodiff.reshape(ids, (call.groups, -1)), "int32")
+    rows = autodiff.reshape(gradient, (call.groups, -1, width))
     if not layer.lora_enabled:
         table = layer.embeddings
         return [(table, Scattered(ids, rows, layer.input_dim, tokens))]
@@ -30,7 +31,7 @@ def _lookup(layer, call, ids, gradient):
         for v in (layer.lora_embeddings_a, layer.lora_embeddings_b)
     )
     scale = layer.lora_alpha / layer.lora_rank
-    rows = keras.ops.cast(rows, "float32") * scale
+    rows = autodiff.to_float32(rows) * scale
     back = keras.ops.matmul(rows, keras.ops.transpose(b))
     middle = keras.ops.take(a, ids, axis=0)
     by_a = Scattered(ids, back, layer.input_dim, tokens)
@@ -57,7 +58,7 @@ def reversible_embedding_rule(layer, call):
         gradient = gradient * (1.0 - keras.ops.square(ratio))
     positions = math.prod(gradient.shape[1:-1])
     hidden, logits = (
-        keras.ops.reshape(call.grouped(t), (1, call.groups, -1, t.shape[-1]))
+        autodiff.reshape(call.grouped(t), (1, call.groups, -1, t.shape[-1]))
         for t in (call.args[0], gradient)
     )
     tokens = call.tokens(positions)
@@ -75,7 +76,7 @@ def position_embedding_rule(layer, call):
         return []
     gradient = keras.ops.cast(call.grouped(call.gradient), "float32")
     rows = tuple(range(1, len(gradient.shape) - 2))
-    total = keras.ops.sum(gradient, axis=rows)
+    total = autodiff.sum_over(gradient, rows)
     table = layer.position_embeddings
     after = table.shape[0] - start - total.shape[1]
     total = keras.ops.pad(total, [[0, 0], [start, after], [0, 0]])
