@@ -4,6 +4,8 @@ Checked on Keras 3.15.1; `tests/test_keras_internals.py` names that version
 and fails when a Keras release changes one of these.
 """
 
+import keras
+
 
 def build_for(model, data):
     """Builds model, loss and optimizer from one batch, when they are not.
@@ -39,15 +41,46 @@ def all_layers(model):
     return list(model._flatten_layers(include_self=False))
 
 
+class _Masks(keras.layers.Layer):
+    """Reads and writes the mask of a tensor by way of a layer.
+
+    Keras keeps it in an attribute, or, of tracers of JAX that take none, in a
+    table of its own. A layer is given the one and asked for the other.
+    """
+
+    def __init__(self):
+        super().__init__(autocast=False, name="masks")
+        self.supports_masking = True
+        self.read = []
+        self.to_write = None
+
+    def call(self, inputs, mask=None):
+        self.read.append(mask)
+        return inputs
+
+    def compute_mask(self, inputs, previous_mask):
+        return previous_mask if self.to_write is None else self.to_write
+
+
 def get_mask(tensor):
     """The padding mask that a layer attached to its output, or `None`."""
-    return getattr(tensor, "_keras_mask", None)
+    if keras.backend.backend() != "jax" or hasattr(tensor, "_keras_mask"):
+        return getattr(tensor, "_keras_mask", None)
+    layer = _Masks()
+    layer(tensor)
+    return list(layer.read)[0]
 
 
 def set_mask(tensor, mask):
     """Attaches a padding mask to a tensor, as layers do."""
-    if mask is not None:
+    if mask is None:
+        return
+    try:
         tensor._keras_mask = mask
+    except AttributeError:
+        layer = _Masks()
+        layer.to_write = mask
+        layer(tensor)
 
 
 def built_variables(optimizer):
@@ -75,10 +108,9 @@ def is_rematerialised(layer):
 
 
 def compiled_losses(model):
-    """The loss objects that `compile` made, one an output; built models."""
-    if model._compile_loss is None:
-        return []
-    return [entry.loss for entry in model._compile_loss._flat_losses]
+    """The loss objects that `compile` made; none before they are used."""
+    entries = getattr(model._compile_loss, "_flat_losses", None) or []
+    return [entry.loss for entry in entries]
 
 
 def compile_identity(model):

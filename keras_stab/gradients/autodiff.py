@@ -194,7 +194,11 @@ def shapes_of(function):
     """The shapes of the tensors that `function()` would return."""
     if BACKEND == "jax":
         return [s.shape for s in jax.eval_shape(function)]
-    return [t.shape for t in concretely(function)]
+    if BACKEND == "tensorflow":
+        with tf.init_scope():
+            return [t.shape for t in function()]
+    with torch.no_grad():
+        return [t.shape for t in function()]
 
 
 def stop_gradient(value):
@@ -327,6 +331,17 @@ def random_state():
     return (
         torch.get_rng_state(),
         {d: torch.cuda.get_rng_state(d) for d in devices},
+    )
+
+
+def drew_since(state):
+    """Whether that generator gave numbers since `state` was taken."""
+    if state is None:
+        return False
+    now = random_state()
+    return not torch.equal(state[0], now[0]) or any(
+        not torch.equal(value, now[1][device])
+        for device, value in state[1].items()
     )
 
 

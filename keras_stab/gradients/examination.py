@@ -129,7 +129,7 @@ def _run(oracle, units, batch):
     state = [_made_up_state(v) for v in oracle.model.non_trainable_variables]
     carried = [_made_up_state(v) for v in oracle.carried_variables]
     scope = oracle.scope(values, state, carried)
-    recorder = Recorder(units, scope, lambda tensor: tensor)
+    recorder = Recorder(units, scope, lambda tensor: tensor, examines=True)
     with scope, recorder.listening():
         oracle.predict(
             keras.tree.map_structure(

@@ -23,9 +23,10 @@ class Layout:
         self.sizes = rows.group_sizes(self.size, groups)
         self.is_static = rows.is_static(self.size)
         self.sorted = self.is_static and self.size % groups == 0
-        self.batch = batch
+        # A step that runs eagerly may be given arrays.
+        self.batch = _map(keras.ops.convert_to_tensor, batch)
         if self.sorted:
-            stacked = rows.stack_groups(batch, groups)
+            stacked = rows.stack_groups(self.batch, groups)
             self.batch = _map(_merge_first_axes, stacked)
 
     def group(self, data, k):

@@ -5,6 +5,7 @@ import contextlib
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.gradients import autodiff
 from keras_stab.gradients import layer_rules
 from keras_stab.gradients import rules  # noqa: F401  registers them
 
@@ -104,10 +105,13 @@ class Recorder:
         scope: The `RecordingScope` in which the model runs.
         tap: Called with each floating output of a unit; its result is what
             the model goes on with.
+        examines: Whether to notice draws of random numbers that Keras does
+            not know of.
     """
 
-    def __init__(self, units, scope, tap):
+    def __init__(self, units, scope, tap, examines=False):
         self.calls = []
+        self._examines = examines
         self._units, self._scope, self._tap = units, scope, tap
 
     @contextlib.contextmanager
@@ -125,11 +129,14 @@ class Recorder:
     def _around(self, unit, original):
         def call(*args, **kwargs):
             draws = self._scope.draws
+            random_state = autodiff.random_state() if self._examines else None
             with self._scope.allowing(unit.variables):
                 with _without_activation(unit) as activation:
                     outputs = original(*args, **kwargs)
             record = RecordedCall(unit, args, kwargs)
-            record.draws = self._scope.draws > draws
+            record.draws = self._scope.draws > draws or (
+                autodiff.drew_since(random_state)
+            )
             if is_float(outputs):  # the usual case, without tree operations
                 tapped = self._through(outputs)
                 record.outputs = [tapped]
