@@ -80,8 +80,6 @@ class Row:
     # Batches until the weights move.
     period: int = 1
     accumulates: bool = True
-    # Forward passes in one step.
-    passes: int = 1
 
 
 def _grain(**arguments):
@@ -92,8 +90,8 @@ ROWS = [
     Row("Transparent", Transparent, plain_steps, is_inner=True),
     Row("AskingNothing", AskingNothing, plain_steps, is_inner=True),
     Row("GRAIN-1", _grain(groups=1), plain_steps, is_inner=True),
-    Row("GRAIN-2", _grain(groups=2), grain_steps(2), passes=2),
-    Row("GRAIN-4", _grain(groups=4), grain_steps(4), passes=4),
+    Row("GRAIN-2", _grain(groups=2), grain_steps(2)),
+    Row("GRAIN-4", _grain(groups=4), grain_steps(4)),
     Row(
         "GRAIN-batches",
         _grain(groups=3, across="batches"),
@@ -105,13 +103,11 @@ ROWS = [
         "Transparent(GRAIN)",
         lambda inner: Transparent(_grain(groups=4)(inner)),
         grain_steps(4),
-        passes=4,
     ),
     Row(
         "GRAIN(Transparent)",
         lambda inner: _grain(groups=4)(Transparent(inner)),
         grain_steps(4),
-        passes=4,
     ),
     Row(
         "AskingNothing(GRAIN-1)",

@@ -287,12 +287,12 @@ def test_a_loss_scaler_inside(row):
 # ---- Compilation ----------------------------------------------------------
 
 
-class CountingDense(keras.layers.Dense):
+class Counting(keras.layers.Layer):
     calls = 0
 
     def call(self, inputs):
         type(self).calls += 1
-        return super().call(inputs)
+        return inputs
 
 
 # On JAX nothing is traced without `jit_compile`.
@@ -304,16 +304,20 @@ TRACED = JIT[:1] if keras.backend.backend() == "jax" else JIT
 def test_no_retrace_after_the_second_step(row, jit_compile):
     x, y = contract.data(4)
     model = keras.Sequential(
-        [keras.Input((contract.FEATURES,)), CountingDense(contract.CLASSES)]
+        [
+            keras.Input((contract.FEATURES,)),
+            Counting(),
+            keras.layers.Dense(contract.CLASSES),
+        ]
     )
     optimizer = row.build(contract.INNER["adamw"]())
     contract.compiled(optimizer, model, jit_compile=jit_compile)
     contract.fit(model, x, y)
-    traced = CountingDense.calls
+    traced = Counting.calls
     contract.fit(model, x, y)
-    again = CountingDense.calls - traced
-    if keras.backend.backend() == "torch":  # eager: the same calls each time
-        assert again == 4 * row.passes
+    again = Counting.calls - traced
+    if keras.backend.backend() == "torch":  # eager: once a step
+        assert again == 4
     else:
         assert again == 0
 

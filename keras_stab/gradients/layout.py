@@ -20,11 +20,15 @@ class Layout:
     def __init__(self, batch, groups):
         self.groups = groups
         self.size = rows.batch_size(*batch)
+        rows.check_not_empty(self.size)
         self.sizes = rows.group_sizes(self.size, groups)
         self.is_static = rows.is_static(self.size)
         self.sorted = self.is_static and self.size % groups == 0
         # A step that runs eagerly may be given arrays.
         self.batch = _map(keras.ops.convert_to_tensor, batch)
+        conditions = rows.length_checks(batch)
+        if conditions:
+            self.batch = autodiff.checked(self.batch, conditions)
         if self.sorted:
             stacked = rows.stack_groups(self.batch, groups)
             self.batch = _map(_merge_first_axes, stacked)

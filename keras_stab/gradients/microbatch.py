@@ -24,14 +24,10 @@ _CONVOLUTIONS = (
 
 def microbatch(oracle, groups):
     """The ordinary gradient of every group, one group after another."""
-    _check_groups(groups)
     size = rows.batch_size(*oracle.batch)
     sizes = rows.group_sizes(size, groups)
-    evaluated = groups
-    if rows.is_static(size):
-        if size == 0:
-            raise ValueError("The batch holds no rows")
-        evaluated = min(groups, size)
+    rows.check_not_empty(size)
+    evaluated = min(groups, size) if rows.is_static(size) else groups
     batch = oracle.batch
     if groups > 1:
         _check_model(oracle, size, groups)
@@ -214,13 +210,6 @@ def _has_convolution(model):
         isinstance(layer, _CONVOLUTIONS)
         for layer in keras_internals.all_layers(model)
     )
-
-
-def _check_groups(groups):
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise ValueError(
-            f"`groups` must be a positive integer. Received: groups={groups}"
-        )
 
 
 def _check_model(oracle, size, groups):

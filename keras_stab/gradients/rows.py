@@ -90,6 +90,12 @@ def _check_leaf(label, leaf):
         )
 
 
+def check_not_empty(size):
+    """Raises a `ValueError` for a batch that is known to hold no rows."""
+    if is_static(size) and size == 0:
+        raise ValueError("The batch holds no rows")
+
+
 def is_static(size):
     """Whether a size is known while the step is traced."""
     return isinstance(size, int)
@@ -116,9 +122,10 @@ def stack_groups(data, groups):
     """Tensors `[K, B/K, ...]` whose slice k is group k; K divides B."""
 
     def split(leaf):
-        shape = tuple(leaf.shape)
-        leaf = autodiff.reshape(leaf, (shape[0] // groups, groups) + shape[1:])
-        return autodiff.swapaxes(leaf, 0, 1)
+        # Not with B/K, were it known: TensorFlow's graph optimizer would then
+        # let this run before the checks of lengths.
+        shape = (-1, groups) + tuple(keras.ops.shape(leaf)[1:])
+        return autodiff.swapaxes(autodiff.reshape(leaf, shape), 0, 1)
 
     return _map(split, data)
 
