@@ -377,6 +377,10 @@ def rematerialised():
 REFUSED = {
     "batch_norm": (lambda: small_model(layers.BatchNormalization()), "batch_n"),
     "row_mean": (lambda: small_model(RowMean()), "'last'.*other rows"),
+    "mixed_output": (
+        lambda: keras.Sequential([small_model(), RowMean()]),
+        "output of the model.*other rows",
+    ),
     "time_major": (lambda: sequence_model(TimeMajor()), "'first'.*other rows"),
     "add_loss": (lambda: small_model(AddsLoss()), "add_loss"),
     "activity": (

@@ -180,7 +180,10 @@ def concretely(function):
             return [np.asarray(t) for t in jax.jit(function)()]
     if BACKEND == "tensorflow":
         with tf.init_scope():
-            return [t.numpy() for t in function()]
+            # As a graph, like a step: what a loop inside keeps to itself
+            # cannot be had there either.
+            traced = tf.function(function, autograph=False)
+            return [t.numpy() for t in traced()]
     with torch.no_grad():
         return [t.cpu().numpy() for t in function()]
 

@@ -2,17 +2,19 @@
 
 The model runs, with made-up weights and rows, on a batch and on the same
 batch with the rows of group 1 replaced by those of group 0. What the layers
-with weights put out for the rows of group 0 must not change: a layer that
-mixes rows (batch statistics, a time-major reshape) shows.
+with weights and the model put out for the rows of group 0 must not change: a
+layer that mixes rows (batch statistics, a time-major reshape) shows.
 """
 
 import keras
 import numpy as np
 
 from keras_stab.gradients import autodiff
+from keras_stab.gradients.units import RecordedCall
 from keras_stab.gradients.units import Recorder
 from keras_stab.gradients.units import Refusal
 from keras_stab.gradients.units import find_units
+from keras_stab.gradients.units import floating
 
 _ROWS = 4
 _TOLERANCE = 1e-5
@@ -69,8 +71,7 @@ def _compare(oracle, units, rows, first, count):
         for _ in call.outputs:
             if not float(next(found)) <= _TOLERANCE:
                 raise Refusal(
-                    f"the output of layer {call.name!r} for a row depends on "
-                    "other rows"
+                    f"the output of {call.name} for a row depends on other rows"
                 )
     return shapes
 
@@ -90,8 +91,7 @@ def _compare_shapes(oracle, units, x, count, shapes):
         for before, after in zip(call.outputs, larger.outputs):
             if before[0] * (count + 1) != after[0] * count:
                 raise Refusal(
-                    f"the output of layer {call.name!r} has no rows of the "
-                    "batch"
+                    f"the output of {call.name} has no rows of the batch"
                 )
         if not call.generic:
             continue
@@ -99,23 +99,26 @@ def _compare_shapes(oracle, units, x, count, shapes):
             by_row = before[:1] != after[:1]
             if by_row != (before[:1] == call.outputs[0][:1]):
                 raise Refusal(
-                    f"the arguments of layer {call.name!r}, for which no rule "
-                    "is registered, cannot be cut into groups"
+                    f"the arguments of {call.name}, for which no rule is "
+                    "registered, cannot be cut into groups"
                 )
 
 
 class _Shapes:
     def __init__(self, call):
-        self.name = call.unit.layer.name
-        self.generic = call.unit.is_generic
+        self.name = "the model"
+        self.generic = False
+        if call.unit is not None:
+            self.name = f"layer {call.unit.layer.name!r}"
+            self.generic = call.unit.is_generic
         self.outputs = [tuple(t.shape) for t in call.outputs]
         self.inputs = [tuple(t.shape) for t in call.tensors()]
         if any(len(shape) == 0 for shape in self.outputs):
-            raise Refusal(f"layer {self.name!r} puts out a scalar")
+            raise Refusal(f"{self.name} puts out a scalar")
         if call.draws and self.generic:
             raise Refusal(
-                f"layer {self.name!r} draws random numbers, and no rule is "
-                "registered for it: a second evaluation would draw others"
+                f"{self.name} draws random numbers, and no rule is registered "
+                "for it: a second evaluation would draw others"
             )
 
 
@@ -124,20 +127,22 @@ def _shapes(records):
 
 
 def _run(oracle, units, batch):
-    """The recorded calls of one forward pass with made-up weights."""
+    """The recorded calls of one forward pass with made-up weights.
+
+    The last is that of the model itself, without a unit.
+    """
     values = [_made_up_weight(v, i) for i, v in enumerate(oracle.variables)]
     state = [_made_up_state(v) for v in oracle.model.non_trainable_variables]
     carried = [_made_up_state(v) for v in oracle.carried_variables]
     scope = oracle.scope(values, state, carried)
     recorder = Recorder(units, scope, lambda tensor: tensor, examines=True)
+    batch = keras.tree.map_structure(
+        lambda t: None if t is None else keras.ops.convert_to_tensor(t), batch
+    )
+    whole = RecordedCall(None, (), {})
     with scope, recorder.listening():
-        oracle.predict(
-            keras.tree.map_structure(
-                lambda t: None if t is None else keras.ops.convert_to_tensor(t),
-                batch,
-            )
-        )
-    return recorder.calls
+        whole.outputs = floating(oracle.predict(batch))
+    return [*recorder.calls, whole]
 
 
 def _difference(one, other, count):
