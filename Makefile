@@ -29,7 +29,7 @@ test: .venv/test lint
 test-all: .venv/test lint
 	@set -e; for backend in $(BACKENDS); do \
 	  echo "== $$backend"; \
-	  KERAS_BACKEND=$$backend $(PYTEST); \
+	  HYPOTHESIS_PROFILE=search KERAS_BACKEND=$$backend $(PYTEST); \
 	done
 
 benchmark: .venv/test

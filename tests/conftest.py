@@ -22,7 +22,14 @@ if keras.backend.backend() == "tensorflow":
     # bit. Operations may still run side by side, so that races show.
     tf.config.threading.set_intra_op_parallelism_threads(1)
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# The same examples every time, so that a failure is one of the change that
+# was made; `HYPOTHESIS_PROFILE=search` looks for new ones (make test-all).
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(autouse=True)

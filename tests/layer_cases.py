@@ -86,6 +86,21 @@ def two_outputs():
     )
 
 
+class FirstUnused(layers.Layer):
+    """No rule is registered for it, and not all of it is used."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], name="scale")
+
+    def call(self, x):
+        return ops.cos(x * self.scale), ops.sin(x * self.scale)
+
+
+def first_unused():
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, _Head()(FirstUnused()(inputs)[1]))
+
+
 def shared():
     """One layer called three times, with sequences of different length."""
     inputs = keras.Input((6, 5))
@@ -292,6 +307,7 @@ CASES = {
     ),
     "positions": _sequence(Positions, lambda: layers.Dense(3)),
     "two_outputs": (two_outputs, floats(5)),
+    "first_unused": (first_unused, floats(5)),
     "shared": (shared, floats(6, 5)),
     "shared_convolution": (shared_convolution, floats(5, 5, 3)),
     "shared_embedding": (shared_embedding, tokens(4, 7)),

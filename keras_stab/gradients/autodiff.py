@@ -66,6 +66,17 @@ def value_and_gradients(function, values):
 
 
 def _detached(structure):
+    if torch.is_tensor(structure):
+        return structure.detach()
+    # By hand: for a small step keras.tree takes as long as an operation.
+    if isinstance(structure, list):
+        return [_detached(part) for part in structure]
+    if isinstance(structure, tuple):
+        parts = (_detached(part) for part in structure)
+        named = hasattr(structure, "_fields")
+        return type(structure)(*parts) if named else tuple(parts)
+    if not keras.tree.is_nested(structure):
+        return structure
     return keras.tree.map_structure(
         lambda t: t.detach() if torch.is_tensor(t) else t, structure
     )

@@ -105,7 +105,9 @@ class Layout:
 
 
 def _merge_first_axes(tensor):
-    shape = keras.ops.shape(tensor)
+    shape = tuple(tensor.shape)
+    if None in shape:
+        shape = keras.ops.shape(tensor)
     return autodiff.reshape(tensor, (shape[0] * shape[1],) + tuple(shape[2:]))
 
 

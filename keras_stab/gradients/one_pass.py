@@ -122,7 +122,7 @@ class LayerCall:
         size = self._layout.size
         if not self._layout.is_static:
             return NOMINAL_ROWS * positions
-        leading = self.gradient.shape[0] or size
+        leading = self.outputs[0].shape[0] or size
         return max(leading, size) * positions
 
     def value(self, variable):
@@ -148,7 +148,7 @@ class LayerCall:
 
     def group(self, k):
         """Arguments and gradients of the rows of group k."""
-        leading = self.gradients[0].shape[0]
+        leading = self.outputs[0].shape[0]
 
         def cut(leaf):
             if keras.ops.is_tensor(leaf) and (

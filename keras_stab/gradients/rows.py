@@ -124,7 +124,10 @@ def stack_groups(data, groups):
     def split(leaf):
         # Not with B/K, were it known: TensorFlow's graph optimizer would then
         # let this run before the checks of lengths.
-        shape = (-1, groups) + tuple(keras.ops.shape(leaf)[1:])
+        shape = tuple(leaf.shape)
+        if None in shape[1:]:
+            shape = tuple(keras.ops.shape(leaf))
+        shape = (-1, groups) + shape[1:]
         return autodiff.swapaxes(autodiff.reshape(leaf, shape), 0, 1)
 
     return _map(split, data)

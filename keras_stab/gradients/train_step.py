@@ -145,12 +145,15 @@ def _step(model, data):
 
 def _keep(oracle, outcome):
     """Assigns what the first evaluation at the current weights stored."""
-    pairs = [
-        *zip(oracle.model.non_trainable_variables, outcome.state),
-        *zip(oracle.carried_variables, outcome.carried),
-    ]
-    for variable, value in pairs:
+    for variable, value in zip(
+        oracle.model.non_trainable_variables, outcome.state
+    ):
         if value is not None:
+            variable.assign(value)
+    # Metrics come back as they were unless the loss updates them.
+    before = dict(zip(map(id, oracle.carried_variables), oracle.carried))
+    for variable, value in zip(oracle.carried_variables, outcome.carried):
+        if value is not None and value is not before.get(id(variable)):
             variable.assign(value)
 
 
