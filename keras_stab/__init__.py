@@ -7,5 +7,11 @@ from keras_stab.gradients.train_step import TrainStep
 from keras_stab.gradients.train_step import install
 from keras_stab.gradients.train_step import uninstall
 from keras_stab.optimizers.grain import GRAIN
+from keras_stab.optimizers.lamb import LAMB
+from keras_stab.optimizers.lars import LARS
+from keras_stab.optimizers.tvlars import TVLARS
+from keras_stab.schedules import TimeVaryingSigmoid
+from keras_stab.schedules import WarmupCosine
+from keras_stab.schedules import WarmupPolynomial
 
 install()

@@ -121,3 +121,8 @@ def compile_identity(model):
 def loss_arguments(loss):
     """What a loss of Keras's own passes to its function."""
     return loss._fn_kwargs
+
+
+def variable_index(optimizer, variable):
+    """The position of a variable among those the optimizer was built with."""
+    return optimizer._get_variable_index(variable)

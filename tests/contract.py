@@ -62,6 +62,48 @@ def window_steps(groups):
     return steps
 
 
+def layerwise_steps(momentum=0.9, decay=0.01, trust=0.1, factor=None):
+    """LARS: the matrix adapted and decayed, the bias neither."""
+
+    def steps(problem, batches, learning_rate):
+        buffers = [0.0, 0.0]
+        for t, (x, y) in enumerate(batches):
+            kernel, bias = problem.parameters
+            by_kernel, by_bias = problem.gradient(x, y)
+            by_kernel = by_kernel + decay * kernel
+            ratio = trust * _norm(kernel) / _norm(by_kernel)
+            phi = 1.0 if factor is None else factor(t)
+            buffers = [
+                momentum * buffers[0] + ratio * phi * by_kernel,
+                momentum * buffers[1] + phi * by_bias,
+            ]
+            _descend(problem, buffers, learning_rate)
+            yield problem.parameters
+
+    return steps
+
+
+def lamb_steps(problem, batches, learning_rate):
+    first = second = [0.0, 0.0]
+    for t, (x, y) in enumerate(batches, start=1):
+        gradients = problem.gradient(x, y)
+        first = [0.9 * m + 0.1 * g for m, g in zip(first, gradients)]
+        second = [0.999 * v + 1e-3 * g * g for v, g in zip(second, gradients)]
+        kernel, bias = (
+            (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6)
+            for m, v in zip(first, second)
+        )
+        weights = problem.parameters[0]
+        kernel = kernel + 0.01 * weights
+        kernel = kernel * _norm(weights) / _norm(kernel)
+        _descend(problem, [kernel, bias], learning_rate)
+        yield problem.parameters
+
+
+def _norm(matrix):
+    return np.sqrt(np.sum(np.square(matrix)))
+
+
 def _descend(problem, gradient, learning_rate):
     problem.parameters = [
         p - learning_rate * g for p, g in zip(problem.parameters, gradient)
@@ -80,10 +122,22 @@ class Row:
     # Batches until the weights move.
     period: int = 1
     accumulates: bool = True
+    # Whether it is a wrapper, not an optimizer in its own right: that one
+    # takes no more than the learning rate from `inner`.
+    wraps: bool = True
 
 
 def _grain(**arguments):
     return lambda inner: keras_stab.GRAIN(inner, **arguments)
+
+
+def _alone(kind, **arguments):
+    def build(inner):
+        inner = keras.optimizers.get(inner)
+        rate = float(keras.ops.convert_to_numpy(inner.learning_rate))
+        return kind(rate, **arguments)
+
+    return build
 
 
 ROWS = [
@@ -114,6 +168,36 @@ ROWS = [
         lambda inner: AskingNothing(_grain(groups=1)(inner)),
         plain_steps,
         is_inner=True,
+    ),
+    Row(
+        "LARS",
+        _alone(keras_stab.LARS, trust_coefficient=0.1, weight_decay=0.01),
+        layerwise_steps(),
+        accumulates=False,
+        wraps=False,
+    ),
+    Row(
+        "TVLARS",
+        _alone(
+            keras_stab.TVLARS,
+            trust_coefficient=0.1,
+            weight_decay=0.01,
+            decay_rate=0.5,
+            delay=2.0,
+            floor=0.01,
+        ),
+        layerwise_steps(
+            factor=lambda t: 0.01 + 1 / (1 + np.exp(0.5 * (t - 2)))
+        ),
+        accumulates=False,
+        wraps=False,
+    ),
+    Row(
+        "LAMB",
+        _alone(keras_stab.LAMB),
+        lamb_steps,
+        accumulates=False,
+        wraps=False,
     ),
 ]
 

@@ -22,10 +22,22 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "guides").glob("*.md"))]
 
 def test_public_names():
     public = {name for name in vars(keras_stab) if not name.startswith("_")}
-    packages = {"gradients", "numerics", "optimizers", "keras_internals"}
+    packages = {
+        "gradients",
+        "keras_internals",
+        "numerics",
+        "optimizers",
+        "schedules",
+    }
     assert public - packages == {
         "GRAIN",
+        "LAMB",
+        "LARS",
+        "TVLARS",
+        "TimeVaryingSigmoid",
         "TrainStep",
+        "WarmupCosine",
+        "WarmupPolynomial",
         "install",
         "min_norm_weights",
         "register_layer_rule",
@@ -78,7 +90,13 @@ def test_docstring_examples(name):
 
 
 def test_the_public_things_have_an_example():
-    for thing in (keras_stab.GRAIN, keras_stab.min_norm_weights):
+    for thing in (
+        keras_stab.GRAIN,
+        keras_stab.LAMB,
+        keras_stab.LARS,
+        keras_stab.TVLARS,
+        keras_stab.min_norm_weights,
+    ):
         assert ">>>" in thing.__doc__
         for heading in ("Args:", "Departures from the paper:", "References:"):
             assert heading in thing.__doc__

@@ -1,0 +1,64 @@
+"""Checks of hyper-parameters, with one wording for all optimizers."""
+
+import math
+import numbers
+
+import keras
+import numpy as np
+
+
+def checked_number(
+    argument, value, minimum=-math.inf, below=math.inf, forbidden=()
+):
+    """The value as a float.
+
+    Args:
+        argument: Name for messages.
+        minimum: Smallest value allowed.
+        below: First value that is too large.
+        forbidden: Values that are not allowed although in range.
+
+    Raises:
+        ValueError: If it is no finite number in range.
+    """
+    is_number = isinstance(value, numbers.Real) or (
+        isinstance(value, np.ndarray) and value.ndim == 0
+    )
+    if not is_number or isinstance(value, (bool, np.bool_)):
+        raise ValueError(
+            f"`{argument}` must be a number. Received: {argument}={value!r}"
+        )
+    value = float(value)
+    if not math.isfinite(value) or not minimum <= value < below:
+        limits = f"at least {minimum}" if minimum > -math.inf else "finite"
+        if below < math.inf:
+            limits += f" and below {below}"
+        raise ValueError(
+            f"`{argument}` must be {limits}. Received: {argument}={value}"
+        )
+    if value in forbidden:
+        raise ValueError(
+            f"`{argument}` must not be {value}. Received: {argument}={value}"
+        )
+    return value
+
+
+def checked_learning_rate(value):
+    """Numbers as floats, which Keras insists on; schedules as they are."""
+    if callable(value) or isinstance(
+        value, keras.optimizers.schedules.LearningRateSchedule
+    ):
+        return value
+    if isinstance(value, dict):  # a serialized schedule
+        return keras.optimizers.schedules.deserialize(value)
+    return checked_number("learning_rate", value, minimum=0.0)
+
+
+def checked_choice(argument, value, choices):
+    """The value, if it is one of the choices."""
+    if value not in choices:
+        raise ValueError(
+            f"`{argument}` must be one of {choices}. Received: "
+            f"{argument}={value!r}"
+        )
+    return value
