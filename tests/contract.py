@@ -210,6 +210,14 @@ INNER = {
     "lamb": lambda: keras.optimizers.Lamb(0.01),
 }
 
+# What is resumed in a fresh process: what a row saves does not depend on what
+# is inside it, so one inner optimizer will do for most.
+RESUMED = [(row, "adamw") for row in ROWS] + [
+    (row, "momentum")
+    for row in ROWS
+    if row.name in ("GRAIN-4", "GRAIN-batches")
+]
+
 BATCH = 16
 FEATURES = 6
 CLASSES = 3

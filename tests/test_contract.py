@@ -145,8 +145,9 @@ def resumed(tmp_path_factory):
     return folder
 
 
-@ROWS
-@pytest.mark.parametrize("inner", ["momentum", "adamw"])
+@pytest.mark.parametrize(
+    "row, inner", contract.RESUMED, ids=lambda v: getattr(v, "name", v)
+)
 @pytest.mark.parametrize("kind", ["keras", "weights"])
 def test_resume_in_a_fresh_process(row, inner, kind, resumed):
     def load(name):

@@ -20,10 +20,9 @@ FIRST = 7 * contract.BATCH
 
 def main(phase, folder):
     x, y = contract.data()
-    for inner in ("momentum", "adamw"):
-        for row in contract.ROWS:
-            path = str(Path(folder) / f"{row.name}-{inner}")
-            run(phase, path, row, contract.INNER[inner], x, y)
+    for row, inner in contract.RESUMED:
+        path = str(Path(folder) / f"{row.name}-{inner}")
+        run(phase, path, row, contract.INNER[inner], x, y)
 
 
 def run(phase, path, row, inner, x, y):
