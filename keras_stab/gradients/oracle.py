@@ -222,7 +222,7 @@ class GradientOracle:
         return Evaluation(
             loss=loss,
             y_pred=y_pred,
-            masks=keras.tree.map_structure(keras_internals.get_mask, y_pred),
+            masks=keras.tree.map_structure(_mask_for_metrics, y_pred),
             state=[
                 scope.assigned_value(v)
                 for v in self.model.non_trainable_variables
@@ -306,6 +306,13 @@ def plan_for(model, batch, groups, engine):
 
     autodiff.traced(ask, batch)
     return plans[0]
+
+
+def _mask_for_metrics(tensor):
+    """The mask that metrics will see; Keras's own step on JAX loses it."""
+    if autodiff.BACKEND == "jax":
+        return None
+    return keras_internals.get_mask(tensor)
 
 
 def _loss_scale(optimizer):
