@@ -522,6 +522,36 @@ def test_layers_in_training(name):
 ENGINES = ("one_pass", "microbatch")
 
 
+class Lengths(keras.utils.PyDataset):
+    """Batches of sequences, another length in each."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        x = rng.integers(0, 9, (3, 3 + index % 3)).astype("int32")
+        return x, rng.normal(size=(3, 3)).astype("float32")
+
+
+def test_rows_of_unknown_length():
+    """On TensorFlow nothing but their rank is known while tracing."""
+    weights = []
+    for engine in ("auto", "microbatch"):
+        keras.utils.set_random_seed(2)
+        inputs = keras.Input((None,), dtype="int32")
+        x = layers.Dense(5, "tanh")(layers.Embedding(9, 4)(inputs))
+        model = keras.Model(inputs, layers.Dense(3)(_pooled(x)))
+        optimizer = keras_stab.GRAIN(
+            keras.optimizers.SGD(0.1), groups=2, engine=engine
+        )
+        model.compile(optimizer, "mse")
+        model.fit(Lengths(), shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_bfloat16():
     _, mixed = trained("one_pass", "mixed_bfloat16", rows=8, steps=1)
     _, full = trained("one_pass", rows=8, steps=1)

@@ -42,6 +42,7 @@ def one_pass(oracle, layout, units):
         with scope:
             with recorder.listening():
                 y_pred = oracle.predict(x)
+            _check_rows(recorder.calls, y_pred)
             if scope.losses:
                 raise Refusal("a layer adds a loss of the batch (add_loss)")
             labels = oracle.labels(y, y_pred)
@@ -82,6 +83,17 @@ def one_pass(oracle, layout, units):
     regularised = losses.regularisation_gradients()
     answer = OnePassGradients(oracle, layout, by_variable, regularised)
     return evaluation, answer
+
+
+def _check_rows(calls, y_pred):
+    """TensorFlow may leave more open than the number of rows."""
+    tensors = [t for call in calls for t in (*call.tensors(), *call.outputs)]
+    for tensor in tensors + floating(y_pred):
+        if None in tuple(tensor.shape[1:]):
+            raise Refusal(
+                "the shape of a row (the length of a sequence, say) is not "
+                "known while the step is traced"
+            )
 
 
 def _unscaled(oracle, gradients):
