@@ -25,13 +25,13 @@ class Layout:
         self.is_static = rows.is_static(self.size)
         self.sorted = self.is_static and self.size % groups == 0
         # A step that runs eagerly may be given arrays.
-        self.batch = _map(keras.ops.convert_to_tensor, batch)
+        self.batch = rows.as_tensors(batch)
         conditions = rows.length_checks(batch)
         if conditions:
             self.batch = autodiff.checked(self.batch, conditions)
         if self.sorted:
             stacked = rows.stack_groups(self.batch, groups)
-            self.batch = _map(_merge_first_axes, stacked)
+            self.batch = rows.map_tensors(rows.merge_first_axes, stacked)
 
     def group(self, data, k):
         """The rows of group k, from a structure of tensors of B c rows."""
@@ -43,9 +43,9 @@ class Layout:
             if tensor.shape[0] == self.size:
                 return tensor[k :: self.groups]
             blocks = self._by_row(tensor)[k :: self.groups]
-            return _merge_first_axes(blocks)
+            return rows.merge_first_axes(blocks)
 
-        return _map(cut, data)
+        return rows.map_tensors(cut, data)
 
     def stack(self, tensor):
         """From `[B c, ...]` to `[K, n c, ...]`, padded with zeros."""
@@ -76,20 +76,14 @@ class Layout:
         by_row = self._by_row(tensor)
         shape = (-1,) + (1,) * (len(by_row.shape) - 1)
         by_row = by_row * autodiff.reshape(factors, shape)
-        return _merge_first_axes(by_row)
+        return rows.merge_first_axes(by_row)
 
     def restore(self, data):
         """Outputs of the model, back in the order of the rows."""
         if not self.sorted:
             return data
 
-        def restore(tensor):
-            share = tensor.shape[0] // self.groups
-            rest = tuple(tensor.shape[1:])
-            stacked = autodiff.reshape(tensor, (self.groups, share) + rest)
-            return _merge_first_axes(autodiff.swapaxes(stacked, 0, 1))
-
-        return _map(restore, data)
+        return rows.unstack_groups(rows.map_tensors(self.stack, data))
 
     def _by_row(self, tensor):
         """From `[B c, ...]` to `[B, c, ...]`."""
@@ -102,18 +96,3 @@ class Layout:
         return autodiff.reshape(
             tensor, (self.size, tensor.shape[0] // self.size) + rest
         )
-
-
-def _merge_first_axes(tensor):
-    shape = tuple(tensor.shape)
-    if None in shape:
-        shape = keras.ops.shape(tensor)
-    return autodiff.reshape(tensor, (shape[0] * shape[1],) + tuple(shape[2:]))
-
-
-def _map(function, data):
-    if data is None or keras.ops.is_tensor(data):
-        return None if data is None else function(data)
-    return keras.tree.map_structure(
-        lambda leaf: None if leaf is None else function(leaf), data
-    )

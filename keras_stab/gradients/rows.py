@@ -115,7 +115,7 @@ def present(sizes):
 
 def take_group(data, k, groups):
     """The rows of group k, from any nested structure of tensors."""
-    return _map(lambda leaf: leaf[k::groups], data)
+    return map_tensors(lambda leaf: leaf[k::groups], data)
 
 
 def stack_groups(data, groups):
@@ -130,18 +130,24 @@ def stack_groups(data, groups):
         shape = (-1, groups) + shape[1:]
         return autodiff.swapaxes(autodiff.reshape(leaf, shape), 0, 1)
 
-    return _map(split, data)
+    return map_tensors(split, data)
 
 
 def unstack_groups(data):
     """Undoes `stack_groups`: from `[K, B/K, ...]` back to rows in order."""
 
     def merge(leaf):
-        leaf = autodiff.swapaxes(leaf, 0, 1)
-        shape = tuple(leaf.shape)
-        return autodiff.reshape(leaf, (shape[0] * shape[1],) + shape[2:])
+        return merge_first_axes(autodiff.swapaxes(leaf, 0, 1))
 
-    return _map(merge, data)
+    return map_tensors(merge, data)
+
+
+def merge_first_axes(tensor):
+    """From `[a, b, ...]` to `[a b, ...]`."""
+    shape = tuple(tensor.shape)
+    if None in shape:
+        shape = keras.ops.shape(tensor)
+    return autodiff.reshape(tensor, (shape[0] * shape[1],) + tuple(shape[2:]))
 
 
 def merge_groups(parts, size):
@@ -175,10 +181,18 @@ def merge_groups(parts, size):
 
 def head(data, rows):
     """The first rows of every leaf."""
-    return _map(lambda leaf: leaf[:rows], data)
+    return map_tensors(lambda leaf: leaf[:rows], data)
 
 
-def _map(function, data):
+def map_tensors(function, data):
+    """Applies a function to every tensor of a structure; keeps `None`."""
+    if data is None or keras.ops.is_tensor(data):  # without tree operations
+        return None if data is None else function(data)
     return keras.tree.map_structure(
         lambda leaf: None if leaf is None else function(leaf), data
     )
+
+
+def as_tensors(data):
+    """The same structure, with tensors where there were arrays."""
+    return map_tensors(keras.ops.convert_to_tensor, data)
