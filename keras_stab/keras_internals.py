@@ -6,6 +6,8 @@ and fails when a Keras release changes one of these.
 
 import keras
 
+from keras_stab.gradients import autodiff
+
 
 def build_for(model, data):
     """Builds model, loss and optimizer from one batch, when they are not.
@@ -126,3 +128,21 @@ def loss_arguments(loss):
 def variable_index(optimizer, variable):
     """The position of a variable among those the optimizer was built with."""
     return optimizer._get_variable_index(variable)
+
+
+class UpdatesTogether:
+    """Mixin of optimizers that define `update_steps` for many variables.
+
+    Keras calls `update_step` once a variable. On PyTorch its own optimizers
+    override what is overridden here, and for the same reason: many small
+    operations are bound by Python.
+    """
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        if keras.backend.backend() != "torch":
+            super()._backend_update_step(
+                grads, trainable_variables, learning_rate
+            )
+            return
+        with autodiff.no_gradients():
+            self.update_steps(grads, trainable_variables, learning_rate)

@@ -1,5 +1,6 @@
 """LARS, TVLARS, LAMB and their schedules against the vectors."""
 
+import contextlib
 import json
 import warnings
 from pathlib import Path
@@ -87,6 +88,46 @@ def test_lars_vectors(name):
 def test_lamb_vectors(name):
     case = resolved(name)
     run(keras_stab.LAMB(**case["settings"]), case)
+
+
+@contextlib.contextmanager
+def float64():
+    """Variables and the learning rate in double precision."""
+    with contextlib.ExitStack() as stack:
+        if keras.backend.backend() == "jax":
+            import jax
+
+            stack.enter_context(jax.enable_x64())
+        keras.config.set_floatx("float64")
+        try:
+            yield
+        finally:
+            keras.config.set_floatx("float32")
+
+
+@pytest.mark.parametrize(
+    "name, tolerance",
+    [
+        ("lars_default", 1e-12),
+        ("lars_fast", 1e-12),
+        ("lars_adapt_all", 1e-12),
+        # The published code rounds its factor to float32, and so do we.
+        ("tvlars_head_default", 1e-6),
+        ("tvlars_head_fast", 1e-6),
+        ("tvlars_head_adapt_all", 1e-6),
+        ("official", 1e-12),
+        ("optax", 1e-12),
+        ("optax_no_decay", 1e-12),
+    ],
+)
+def test_vectors_in_double_precision(name, tolerance):
+    case = resolved(name)
+    with float64():
+        if name in VECTORS["lars"]:
+            optimizer = optimizer_of(case["settings"])
+        else:
+            optimizer = keras_stab.LAMB(**case["settings"])
+        run(optimizer, case, dtype="float64", tolerance=tolerance)
 
 
 @pytest.mark.parametrize("name", ["lars_default", "lars_fast"])
@@ -338,6 +379,58 @@ def test_scaled_excluded_variables_do_not_diverge(rate):
     np.testing.assert_allclose(
         losses(rate, 1.0 / rate), losses(1.0, 1.0), atol=1e-5
     )
+
+
+def test_trust_ratios_of_a_run():
+    case = resolved("lars_fast")
+    model = variables()
+    optimizer = keras_stab.LARS(**case["settings"], track_trust_ratios=True)
+    for step, gradients in enumerate(PROBLEM["grads"]):
+        apply(optimizer, model, gradients)
+        ratios = optimizer.trust_ratios()
+        assert set(ratios) == {v.path for v in model.values() if v.ndim > 1}
+        recorded = case["trust_ratio"]
+        for name, wanted in zip(
+            recorded["order"], recorded["by_step_index"][str(step)]
+        ):
+            # Recorded before the rule for norms of zero.
+            close(ratios[model[name].path], wanted or 1.0)
+
+
+@pytest.mark.parametrize("kind", ["LARS", "TVLARS", "LAMB"])
+def test_trust_ratios_of_compiled_steps(kind):
+    arguments = {"decay_rate": 0.1, "delay": 3.0} if kind == "TVLARS" else {}
+    optimizer = getattr(keras_stab, kind)(
+        0.01, **arguments, track_trust_ratios=True
+    )
+    model = small_network()
+    model.compile(optimizer, "mse")
+    x, y = np.ones((8, 3), "float32"), np.zeros((8, 2), "float32")
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    ratios = optimizer.trust_ratios()
+    assert set(ratios) == {
+        model.get_layer(n).kernel.path for n in ("first", "last")
+    }
+    assert all(0 < float(r) < np.inf for r in ratios.values())
+    with pytest.raises(ValueError, match="track_trust_ratios=True"):
+        keras_stab.LARS(0.1).trust_ratios()
+
+
+def test_describe():
+    model = small_network()
+    optimizer = keras_stab.LARS(
+        0.1, weight_decay=1e-4, decay_exclude=["last/"], adaptation_exclude=[]
+    )
+    with pytest.raises(ValueError, match="build"):
+        optimizer.describe()
+    optimizer.build(model.trainable_variables)
+    lines = {
+        line.split()[0]: line.split()[-2:]
+        for line in optimizer.describe().splitlines()[1:]
+    }
+    first, last = model.get_layer("first"), model.get_layer("last")
+    assert lines[last.kernel.path] == ["no", "yes"]
+    assert lines[first.bias.path] == ["yes", "yes"]
 
 
 # ---- Exclusions and bad input ---------------------------------------------

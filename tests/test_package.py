@@ -28,6 +28,7 @@ def test_public_names():
         "numerics",
         "optimizers",
         "schedules",
+        "tables",
     }
     assert public - packages == {
         "GRAIN",

@@ -336,6 +336,79 @@ def write_slot(variable, index, value):
         )
 
 
+# ---- One operation for each of many tensors -------------------------------
+
+# Lists in, lists out. On PyTorch one call serves all tensors; elsewhere the
+# step is compiled and a call a tensor costs nothing.
+
+
+def each_sum(tensors, others, factor=1.0):
+    """`tensor + factor * other`; the factor is a number."""
+    if BACKEND == "torch":
+        return torch._foreach_add(tensors, others, alpha=factor)
+    return [t + factor * other for t, other in zip(tensors, others)]
+
+
+def each_product(tensors, factors):
+    """`factor * tensor`.
+
+    Args:
+        factors: A number or scalar tensor for all of them, a vector with one
+            for each, or a list of tensors of their shapes.
+    """
+    is_vector = len(getattr(factors, "shape", ())) > 0
+    if BACKEND == "torch":
+        return torch._foreach_mul(
+            tensors, factors.unbind() if is_vector else factors
+        )
+    if not is_vector and not isinstance(factors, list):
+        factors = [factors] * len(tensors)
+    return [
+        t * (f if isinstance(f, float) else keras.ops.cast(f, t.dtype))
+        for t, f in ((t, factors[i]) for i, t in enumerate(tensors))
+    ]
+
+
+def each_quotient(tensors, others, epsilon):
+    """`tensor / (sqrt(other) + epsilon)`."""
+    if BACKEND == "torch":
+        roots = torch._foreach_sqrt(others)
+        torch._foreach_add_(roots, epsilon)
+        return torch._foreach_div(tensors, roots)
+    return [
+        t / (keras.ops.sqrt(other) + epsilon)
+        for t, other in zip(tensors, others)
+    ]
+
+
+def each_norm(tensors):
+    """Euclidean norms, a vector; of tensors in full precision."""
+    dtype = common_dtype(tensors)
+    if BACKEND == "torch":
+        norms = torch._foreach_norm(tensors)
+    else:
+        norms = [
+            keras.ops.sqrt(keras.ops.sum(keras.ops.square(t))) for t in tensors
+        ]
+    return keras.ops.stack([keras.ops.cast(n, dtype) for n in norms])
+
+
+def common_dtype(tensors):
+    """The widest dtype among tensors in full precision, a string."""
+    dtypes = {keras.backend.standardize_dtype(t.dtype) for t in tensors}
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def assign_each(optimizer, variables, values):
+    """Assigns as Keras's own optimizers do, in the dtype of the variable."""
+    if BACKEND == "torch":
+        with torch.no_grad():
+            torch._foreach_copy_([v.value for v in variables], values)
+        return
+    for variable, value in zip(variables, values):
+        optimizer.assign(variable, keras.ops.cast(value, variable.dtype))
+
+
 # ---- Randomness -----------------------------------------------------------
 
 

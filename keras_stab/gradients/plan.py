@@ -1,9 +1,6 @@
 """What an engine does for a model, and what that costs by prediction."""
 
-import io
-
-import rich.console
-import rich.table
+from keras_stab.tables import as_text
 
 
 class Plan:
@@ -54,23 +51,19 @@ class Plan:
 
 
 def _table(works):
-    table = rich.table.Table(box=None, pad_edge=False)
-    for title in ("variable", "N", "d", "p", "choice", "extra MFLOP", "MiB"):
-        table.add_column(
-            title,
-            justify="left" if title in ("variable", "choice") else "right",
-            overflow="fold",
-        )
-    for path, work in works:
-        table.add_row(
-            path,
-            str(work.tokens),
-            str(work.inputs),
-            str(work.outputs),
-            work.choice,
-            f"{2e-6 * work.extra:.2f}",
-            f"{work.bytes / 2**20:.2f}",
-        )
-    buffer = io.StringIO()
-    rich.console.Console(file=buffer, width=100).print(table)
-    return buffer.getvalue().rstrip()
+    columns = ("variable", ">N", ">d", ">p", "choice", ">extra MFLOP", ">MiB")
+    return as_text(
+        columns,
+        (
+            (
+                path,
+                str(work.tokens),
+                str(work.inputs),
+                str(work.outputs),
+                work.choice,
+                f"{2e-6 * work.extra:.2f}",
+                f"{work.bytes / 2**20:.2f}",
+            )
+            for path, work in works
+        ),
+    )

@@ -12,15 +12,17 @@ def in_full_precision(tensor):
     return tensor
 
 
-def l2_norm(tensor):
-    """The Euclidean norm; a sum in half precision overflows at norm 256."""
-    tensor = in_full_precision(tensor)
-    return keras.ops.sqrt(keras.ops.sum(keras.ops.square(tensor)))
-
-
 def ratio_or_one(numerator, denominator, defined):
     """The quotient where `defined`, 1 elsewhere; never divides by zero."""
     safe = keras.ops.where(
         denominator > 0, denominator, keras.ops.ones_like(denominator)
     )
     return keras.ops.where(defined, numerator / safe, keras.ops.ones_like(safe))
+
+
+def at_most(tensor, limit):
+    """The tensor, or the limit where that is smaller, in the same dtype.
+
+    On PyTorch `keras.ops.minimum` rounds double precision to float32.
+    """
+    return keras.ops.where(tensor > limit, limit, tensor)

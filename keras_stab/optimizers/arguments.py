@@ -43,6 +43,22 @@ def checked_number(
     return value
 
 
+def checked_optional(argument, value, minimum=-math.inf, forbidden=()):
+    """As `checked_number`; `None` is allowed too."""
+    if value is None:
+        return None
+    return checked_number(argument, value, minimum, forbidden=forbidden)
+
+
+def checked_boolean(argument, value):
+    """The value, if it is `True` or `False`."""
+    if not isinstance(value, bool):
+        raise ValueError(
+            f"`{argument}` must be a boolean. Received: {argument}={value!r}"
+        )
+    return value
+
+
 def checked_learning_rate(value):
     """Numbers as floats, which Keras insists on; schedules as they are."""
     if callable(value) or isinstance(

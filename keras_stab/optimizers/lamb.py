@@ -2,13 +2,14 @@
 
 import keras
 
-from keras_stab import keras_internals
-from keras_stab.numerics.norms import in_full_precision
-from keras_stab.numerics.norms import l2_norm
-from keras_stab.numerics.norms import ratio_or_one
+from keras_stab.gradients import autodiff
+from keras_stab.numerics.norms import at_most
+from keras_stab.optimizers.arguments import checked_boolean
 from keras_stab.optimizers.arguments import checked_learning_rate
 from keras_stab.optimizers.arguments import checked_number
+from keras_stab.optimizers.arguments import checked_optional
 from keras_stab.optimizers.layerwise import LayerwiseOptimizer
+from keras_stab.optimizers.layerwise import values_of
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -40,6 +41,7 @@ class LAMB(LayerwiseOptimizer):
             Defaults to `None`.
         trust_clip: Largest ratio, or `None`. Defaults to `None`.
         exclude_1d, decay_exclude, adaptation_exclude: As in `LARS`.
+        track_trust_ratios: As in `LARS`. Defaults to `False`.
         name: String.
         **kwargs: Further arguments of every Keras optimizer.
 
@@ -64,6 +66,15 @@ class LAMB(LayerwiseOptimizer):
           Training BERT in 76 minutes", arXiv:1904.00962
     """
 
+    arguments = (
+        "beta_1",
+        "beta_2",
+        "epsilon",
+        "bias_correction",
+        "trust_ratio",
+        "weight_norm_max",
+    )
+
     def __init__(
         self,
         learning_rate=1e-3,
@@ -78,6 +89,7 @@ class LAMB(LayerwiseOptimizer):
         exclude_1d=True,
         decay_exclude=None,
         adaptation_exclude=None,
+        track_trust_ratios=False,
         name="lamb",
         **kwargs,
     ):
@@ -88,19 +100,20 @@ class LAMB(LayerwiseOptimizer):
             decay_exclude=decay_exclude,
             adaptation_exclude=adaptation_exclude,
             trust_clip=trust_clip,
+            track_trust_ratios=track_trust_ratios,
             name=name,
             **kwargs,
         )
         self.beta_1 = checked_number("beta_1", beta_1, 0.0, 1.0)
         self.beta_2 = checked_number("beta_2", beta_2, 0.0, 1.0)
         self.epsilon = checked_number("epsilon", epsilon, 0.0)
-        self.bias_correction = bool(bias_correction)
-        self.trust_ratio = bool(trust_ratio)
-        self.weight_norm_max = weight_norm_max
-        if weight_norm_max is not None:
-            self.weight_norm_max = checked_number(
-                "weight_norm_max", weight_norm_max, 0.0
-            )
+        self.bias_correction = checked_boolean(
+            "bias_correction", bias_correction
+        )
+        self.trust_ratio = checked_boolean("trust_ratio", trust_ratio)
+        self.weight_norm_max = checked_optional(
+            "weight_norm_max", weight_norm_max, 0.0
+        )
 
     def build(self, variables):
         if self.built:
@@ -110,54 +123,44 @@ class LAMB(LayerwiseOptimizer):
             variables, ["momentum", "velocity"]
         )
 
-    def update_step(self, gradient, variable, learning_rate):
-        index = keras_internals.variable_index(self, variable)
-        weights = in_full_precision(keras.ops.convert_to_tensor(variable))
-        gradient = in_full_precision(keras.ops.convert_to_tensor(gradient))
-        moments = []
-        step = keras.ops.cast(self.iterations + 1, weights.dtype)
-        for slot, beta, value in (
-            (self.momentums[index], self.beta_1, gradient),
-            (self.velocities[index], self.beta_2, gradient * gradient),
-        ):
-            moment = in_full_precision(slot.value)
-            moment = beta * moment + (1.0 - beta) * value
-            self.assign(slot, keras.ops.cast(moment, slot.dtype))
-            if self.bias_correction:
-                power = keras.ops.power(
-                    keras.ops.cast(beta, weights.dtype), step
-                )
-                moment = moment / (1.0 - power)
-            moments.append(moment)
-        update = moments[0] / (keras.ops.sqrt(moments[1]) + self.epsilon)
-        if self.weight_decay_rate and self.decayed[index]:
-            update = update + self.weight_decay_rate * weights
-        rate = keras.ops.cast(learning_rate, weights.dtype)
-        if self.trust_ratio and self.adapted[index]:
-            rate = rate * self._ratio(weights, update)
-        self.assign(
-            variable, keras.ops.cast(weights - rate * update, variable.dtype)
+    def update_alike(
+        self, indices, gradients, variables, learning_rate, decay, adapted
+    ):
+        weights = values_of(variables)
+        squares = autodiff.each_product(gradients, gradients)
+        first = self._moments(self.momentums, indices, self.beta_1, gradients)
+        second = self._moments(self.velocities, indices, self.beta_2, squares)
+        updates = autodiff.each_quotient(first, second, self.epsilon)
+        if decay:
+            updates = autodiff.each_sum(updates, weights, decay)
+        (rates,) = values_of([learning_rate])
+        if self.trust_ratio and adapted:
+            ratios = self._trust_ratios(weights, updates)
+            self.note_ratios(indices, ratios)
+            rates = keras.ops.cast(rates, ratios.dtype) * ratios
+        updates = autodiff.each_product(updates, rates)
+        autodiff.assign_each(
+            self, variables, autodiff.each_sum(weights, updates, -1.0)
         )
 
-    def _ratio(self, weights, update):
-        weight_norm, update_norm = l2_norm(weights), l2_norm(update)
-        if self.weight_norm_max is not None:
-            weight_norm = keras.ops.minimum(weight_norm, self.weight_norm_max)
-        defined = keras.ops.logical_and(weight_norm > 0, update_norm > 0)
-        ratio = ratio_or_one(weight_norm, update_norm, defined)
-        if self.trust_clip is not None:
-            ratio = keras.ops.minimum(ratio, self.trust_clip)
-        return ratio
+    def _moments(self, slots, indices, beta, values):
+        """Brings the slots up to date; returns the corrected moments."""
+        slots = [slots[i] for i in indices]
+        moments = autodiff.each_sum(
+            autodiff.each_product(values_of(slots), beta), values, 1.0 - beta
+        )
+        autodiff.assign_each(self, slots, moments)
+        if not self.bias_correction:
+            return moments
+        dtype = autodiff.common_dtype(moments)
+        step = keras.ops.cast(self.iterations + 1, dtype)
+        power = keras.ops.power(keras.ops.convert_to_tensor(beta, dtype), step)
+        return autodiff.each_product(moments, 1.0 / (1.0 - power))
 
-    def get_config(self):
-        config = super().get_config()
-        for name in (
-            "beta_1",
-            "beta_2",
-            "epsilon",
-            "bias_correction",
-            "trust_ratio",
-            "weight_norm_max",
-        ):
-            config[name] = getattr(self, name)
-        return config
+    def _trust_ratios(self, weights, updates):
+        weight_norms = autodiff.each_norm(weights)
+        update_norms = autodiff.each_norm(updates)
+        if self.weight_norm_max is not None:
+            weight_norms = at_most(weight_norms, self.weight_norm_max)
+        defined = keras.ops.logical_and(weight_norms > 0, update_norms > 0)
+        return self.clipped_ratios(weight_norms, update_norms, defined)

@@ -4,14 +4,15 @@ import warnings
 
 import keras
 
-from keras_stab import keras_internals
-from keras_stab.numerics.norms import in_full_precision
-from keras_stab.numerics.norms import l2_norm
-from keras_stab.numerics.norms import ratio_or_one
+from keras_stab.gradients import autodiff
+from keras_stab.numerics.norms import at_most
+from keras_stab.optimizers.arguments import checked_boolean
 from keras_stab.optimizers.arguments import checked_choice
 from keras_stab.optimizers.arguments import checked_learning_rate
 from keras_stab.optimizers.arguments import checked_number
+from keras_stab.optimizers.arguments import checked_optional
 from keras_stab.optimizers.layerwise import LayerwiseOptimizer
+from keras_stab.optimizers.layerwise import values_of
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -59,6 +60,8 @@ class LARS(LayerwiseOptimizer):
             1.0.
         norm_max: Largest value of either norm, or `None`. Only for parity
             with code that clamps them. Defaults to `None`.
+        track_trust_ratios: Whether the ratios of the last update are kept, a
+            scalar a variable, for `trust_ratios()`. Defaults to `False`.
         name: String.
         **kwargs: Further arguments of every Keras optimizer: clipping, EMA,
             `loss_scale_factor`, `gradient_accumulation_steps`.
@@ -87,6 +90,18 @@ class LARS(LayerwiseOptimizer):
           Networks", arXiv:1708.03888
     """
 
+    arguments = (
+        "momentum",
+        "trust_coefficient",
+        "epsilon",
+        "nesterov",
+        "momentum_style",
+        "norm",
+        "clip_mode",
+        "excluded_lr_scale",
+        "norm_max",
+    )
+
     def __init__(
         self,
         learning_rate=1.0,
@@ -104,6 +119,7 @@ class LARS(LayerwiseOptimizer):
         adaptation_exclude=None,
         excluded_lr_scale=1.0,
         norm_max=None,
+        track_trust_ratios=False,
         name="lars",
         **kwargs,
     ):
@@ -114,6 +130,7 @@ class LARS(LayerwiseOptimizer):
             decay_exclude=decay_exclude,
             adaptation_exclude=adaptation_exclude,
             trust_clip=trust_clip,
+            track_trust_ratios=track_trust_ratios,
             name=name,
             **kwargs,
         )
@@ -122,7 +139,7 @@ class LARS(LayerwiseOptimizer):
             "trust_coefficient", trust_coefficient, 0.0, forbidden=(0.0,)
         )
         self.epsilon = checked_number("epsilon", epsilon, 0.0)
-        self.nesterov = bool(nesterov)
+        self.nesterov = checked_boolean("nesterov", nesterov)
         self.momentum_style = checked_choice(
             "momentum_style", momentum_style, ("outside", "inside")
         )
@@ -133,9 +150,7 @@ class LARS(LayerwiseOptimizer):
         self.excluded_lr_scale = checked_number(
             "excluded_lr_scale", excluded_lr_scale, 0.0
         )
-        self.norm_max = norm_max
-        if norm_max is not None:
-            self.norm_max = checked_number("norm_max", norm_max, 0.0)
+        self.norm_max = checked_optional("norm_max", norm_max, 0.0)
         if self.nesterov and not self.momentum:
             raise ValueError(
                 "`nesterov` needs `momentum` above 0. Received: momentum=0.0"
@@ -153,63 +168,63 @@ class LARS(LayerwiseOptimizer):
         self.momentums = self.add_optimizer_variables(variables, "momentum")
         self._warn_of_raw_rates()
 
-    def update_step(self, gradient, variable, learning_rate):
-        index = keras_internals.variable_index(self, variable)
-        rate = keras.ops.cast(learning_rate, "float32")
-        weights = in_full_precision(keras.ops.convert_to_tensor(variable))
-        gradient = in_full_precision(keras.ops.convert_to_tensor(gradient))
-        direction = gradient
-        if self.weight_decay_rate and self.decayed[index]:
-            direction = gradient + self.weight_decay_rate * weights
-        ratio, defined = 1.0, False
-        if self.adapted[index]:
-            ratio, defined = self._trust_ratio(
-                weights, gradient, direction, index, rate
+    def update_alike(
+        self, indices, gradients, variables, learning_rate, decay, adapted
+    ):
+        (rate,) = values_of([learning_rate])
+        weights = values_of(variables)
+        directions = gradients
+        if decay:
+            directions = autodiff.each_sum(gradients, weights, decay)
+        ratios, defined = 1.0, False
+        if adapted:
+            ratios, defined = self._trust_ratios(
+                weights, gradients, directions, decay, rate
             )
+            self.note_ratios(indices, ratios)
         else:
             rate = rate * self.excluded_lr_scale
-        scale = self._scale(ratio, defined)
-        rate = keras.ops.cast(rate, weights.dtype)
-        step = keras.ops.cast(scale, weights.dtype) * direction
+        steps = autodiff.each_product(directions, self._scale(ratios, defined))
         if self.momentum_style == "inside":
-            step = rate * step
-        slot = self.momentums[index]
-        buffer = self.momentum * in_full_precision(slot.value) + step
-        self.assign(slot, keras.ops.cast(buffer, slot.dtype))
-        update = self.momentum * buffer + step if self.nesterov else buffer
+            steps = autodiff.each_product(steps, rate)
+        slots = [self.momentums[i] for i in indices]
+        buffers = autodiff.each_sum(steps, values_of(slots), self.momentum)
+        autodiff.assign_each(self, slots, buffers)
+        updates = buffers
+        if self.nesterov:
+            updates = autodiff.each_sum(steps, buffers, self.momentum)
         if self.momentum_style == "outside":
-            update = rate * update
-        self.assign(variable, keras.ops.cast(weights - update, variable.dtype))
+            updates = autodiff.each_product(updates, rate)
+        autodiff.assign_each(
+            self, variables, autodiff.each_sum(weights, updates, -1.0)
+        )
 
-    def _trust_ratio(self, weights, gradient, direction, index, rate):
-        """The ratio of an adapted variable, and where it is defined."""
-        weight_norm = self._clamped(l2_norm(weights))
+    def _trust_ratios(self, weights, gradients, directions, decay, rate):
+        """The ratios of adapted variables, and where they are defined."""
+        weight_norms = self._clamped(autodiff.each_norm(weights))
         if self.norm == "combined":
-            norm = tested = self._clamped(l2_norm(direction))
+            norms = tested = self._clamped(autodiff.each_norm(directions))
         else:
-            norm = tested = self._clamped(l2_norm(gradient))
-            if self.decayed[index]:
-                norm = norm + self.weight_decay_rate * weight_norm
-        defined = keras.ops.logical_and(weight_norm > 0, tested > 0)
-        ratio = ratio_or_one(
-            self.trust_coefficient * weight_norm, norm + self.epsilon, defined
+            tested = self._clamped(autodiff.each_norm(gradients))
+            norms = tested + decay * weight_norms
+        defined = keras.ops.logical_and(weight_norms > 0, tested > 0)
+        ratios = self.clipped_ratios(
+            self.trust_coefficient * weight_norms, norms + self.epsilon, defined
         )
         if self.clip_mode == "larc":
-            rate = keras.ops.cast(rate, ratio.dtype)
-            ratio = keras.ops.minimum(ratio / rate, 1.0)
-        if self.trust_clip is not None:
-            ratio = keras.ops.minimum(ratio, self.trust_clip)
-        return ratio, defined
+            rate = keras.ops.cast(rate, ratios.dtype)
+            ratios = at_most(ratios / rate, 1.0)
+        return ratios, defined
 
-    def _scale(self, ratio, defined):
-        """What multiplies the direction; TVLARS puts its factor here."""
+    def _scale(self, ratios, defined):
+        """What multiplies the directions; TVLARS puts its factor here."""
         del defined
-        return ratio
+        return ratios
 
-    def _clamped(self, norm):
+    def _clamped(self, norms):
         if self.norm_max is None:
-            return norm
-        return keras.ops.minimum(norm, self.norm_max)
+            return norms
+        return at_most(norms, self.norm_max)
 
     def _warn_of_raw_rates(self):
         rate = self.configured_rate
@@ -222,19 +237,3 @@ class LARS(LayerwiseOptimizer):
                 f"excluded_lr_scale, for example to {0.1 / rate:.2g}.",
                 stacklevel=3,
             )
-
-    def get_config(self):
-        config = super().get_config()
-        for name in (
-            "momentum",
-            "trust_coefficient",
-            "epsilon",
-            "nesterov",
-            "momentum_style",
-            "norm",
-            "clip_mode",
-            "excluded_lr_scale",
-            "norm_max",
-        ):
-            config[name] = getattr(self, name)
-        return config

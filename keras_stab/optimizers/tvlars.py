@@ -82,6 +82,15 @@ class TVLARS(LARS):
           Generalization of Neural Networks", arXiv:2309.14053
     """
 
+    arguments = (
+        "decay_rate",
+        "delay",
+        "alpha",
+        "floor",
+        "factor_scope",
+        "variant",
+    )
+
     def __init__(
         self,
         learning_rate=1.0,
@@ -174,12 +183,12 @@ class TVLARS(LARS):
             step, self.decay_rate, self.delay, self.alpha, self.floor
         )
 
-    def _scale(self, ratio, defined):
+    def _scale(self, ratios, defined):
         factor = self._factor(self.iterations)
         if self.factor_scope == "adapted":
             factor = keras.ops.where(defined, factor, 1.0)
-        return ratio * keras.ops.cast(
-            factor, getattr(ratio, "dtype", "float32")
+        return ratios * keras.ops.cast(
+            factor, getattr(ratios, "dtype", "float32")
         )
 
     def _warn_of_freezing(self):
@@ -194,13 +203,6 @@ class TVLARS(LARS):
             "with which TVLARS becomes LARS in the end.",
             stacklevel=3,
         )
-
-    def get_config(self):
-        config = super().get_config()
-        own = ("decay_rate", "delay", "alpha", "floor", "factor_scope")
-        config.update({name: getattr(self, name) for name in own})
-        config["variant"] = self.variant
-        return config
 
 
 def _check_official(given):
