@@ -14,7 +14,8 @@ def build_model(name):
     keras.utils.set_random_seed(1)
     makers = {
         "mlp": _mlp,
-        "cnn": _cnn,
+        "cnn": lambda: _residual(1),
+        "resnet": lambda: _residual(3),
         "transformer": _transformer,
         "encoder": _encoder,
         "lora": _lora,
@@ -31,8 +32,12 @@ def _mlp():
     return _classifier(inputs, x)
 
 
-def _cnn():
-    """A residual network of eight layers with batch normalisation."""
+def _residual(blocks):
+    """A residual network with batch normalisation and three widths.
+
+    Of eight layers with one block a width, 20 with three (the latter has 65
+    trainable variables).
+    """
     from keras import layers
 
     def convolve(x, width, size, stride):
@@ -43,11 +48,12 @@ def _cnn():
 
     inputs = layers.Input((32, 32, 3))
     x = layers.ReLU()(convolve(inputs, 16, 3, 1))
-    for width, stride in ((16, 1), (32, 2), (64, 2)):
-        shortcut = x if stride == 1 else convolve(x, width, 1, stride)
-        x = layers.ReLU()(convolve(x, width, 3, stride))
-        x = convolve(x, width, 3, 1)
-        x = layers.ReLU()(layers.Add()([x, shortcut]))
+    for width, first in ((16, 1), (32, 2), (64, 2)):
+        for stride in (first, *[1] * (blocks - 1)):
+            shortcut = x if stride == 1 else convolve(x, width, 1, stride)
+            x = layers.ReLU()(convolve(x, width, 3, stride))
+            x = convolve(x, width, 3, 1)
+            x = layers.ReLU()(layers.Add()([x, shortcut]))
     return _classifier(inputs, layers.GlobalAveragePooling2D()(x))
 
 

@@ -1,7 +1,10 @@
 """What every test file needs before Keras is imported."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 # torch before TensorFlow: the other order can crash when both are loaded,
@@ -12,6 +15,17 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent))
+
+# Most of the time on JAX goes into compiling, and many tests compile the same
+# step: one cache for all processes of this run, and for none after it.
+if os.environ["KERAS_BACKEND"] == "jax" and (
+    "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):
+    cache = tempfile.mkdtemp(prefix="keras_stab_tests_")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import keras  # noqa: E402
 

@@ -10,6 +10,8 @@ import functools
 import keras
 import numpy as np
 
+from keras_stab.numerics.norms import in_full_precision
+
 BACKEND = keras.backend.backend()
 
 if BACKEND == "tensorflow":
@@ -342,6 +344,19 @@ def write_slot(variable, index, value):
 # step is compiled and a call a tensor costs nothing.
 
 
+def each_value(variables):
+    """Tensors of variables or tensors, in full precision."""
+    if BACKEND == "torch":
+        values = [
+            v.value if isinstance(v, keras.Variable) else v for v in variables
+        ]
+        half = (torch.float16, torch.bfloat16)
+        return [v.float() if v.dtype in half else v for v in values]
+    return [
+        in_full_precision(keras.ops.convert_to_tensor(v)) for v in variables
+    ]
+
+
 def each_sum(tensors, others, factor=1.0):
     """`tensor + factor * other`; the factor is a number."""
     if BACKEND == "torch":
@@ -386,16 +401,17 @@ def each_norm(tensors):
     dtype = common_dtype(tensors)
     if BACKEND == "torch":
         norms = torch._foreach_norm(tensors)
-    else:
-        norms = [
-            keras.ops.sqrt(keras.ops.sum(keras.ops.square(t))) for t in tensors
-        ]
+        return torch.stack([n.to(getattr(torch, dtype)) for n in norms])
+    norms = [
+        keras.ops.sqrt(keras.ops.sum(keras.ops.square(t))) for t in tensors
+    ]
     return keras.ops.stack([keras.ops.cast(n, dtype) for n in norms])
 
 
 def common_dtype(tensors):
     """The widest dtype among tensors in full precision, a string."""
-    dtypes = {keras.backend.standardize_dtype(t.dtype) for t in tensors}
+    dtypes = {t.dtype for t in tensors}
+    dtypes = {keras.backend.standardize_dtype(dtype) for dtype in dtypes}
     return "float64" if "float64" in dtypes else "float32"
 
 

@@ -4,12 +4,12 @@ import keras
 
 from keras_stab.gradients import autodiff
 from keras_stab.numerics.norms import at_most
+from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.arguments import checked_boolean
 from keras_stab.optimizers.arguments import checked_learning_rate
 from keras_stab.optimizers.arguments import checked_number
 from keras_stab.optimizers.arguments import checked_optional
 from keras_stab.optimizers.layerwise import LayerwiseOptimizer
-from keras_stab.optimizers.layerwise import values_of
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -126,14 +126,14 @@ class LAMB(LayerwiseOptimizer):
     def update_alike(
         self, indices, gradients, variables, learning_rate, decay, adapted
     ):
-        weights = values_of(variables)
+        weights = autodiff.each_value(variables)
         squares = autodiff.each_product(gradients, gradients)
         first = self._moments(self.momentums, indices, self.beta_1, gradients)
         second = self._moments(self.velocities, indices, self.beta_2, squares)
         updates = autodiff.each_quotient(first, second, self.epsilon)
         if decay:
             updates = autodiff.each_sum(updates, weights, decay)
-        (rates,) = values_of([learning_rate])
+        rates = in_full_precision(keras.ops.convert_to_tensor(learning_rate))
         if self.trust_ratio and adapted:
             ratios = self._trust_ratios(weights, updates)
             self.note_ratios(indices, ratios)
@@ -147,7 +147,9 @@ class LAMB(LayerwiseOptimizer):
         """Brings the slots up to date; returns the corrected moments."""
         slots = [slots[i] for i in indices]
         moments = autodiff.each_sum(
-            autodiff.each_product(values_of(slots), beta), values, 1.0 - beta
+            autodiff.each_product(autodiff.each_value(slots), beta),
+            values,
+            1.0 - beta,
         )
         autodiff.assign_each(self, slots, moments)
         if not self.bias_correction:

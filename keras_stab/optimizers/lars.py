@@ -6,13 +6,13 @@ import keras
 
 from keras_stab.gradients import autodiff
 from keras_stab.numerics.norms import at_most
+from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.arguments import checked_boolean
 from keras_stab.optimizers.arguments import checked_choice
 from keras_stab.optimizers.arguments import checked_learning_rate
 from keras_stab.optimizers.arguments import checked_number
 from keras_stab.optimizers.arguments import checked_optional
 from keras_stab.optimizers.layerwise import LayerwiseOptimizer
-from keras_stab.optimizers.layerwise import values_of
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -171,8 +171,8 @@ class LARS(LayerwiseOptimizer):
     def update_alike(
         self, indices, gradients, variables, learning_rate, decay, adapted
     ):
-        (rate,) = values_of([learning_rate])
-        weights = values_of(variables)
+        rate = in_full_precision(keras.ops.convert_to_tensor(learning_rate))
+        weights = autodiff.each_value(variables)
         directions = gradients
         if decay:
             directions = autodiff.each_sum(gradients, weights, decay)
@@ -188,7 +188,9 @@ class LARS(LayerwiseOptimizer):
         if self.momentum_style == "inside":
             steps = autodiff.each_product(steps, rate)
         slots = [self.momentums[i] for i in indices]
-        buffers = autodiff.each_sum(steps, values_of(slots), self.momentum)
+        buffers = autodiff.each_sum(
+            steps, autodiff.each_value(slots), self.momentum
+        )
         autodiff.assign_each(self, slots, buffers)
         updates = buffers
         if self.nesterov:

@@ -5,7 +5,6 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
 from keras_stab.numerics.norms import at_most
-from keras_stab.numerics.norms import in_full_precision
 from keras_stab.numerics.norms import ratio_or_one
 from keras_stab.optimizers.arguments import checked_boolean
 from keras_stab.optimizers.arguments import checked_number
@@ -114,7 +113,7 @@ class LayerwiseOptimizer(
             indices, gradients, variables = zip(*members)
             self.update_alike(
                 list(indices),
-                values_of(gradients),
+                autodiff.each_value(gradients),
                 list(variables),
                 learning_rate,
                 self.weight_decay_rate if decayed else 0.0,
@@ -218,13 +217,6 @@ class LayerwiseOptimizer(
         optimizer = super().from_config(config, custom_objects=custom_objects)
         optimizer.also_not_decayed = list(more)
         return optimizer
-
-
-def values_of(variables):
-    """Tensors of variables or tensors, in full precision."""
-    return [
-        in_full_precision(keras.ops.convert_to_tensor(v)) for v in variables
-    ]
 
 
 def _yes(condition):
