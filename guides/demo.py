@@ -477,7 +477,7 @@ def parse(argv):
         type=whole(1),
         default=16,
         metavar="K",
-        help="groups of GRAIN, 1 to 32; 1 is plain AdamW (default: 16)",
+        help="groups of GRAIN, 1 to 64; 1 is plain AdamW (default: 16)",
     )
     parser.add_argument(
         "--output",

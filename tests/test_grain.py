@@ -366,7 +366,7 @@ def test_backends_agree():
     "arguments, words",
     [
         ({"groups": 0}, "groups"),
-        ({"groups": 33}, "1 to 32"),
+        ({"groups": 65}, "1 to 64"),
         ({"groups": 2.0}, "integer"),
         ({"groups": True}, "integer"),
         ({"groups": None}, "integer"),

@@ -96,14 +96,14 @@ def test_degenerate(case, policy, solve):
     assert error <= case["tolerance"]
 
 
-QUICK = (1, 2, 3, 4, 5, 8, 13, 16, 32)
+QUICK = (1, 2, 3, 4, 5, 8, 13, 16, 32, 64)
 
 
 @pytest.mark.parametrize(
     "groups",
     [
         k if k in QUICK else pytest.param(k, marks=pytest.mark.slow)
-        for k in range(1, 33)
+        for k in range(1, 65)
     ],
 )
 def test_every_number_of_groups(groups):
@@ -207,7 +207,7 @@ def test_a_group_without_rows_takes_no_part():
     [
         (np.ones((2, 3)), {}, "square"),
         (np.ones(4), {}, "square"),
-        (np.ones((33, 33)), {}, "1 to 32"),
+        (np.ones((65, 65)), {}, "1 to 64"),
         (np.ones((2, 2)), {"zero_groups": "keep"}, "zero_groups"),
         (np.ones((2, 2)), {"nonfinite": "raise"}, "nonfinite"),
     ],

@@ -26,6 +26,8 @@ class Work:
         inputs, outputs: d and p, the sides of the weight matrix.
         ghost: Of the Gram from token products; `None` where there are none.
         store: Of the K gradients, with the memory traffic that they cause.
+        again: Of reading the weights for each group anew, forward and back,
+            as small batches do.
         ordinary: Of the layer in a stock step, 3 N d p.
         choice: `"ghost"` or `"store"`.
         bytes: Kept until the combination, in the chosen form.
@@ -36,6 +38,7 @@ class Work:
     outputs: int
     ghost: int | None
     store: int
+    again: int
     ordinary: int
     choice: str
     bytes: int
@@ -73,6 +76,7 @@ def _work(tokens, inputs, outputs, heads, groups, ghost=None):
         outputs=outputs,
         ghost=ghost,
         store=store,
+        again=2 * (groups - 1) * weights * traffic,
         ordinary=3 * tokens * weights,
         choice=cheaper,
         bytes=4 * held,
@@ -183,6 +187,7 @@ class Scattered:
         self.work = dataclasses.replace(
             _work(self.tokens, used, rows.shape[2], 1, groups),
             ordinary=2 * self.tokens * rows.shape[2],
+            again=0,
         )
 
     def joined(self, other):

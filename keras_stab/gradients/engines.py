@@ -101,7 +101,7 @@ def _preference(plan):
     """
     if autodiff.BACKEND == "torch":
         return "a loop over the groups would dispatch every operation K times"
-    saved = sum(work.store - work.extra for _, work in plan.works)
+    saved = sum(w.store + w.again - w.extra for _, w in plan.works)
     ordinary = sum(work.ordinary for _, work in plan.works)
     if saved > _WORTHWHILE * ordinary:
         return f"it saves {saved / ordinary:.0%} of the work of a stock step"

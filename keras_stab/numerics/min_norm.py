@@ -17,7 +17,7 @@ from keras_stab.numerics.interior_point import solve_in_graph
 from keras_stab.numerics.interior_point import solve_on_host
 from keras_stab.numerics.interior_point import uniform
 
-MAX_GROUPS = 32
+MAX_GROUPS = 64
 _NEGLIGIBLE = 1e-14
 MinNormSolution = collections.namedtuple(
     "MinNormSolution", ["weights", "residual", "norm_squared", "excluded"]

@@ -35,7 +35,7 @@ class GRAIN(GradientMethod):
         inner_optimizer: Keras optimizer, name or config, that makes a step of
             $d$. Clipping, weight decay, moments and learning rate are its
             own. Defaults to `"adamw"`.
-        groups: Int from 1 to 32, K. At least 8 rows a group are advised. 1
+        groups: Int from 1 to 64, K. At least 8 rows a group are advised. 1
             is the inner optimizer itself. Defaults to 4.
         across: `None`: the groups are parts of each batch; works in `fit`
             and `train_on_batch` of any `keras.Model`. `"batches"`: the K
