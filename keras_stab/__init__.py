@@ -9,6 +9,7 @@ from keras_stab.gradients.train_step import uninstall
 from keras_stab.optimizers.grain import GRAIN
 from keras_stab.optimizers.lamb import LAMB
 from keras_stab.optimizers.lars import LARS
+from keras_stab.optimizers.sam import SAM
 from keras_stab.optimizers.tvlars import TVLARS
 from keras_stab.schedules import TimeVaryingSigmoid
 from keras_stab.schedules import WarmupCosine

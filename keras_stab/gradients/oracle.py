@@ -10,7 +10,11 @@ from keras_stab.gradients import autodiff
 from keras_stab.gradients import rows
 from keras_stab.gradients.engines import group_gradients
 from keras_stab.gradients.pooling import StatePool
+from keras_stab.gradients.pooling import shift_seeds
 from keras_stab.gradients.scope import RecordingScope
+
+# Seeds of other noise: beyond those of every group.
+NEW_NOISE = 64
 
 # What one evaluation of the loss leaves behind. `state`: the non-trainable
 # values, `None` where unassigned. `carried`: values that go on from one group
@@ -52,6 +56,8 @@ class GradientOracle:
         self.notes = {}
         self._root = self
         self._sampler = None
+        self._loss = None
+        self._replays = True
         self._outcome = None
         self._random_state = None
         self._answers = {}
@@ -73,6 +79,11 @@ class GradientOracle:
                 self._over_replicas(gradients)
             )
         return self._answers["gradient"]
+
+    @property
+    def loss(self):
+        """The loss here, once a gradient was asked for."""
+        return self._outcome.loss
 
     def group_gradients(self, groups, engine="auto"):
         """The gradients of K groups of rows, as a `GroupGradients`.
@@ -112,8 +123,32 @@ class GradientOracle:
         oracle._sampler = sampler
         return oracle
 
+    def with_loss(self, loss):
+        """The same oracle with another loss; it has no group gradients.
+
+        Args:
+            loss: Function `(y, y_pred, sample_weight) -> scalar`, called
+                inside the forward pass.
+        """
+        oracle = self._derived()
+        oracle._loss = loss
+        return oracle
+
+    def with_new_noise(self):
+        """The same oracle with other dropout masks."""
+        oracle = self._derived()
+        oracle.non_trainable = shift_seeds(
+            self.model.non_trainable_variables, self.non_trainable, NEW_NOISE
+        )
+        oracle._replays = False
+        return oracle
+
     def head(self, fraction):
-        """The same oracle on the first part of the batch, rounded up."""
+        """The same oracle on a part of the batch, rounded up.
+
+        Its rows lie evenly spread over the batch, so that the work stays
+        balanced when the batch is cut over devices.
+        """
         if not 0.0 < fraction <= 1.0:
             raise ValueError(
                 f"`fraction` must be in (0, 1]. Received: fraction={fraction}"
@@ -127,7 +162,7 @@ class GradientOracle:
                 "int32",
             )
         oracle = self._derived()
-        oracle.batch = rows.head(self.batch, count)
+        oracle.batch = rows.spread(self.batch, count, size)
         return oracle
 
     # ---- For the train step -----------------------------------------------
@@ -166,8 +201,8 @@ class GradientOracle:
         return evaluation, gradients
 
     def record(self, evaluation):
-        """Keeps the first evaluation at the current weights and labels."""
-        if self._is_first():
+        """Keeps the first evaluation of the whole batch of this oracle."""
+        if self._outcome is None:
             self._outcome = evaluation
 
     def unscaled(self, gradients):
@@ -187,9 +222,12 @@ class GradientOracle:
         with self.scope(values, non_trainable, carried) as scope:
             y_pred = self.predict(x)
             y = self.labels(y, y_pred)
-            loss = keras_internals.compute_loss(
-                self.model, x, y, y_pred, sample_weight
-            )
+            if self._loss is None:
+                loss = keras_internals.compute_loss(
+                    self.model, x, y, y_pred, sample_weight
+                )
+            else:
+                loss = self._loss(y, y_pred, sample_weight)
         return self.scaled(loss), self.evaluation(scope, loss, y_pred)
 
     def scope(self, values, non_trainable, carried):
@@ -260,7 +298,7 @@ class GradientOracle:
         root = self._root
         if root._random_state is None:
             root._random_state = autodiff.random_state()
-        if self._is_first():
+        if self._is_first() or not self._replays:
             return question()
         with autodiff.replayed(root._random_state):
             return question()

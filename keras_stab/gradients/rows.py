@@ -179,9 +179,12 @@ def merge_groups(parts, size):
     return keras.tree.map_structure(merge, *parts, none_is_leaf=True)
 
 
-def head(data, rows):
-    """The first rows of every leaf."""
-    return map_tensors(lambda leaf: leaf[:rows], data)
+def spread(data, count, size):
+    """`count` rows of every leaf of `size` rows, evenly spread."""
+    if is_static(size) and size % count == 0:
+        return map_tensors(lambda leaf: leaf[:: size // count], data)
+    index = keras.ops.floor_divide(keras.ops.arange(count) * size, count)
+    return map_tensors(lambda leaf: keras.ops.take(leaf, index, axis=0), data)
 
 
 def map_tensors(function, data):

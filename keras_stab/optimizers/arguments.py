@@ -59,6 +59,17 @@ def checked_boolean(argument, value):
     return value
 
 
+def checked_count(argument, value, minimum):
+    """The value as an int of at least `minimum`."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < minimum:
+        raise ValueError(
+            f"`{argument}` must be an integer of at least {minimum}. "
+            f"Received: {argument}={value!r}"
+        )
+    return int(value)
+
+
 def checked_learning_rate(value):
     """Numbers as floats, which Keras insists on; schedules as they are."""
     if callable(value) or isinstance(

@@ -77,6 +77,11 @@ class Wrapper(keras.optimizers.Optimizer):
     def iterations(self):
         return self.inner_optimizer.iterations
 
+    def completed_updates(self):
+        """`iterations` as an int32 tensor that later updates do not change."""
+        count = keras.ops.convert_to_tensor(self.iterations)
+        return keras.ops.cast(count, "int32") + 0
+
     @property
     def loss_scale_factor(self):
         return self.inner_optimizer.loss_scale_factor
