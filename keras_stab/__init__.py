@@ -7,6 +7,7 @@ from keras_stab.gradients.train_step import TrainStep
 from keras_stab.gradients.train_step import install
 from keras_stab.gradients.train_step import uninstall
 from keras_stab.optimizers.grain import GRAIN
+from keras_stab.optimizers.ire import IRE
 from keras_stab.optimizers.lamb import LAMB
 from keras_stab.optimizers.lars import LARS
 from keras_stab.optimizers.sam import SAM

@@ -4,6 +4,8 @@ Checked on Keras 3.15.1; `tests/test_keras_internals.py` names that version
 and fails when a Keras release changes one of these.
 """
 
+import collections
+
 import keras
 
 from keras_stab.gradients import autodiff
@@ -146,3 +148,61 @@ class UpdatesTogether:
             return
         with autodiff.no_gradients():
             self.update_steps(grads, trainable_variables, learning_rate)
+
+
+Head = collections.namedtuple(
+    "Head", ["loss", "weight", "y", "y_pred", "sample_weight"]
+)
+
+
+def compiled_heads(model, y, y_pred, sample_weight):
+    """What each compiled loss is given, as a list of `Head`."""
+    compiled = model._compile_loss
+    nested = keras.tree.is_nested(y_pred)
+    if nested:
+        y_pred = _packed(compiled._y_pred_build_structure, y_pred)
+    if keras.tree.is_nested(y):
+        y = _packed(compiled._y_true_build_structure, y)
+    return [
+        Head(
+            entry.loss,
+            entry.loss_weights,
+            _at(entry.path, y),
+            _at(entry.path, y_pred),
+            _at(entry.path, sample_weight),
+        )
+        for entry in compiled._flat_losses
+    ]
+
+
+def _packed(structure, data):
+    """The data in the structure in which the losses were told apart."""
+    flat = keras.tree.flatten(data)
+    if keras.tree.is_nested(structure):
+        leaves = keras.tree.map_structure(lambda _: 0, structure)
+        return keras.tree.pack_sequence_as(leaves, flat)
+    return flat[0]
+
+
+def _at(path, data):
+    if not keras.tree.is_nested(data):
+        return data
+    for key in path:
+        data = data[key]
+    return data
+
+
+def compiled_loss(model, y, y_pred, sample_weight):
+    """The losses of `compile` alone, without penalties."""
+    return model._compile_loss(y, y_pred, sample_weight)
+
+
+def is_update_step(optimizer):
+    """Whether the next call of an accumulating optimizer moves the weights."""
+    steps = optimizer.gradient_accumulation_steps
+    return (optimizer._iterations + 1) % steps == 0
+
+
+def is_decayed(optimizer, variable):
+    """Whether decoupled weight decay acts on a variable."""
+    return optimizer._use_weight_decay(variable)

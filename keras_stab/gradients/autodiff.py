@@ -42,6 +42,29 @@ def read(variable):
     return variable.value
 
 
+def snapshot(variable):
+    """The value of a variable, which later assignments do not change."""
+    if BACKEND == "torch":
+        return variable.value.detach().clone()
+    return read(variable)
+
+
+def read_after(variable):
+    """The value after what was assigned before, as a tensor of its own."""
+    if BACKEND == "jax":
+        # Otherwise the compiler may compute it twice, rounded otherwise.
+        return jax.lax.optimization_barrier(variable.value)
+    return read(variable)
+
+
+def layout_of(variable):
+    """The layout of a variable on several devices, or `None`."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    return distribution.get_variable_layout(variable)
+
+
 def value_and_gradients(function, values):
     """Evaluates `function(values) -> (scalar, aux)` and differentiates it.
 
@@ -596,6 +619,18 @@ def inner_products(stack, other=None):
         with _highest_precision():
             products = matrix @ right.T
     return products if with_self else products[:, 0]
+
+
+def kth_smallest(patterns, k, otherwise):
+    """The k-th smallest entry of several int32 tensors.
+
+    PyTorch selects it from all of them in a few operations; the others run
+    `otherwise(patterns, k)`, which puts nothing together.
+    """
+    if BACKEND == "torch":
+        flat = torch.cat([p.reshape(-1) for p in patterns])
+        return torch.kthvalue(flat, k).values
+    return otherwise(patterns, k)
 
 
 # What follows is in keras.ops too, which looks for symbolic tensors in every

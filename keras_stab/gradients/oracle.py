@@ -134,6 +134,27 @@ class GradientOracle:
         oracle._loss = loss
         return oracle
 
+    def with_compiled_loss(self):
+        """The same oracle without regularisers and other penalties.
+
+        A model's own `compute_loss` stays what it is.
+        """
+        if type(self.model).compute_loss is not keras.Model.compute_loss:
+            return self._derived()
+
+        def loss(y, y_pred, sample_weight):
+            return keras_internals.compiled_loss(
+                self.model, y, y_pred, sample_weight
+            )
+
+        return self.with_loss(loss)
+
+    def gradient_beside(self):
+        """As `gradient`, but a new answer is not kept: for a condition."""
+        if "gradient" in self._answers:
+            return self._answers["gradient"]
+        return self._derived().gradient()
+
     def with_new_noise(self):
         """The same oracle with other dropout masks."""
         oracle = self._derived()

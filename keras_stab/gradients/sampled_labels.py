@@ -1,0 +1,210 @@
+"""Labels drawn from the model's own predictions, and their likelihood.
+
+A loss that is a negative log-likelihood says which labels the model expects.
+The squared gradient of that loss, at labels drawn so, is on average the
+diagonal of the Fisher matrix, which is that of the Gauss-Newton matrix.
+"""
+
+import math
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.gradients import autodiff
+
+_losses = keras.losses
+_TINY = 1e-7
+
+
+class SampledLabels:
+    r"""The likelihood of sampled labels, as a loss for `oracle.with_loss`.
+
+    If the training loss is $\sum_i c_i l_i$, over all labels of all outputs
+    and with weights, masks and reductions in $c_i$, this is
+    $\sum_i \sqrt{c_i / n} \, l_i$ with n labels in all: n times the square of
+    its gradient has the expectation $\sum_i c_i F_i$. Label smoothing,
+    regularisers and `add_loss` are left out.
+
+    Args:
+        model: A compiled `keras.Model`.
+        generator: A `keras.random.SeedGenerator`.
+        seed: Tensor `(2,)`, from where it draws; its own state stays.
+
+    Attributes:
+        count: n, after a call.
+    """
+
+    def __init__(self, model, generator, seed):
+        check_losses(model)
+        self._model, self._generator, self._seed = model, generator, seed
+        self.count = None
+
+    def __call__(self, y, y_pred, sample_weight):
+        heads = keras_internals.compiled_heads(
+            self._model, y, y_pred, sample_weight
+        )
+        total, self.count = 0.0, 0
+        with keras.StatelessScope([(self._generator.state, self._seed)]):
+            for head in heads:
+                kind = _KINDS[head.loss.fn]
+                arguments = keras_internals.loss_arguments(head.loss)
+                y_pred = keras.ops.cast(head.y_pred, "float32")
+                values, each = kind(y_pred, arguments, self._generator)
+                shares = _shares(head, arguments, keras.ops.shape(values))
+                total += keras.ops.sum(keras.ops.sqrt(shares) * values)
+                self.count += _size(values) * each
+        return total / keras.ops.sqrt(keras.ops.cast(self.count, "float32"))
+
+
+def check_losses(model):
+    """Raises a `ValueError` for a loss that tells no distribution of labels."""
+    if type(model).compute_loss is not keras.Model.compute_loss:
+        raise ValueError(_unknown(f"compute_loss of {type(model).__name__}"))
+    losses = keras_internals.compiled_losses(model)
+    if not losses:
+        raise ValueError(_unknown("no loss in `compile`"))
+    for loss in losses:
+        kind = _losses.MeanSquaredError
+        plain = (
+            type(loss).call is kind.call
+            and type(loss).__call__ is kind.__call__
+        )
+        if not plain or loss.fn not in _KINDS:
+            name = getattr(getattr(loss, "fn", None), "__name__", None)
+            raise ValueError(_unknown(name or type(loss).__name__))
+
+
+def _unknown(received):
+    return (
+        "The labels that the model expects can be drawn for cross-entropies, "
+        "KL divergence, mean squared and mean absolute error and Poisson "
+        "losses of Keras. For another loss pass `label_sampler`, or use "
+        'curvature="second_moment" or curvature="gradient", which need no '
+        f"labels. Received: {received}"
+    )
+
+
+def _shares(head, arguments, shape):
+    """How much of each value of an output is in the training loss."""
+    valid = None
+    ignored = arguments.get("ignore_class")
+    if ignored is not None:
+        y = keras.ops.reshape(keras.ops.cast(head.y, "int32"), shape)
+        valid = keras.ops.not_equal(y, ignored)
+
+    class Given(keras.losses.Loss):
+        """Reduces given values as the compiled loss does its own."""
+
+        def call(self, y, y_pred):
+            if valid is not None:
+                keras_internals.set_mask(self.values, valid)
+            return self.values
+
+    given = Given(reduction=head.loss.reduction)
+    ones = keras.ops.ones(shape, "float32")
+
+    def reduced(values):
+        # Not the values themselves: the mask must not stay on them.
+        given.values = values[0] * 1.0
+        return [given(head.y_pred, head.y_pred, head.sample_weight)]
+
+    one = keras.ops.ones((), "float32")
+    (shares,) = autodiff.vector_jacobian(reduced, [ones], [one])
+    if head.weight is not None:
+        shares = shares * head.weight
+    return autodiff.stop_gradient(keras.ops.maximum(shares, 0.0))
+
+
+def _size(tensor):
+    size = math.prod(tensor.shape) if None not in tensor.shape else None
+    if size is None:
+        size = keras.ops.prod(keras.ops.shape(tensor))
+    return size
+
+
+# ---- Kinds of losses ------------------------------------------------------
+
+# Each takes the outputs, the arguments of the loss and a seed generator, and
+# returns one value a row (or position) and how many labels are in it.
+
+
+def _categorical(y_pred, arguments, generator):
+    axis = arguments.get("axis", -1)
+    logits = keras.ops.moveaxis(y_pred, axis, -1)
+    if not arguments.get("from_logits", False):
+        logits = keras.ops.log(keras.ops.clip(logits, _TINY, 1.0))
+    classes = logits.shape[-1]
+    flat = keras.ops.reshape(logits, (-1, classes))
+    drawn = keras.random.categorical(
+        autodiff.stop_gradient(flat), 1, seed=generator
+    )
+    drawn = keras.ops.reshape(drawn, keras.ops.shape(logits)[:-1])
+    log_shares = keras.ops.log_softmax(logits, axis=-1)
+    # Not by indices, whose gradient is a slow scatter on some backends.
+    chosen = keras.ops.one_hot(drawn, classes, dtype="float32")
+    return -keras.ops.sum(chosen * log_shares, axis=-1), 1
+
+
+def _binary(y_pred, arguments, generator):
+    if arguments.get("from_logits", False):
+        logits = y_pred
+    else:
+        share = keras.ops.clip(y_pred, _TINY, 1.0 - _TINY)
+        logits = keras.ops.log(share) - keras.ops.log1p(-share)
+    share = keras.ops.sigmoid(autodiff.stop_gradient(logits))
+    uniform = _uniform(logits, generator)
+    y = keras.ops.cast(uniform < share, "float32")
+    return _joined(keras.ops.softplus(logits) - y * logits, arguments)
+
+
+def _squared(y_pred, arguments, generator):
+    noise = keras.random.normal(keras.ops.shape(y_pred), seed=generator)
+    y = autodiff.stop_gradient(y_pred) + noise * math.sqrt(0.5)
+    return _joined(keras.ops.square(y_pred - y), arguments)
+
+
+def _absolute(y_pred, arguments, generator):
+    uniform = _uniform(y_pred, generator) - 0.5
+    far = 1.0 - 2.0 * keras.ops.abs(uniform)
+    noise = -keras.ops.sign(uniform) * keras.ops.log(
+        keras.ops.maximum(far, _TINY)
+    )
+    y = autodiff.stop_gradient(y_pred) + noise
+    return _joined(keras.ops.abs(y_pred - y), arguments)
+
+
+def _poisson(y_pred, arguments, generator):
+    """With normal noise of the variance of a Poisson variable.
+
+    Keras draws no Poisson variables; the Fisher matrix depends on nothing but
+    the variance.
+    """
+    rate = keras.ops.maximum(autodiff.stop_gradient(y_pred), 0.0)
+    noise = keras.random.normal(keras.ops.shape(y_pred), seed=generator)
+    y = rate + keras.ops.sqrt(rate) * noise
+    return _joined(y_pred - y * keras.ops.log(y_pred + _TINY), arguments)
+
+
+def _uniform(like, generator):
+    return keras.random.uniform(keras.ops.shape(like), seed=generator)
+
+
+def _joined(values, arguments):
+    """Sums the labels of a row, whose loss is the mean over them."""
+    axis = arguments.get("axis", -1)
+    labels = values.shape[axis]
+    if labels is None:
+        labels = keras.ops.shape(values)[axis]
+    root = keras.ops.sqrt(keras.ops.cast(labels, "float32"))
+    return keras.ops.sum(values, axis=axis) / root, labels
+
+
+_KINDS = {
+    _losses.categorical_crossentropy: _categorical,
+    _losses.sparse_categorical_crossentropy: _categorical,
+    _losses.kl_divergence: _categorical,
+    _losses.binary_crossentropy: _binary,
+    _losses.mean_squared_error: _squared,
+    _losses.mean_absolute_error: _absolute,
+    _losses.poisson: _poisson,
+}

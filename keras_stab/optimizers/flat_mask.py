@@ -1,0 +1,177 @@
+"""Which weights are flat: masks, or averages of scores, as variables."""
+
+import math
+
+import keras
+
+from keras_stab.gradients import autodiff
+from keras_stab.numerics.threshold import bits_of
+from keras_stab.numerics.threshold import kth_smallest
+from keras_stab.numerics.threshold import rank_of
+
+MEASURES = ("flat_fraction", "sharp_overlap", "curvature_trace")
+
+
+class FlatMask:
+    """The flat fraction of all weights: those of the smallest scores.
+
+    Without averaging the masks themselves are kept, one byte a weight; with
+    it the average of the scores, four bytes a weight, and the bit pattern of
+    the threshold, from which the masks follow. Before the first refresh no
+    weight is flat.
+
+    Args:
+        optimizer: Whose variables they become.
+        variables: The weights.
+        included: One boolean a variable; the others are never flat.
+        fraction: Float in (0, 1], the flat fraction.
+        momentum: Float in [0, 1), of the average.
+    """
+
+    def __init__(self, optimizer, variables, included, fraction, momentum):
+        self._fraction, self._momentum = fraction, momentum
+        self._state = []
+        self._position = {}
+        dtype = "float32" if momentum else "bool"
+        kind = "curvature" if momentum else "flat"
+        for i, (variable, chosen) in enumerate(zip(variables, included)):
+            if not chosen:
+                continue
+            self._position[i] = len(self._state)
+            slot = optimizer.add_variable(
+                shape=variable.shape,
+                dtype=dtype,
+                layout=autodiff.layout_of(variable),
+                name=variable.path.replace("/", "_") + "_" + kind,
+            )
+            self._state.append(slot)
+        self._weights = len(self._state)
+        self._state.append(
+            optimizer.add_variable(
+                shape=(),
+                dtype="int32",
+                initializer=keras.initializers.Constant(-1),
+                aggregation="only_first_replica",
+                name="threshold_bits",
+            )
+        )
+        for name, shape, dtype in (
+            ("measures", (len(MEASURES),), "float32"),
+            ("refreshes", (), "int32"),
+            ("skipped_refreshes", (), "int32"),
+        ):
+            self._state.append(
+                optimizer.add_variable(
+                    shape=shape,
+                    dtype=dtype,
+                    aggregation="only_first_replica",
+                    name=name,
+                )
+            )
+
+    def values(self):
+        """The state now, a list of tensors."""
+        return [v.value for v in self._state]
+
+    def assign(self, values):
+        for variable, value in zip(self._state, values):
+            variable.assign(value)
+
+    def refreshed(self, roots, size):
+        """The state after a refresh; the same masks if it must be skipped.
+
+        Args:
+            roots: One tensor a variable whose square is the score, `None` to
+                leave a variable out of the ranking.
+            size: Scalar that makes scores of different refreshes comparable.
+        """
+        ops = keras.ops
+        old = self.values()
+        measures, refreshes, skipped = old[self._weights + 1 :]
+        present = [i for i in self._position if roots[i] is not None]
+        if not present:
+            return [*old[: self._weights + 1], measures, refreshes, skipped + 1]
+        scores = [
+            ops.abs(ops.cast(autodiff.densify(roots[i]), "float32"))
+            for i in present
+        ]
+        usable = _all([ops.all(ops.isfinite(s)) for s in scores])
+        # All zero is no ranking: an empty batch, or no step yet.
+        usable = ops.logical_and(
+            usable, ops.logical_not(_all([ops.all(s == 0.0) for s in scores]))
+        )
+        trace = sum(ops.sum(ops.square(s)) for s in scores) * size
+        if self._momentum:
+            scores = [
+                self._momentum * old[self._position[i]]
+                + (1.0 - self._momentum) * size * ops.square(s)
+                for i, s in zip(present, scores)
+            ]
+        # Ranked by the root where that will do: squares underflow to ties.
+        patterns = [bits_of(s) for s in scores]
+        count = sum(math.prod(p.shape) for p in patterns)
+        threshold = autodiff.kth_smallest(
+            patterns, rank_of(self._fraction, count), kth_smallest
+        )
+        new = list(old)
+        new[self._weights] = threshold
+        masks = [p <= threshold for p in patterns]
+        for i, score, mask in zip(present, scores, masks):
+            new[self._position[i]] = score if self._momentum else mask
+        before = [self.flat(i, old) for i in present]
+        new[self._weights + 1] = ops.stack(
+            [*_comparison(before, masks, count, refreshes), trace]
+        )
+        new[self._weights + 2] = refreshes + 1
+        chosen = [ops.where(usable, n, o) for n, o in zip(new, old)]
+        chosen[self._weights + 3] = skipped + 1 - ops.cast(usable, "int32")
+        return chosen
+
+    def flat(self, index, values=None):
+        """The mask of one variable, `None` where it is never flat."""
+        if index not in self._position:
+            return None
+        values = self.values() if values is None else values
+        value = values[self._position[index]]
+        if self._momentum:
+            return bits_of(value) <= values[self._weights]
+        return value
+
+    def figures(self, variables):
+        """The diagnostics, read from the device."""
+        numpy = keras.ops.convert_to_numpy
+        measures, refreshes, skipped = map(
+            numpy, self.values()[self._weights + 1 :]
+        )
+        return {
+            **dict(zip(MEASURES, map(float, measures))),
+            "refreshes": int(refreshes),
+            "skipped_refreshes": int(skipped),
+            "flat_fractions": {
+                variables[i].path: float(numpy(self.flat(i)).mean())
+                for i in self._position
+            },
+        }
+
+
+def _all(conditions):
+    return keras.ops.all(keras.ops.stack(conditions))
+
+
+def _comparison(before, after, count, refreshes):
+    """The flat fraction, and how much of the sharp set stayed sharp."""
+
+    def total(masks):
+        return sum(
+            keras.ops.sum(keras.ops.cast(m, "float32")) for m in masks
+        )
+
+    sharp = [keras.ops.logical_not(m) for m in before]
+    stayed = [
+        keras.ops.logical_and(s, keras.ops.logical_not(m))
+        for s, m in zip(sharp, after)
+    ]
+    overlap = total(stayed) / keras.ops.maximum(total(sharp), 1.0)
+    none_yet = keras.ops.zeros((), "float32")
+    overlap = keras.ops.where(refreshes > 0, overlap, none_yet)
+    return total(after) / count, overlap

@@ -1,0 +1,495 @@
+"""IRE: implicit regularization enhancement."""
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.gradients import autodiff
+from keras_stab.gradients.sampled_labels import SampledLabels
+from keras_stab.optimizers.arguments import checked_choice
+from keras_stab.optimizers.arguments import checked_count
+from keras_stab.optimizers.arguments import checked_number
+from keras_stab.optimizers.exclusions import as_patterns
+from keras_stab.optimizers.exclusions import excluded_variables
+from keras_stab.optimizers.flat_mask import FlatMask
+from keras_stab.optimizers.lamb import LAMB
+from keras_stab.optimizers.strengths import Strength
+from keras_stab.optimizers.wrapper import GradientMethod
+from keras_stab.optimizers.wrapper import innermost
+
+CURVATURES = ("fisher", "second_moment", "gradient")
+NEVER = 2**31 - 1
+_WITH_SECOND_MOMENT = (
+    keras.optimizers.Adam,
+    keras.optimizers.Nadam,
+    keras.optimizers.Lamb,
+    keras.optimizers.RMSprop,
+    LAMB,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_stab")
+class IRE(GradientMethod):
+    r"""Moves faster along the weights in which the loss is flat.
+
+    The inner optimizer makes its whole step from $w$ to $w + \delta$. Then
+
+    $$
+    w \leftarrow w + \delta + \kappa \, m \odot \delta
+    $$
+
+    where the mask m is 1 for the fraction $\gamma$ of all weights with the
+    smallest curvature, in one ranking over all variables, and 0 for the
+    others. The curvature is estimated anew every K updates. The inner
+    optimizer sees nothing of it.
+
+    Args:
+        inner_optimizer: Keras optimizer, name or config. Gradients, clipping,
+            weight decay and learning rate are its own. Defaults to
+            `"adamw"`.
+        flat_fraction: Float in (0, 1), $\gamma$; 1 boosts every weight, as a
+            control. Defaults to 0.6.
+        boost: Float, $\kappa$, at least 0, or a `LearningRateSchedule` of the
+            updates since `start_step`. 0 is the inner optimizer itself.
+            Defaults to 2.0.
+        update_every: Int, K. Defaults to 10.
+        start_step: Int, the update from which on weights are boosted;
+            `"warmup_end"`, the `warmup_steps` of the inner schedule; or
+            `"manual"`, when `start_boost` or the callback
+            `keras_stab.StartBoostAtLoss` says so. No published run starts at
+            0 without a warm-up. Defaults to 0.
+        curvature: What is squared to a score. `"fisher"`: the gradient at
+            labels drawn from the model's own predictions, at the price of one
+            more forward and backward pass of `fisher_fraction` of the batch
+            every K updates. `"second_moment"`: the running average that the
+            inner Adam, AdamW, Nadam, Lamb or RMSprop keeps; free.
+            `"gradient"`: the training gradient; free where the inner
+            optimizer takes plain gradients; set `curvature_momentum=0.95`
+            with it. The last two are not what the paper runs. Defaults to
+            `"fisher"`.
+        curvature_momentum: Float in [0, 1), of a running average of the
+            scores; 0.9 makes masks that change less. Defaults to 0.0.
+        fisher_fraction: Float in (0, 1], the part of the batch in the Fisher
+            pass. Defaults to 0.25.
+        boost_schedule: `"constant"`, or `"learning_rate"`: $\kappa$ times the
+            learning rate over its highest value. Defaults to `"constant"`.
+        reference_learning_rate: Float, that highest value; `None` takes it
+            from the schedule of the inner optimizer.
+        boost_weight_decay: Whether the decoupled weight decay of the inner
+            optimizer is boosted with the rest. Defaults to `True`.
+        label_sampler: Function `(outputs, seed) -> labels` for a loss of your
+            own (register it as serializable to save the model); `seed` is for
+            functions of `keras.random`. Defaults to `None`.
+        exclude: Variables, or regular expressions for their paths, that are
+            neither ranked nor boosted. Defaults to `None`.
+        seed: Int, from where labels are drawn; `None` for another one in
+            every process, or that of `keras.utils.set_random_seed`.
+        name: String or `None`.
+
+    Raises:
+        ValueError: If an argument is out of range, belongs on the inner
+            optimizer, the inner optimizer cannot be used, or the labels of
+            the loss cannot be drawn.
+        RuntimeError: If plain gradients are handed to it with
+            `curvature="fisher"`.
+
+    A refresh whose curvature is not finite, or zero everywhere, keeps the old
+    mask and is counted. The Fisher pass leaves batch-norm statistics, seeds,
+    metrics and the inner optimizer's state as they are, and always looks at
+    the weights themselves, also around `SAM`. `diagnostics()` reads figures
+    of the last refresh. Keep the weights in float32: the boost multiplies
+    what a step of less precision rounds.
+
+    Example:
+
+    >>> import keras, keras_stab
+    >>> model = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(1)])
+    >>> optimizer = keras_stab.IRE("adamw", flat_fraction=0.6)
+    >>> model.compile(optimizer=optimizer, loss="mse")
+    >>> x, y = keras.random.normal((8, 3), seed=1), keras.ops.ones((8, 1))
+    >>> history = model.fit(x, y, batch_size=8, verbose=0)
+    >>> round(optimizer.diagnostics()["flat_fraction"], 2)  # 12 of 21
+    0.57
+
+    Departures from the paper:
+        A quarter of the batch is in the Fisher pass (paper: all of it;
+        `fisher_fraction=1.0` is its setting), every row of which counts with
+        the root of its sample weight. Ties go to the flat side. On JAX a
+        weight that the loss does not depend on counts as flat, on the other
+        backends it is left out.
+
+    Cost:
+        Per update a copy of the weights for a moment and some operations on
+        each; one byte a weight is kept, with `curvature_momentum` four.
+        Measured: `benchmarks/results`.
+
+    References:
+        - Wang, He, Wang, Wang, Huang, Wang, Li, E, Wu, 2024, "Improving
+          Generalization and Convergence by Enhancing Implicit
+          Regularization", arXiv:2405.20763
+    """
+
+    sees_unperturbed_weights_only = True
+    plain_gradient_hint = (
+        '; or use curvature="gradient" or curvature="second_moment" around an '
+        "optimizer of plain gradients, in any training loop."
+    )
+
+    def __init__(
+        self,
+        inner_optimizer="adamw",
+        flat_fraction=0.6,
+        boost=2.0,
+        update_every=10,
+        start_step=0,
+        curvature="fisher",
+        curvature_momentum=0.0,
+        fisher_fraction=0.25,
+        boost_schedule="constant",
+        reference_learning_rate=None,
+        boost_weight_decay=True,
+        label_sampler=None,
+        exclude=None,
+        seed=None,
+        name=None,
+        **kwargs,
+    ):
+        super().__init__(inner_optimizer, name=name, **kwargs)
+        self._boost = Strength(
+            "boost", boost, boost_schedule, reference_learning_rate
+        )
+        self.flat_fraction = _checked_share("flat_fraction", flat_fraction)
+        self.update_every = checked_count("update_every", update_every, 1)
+        self.curvature = checked_choice("curvature", curvature, CURVATURES)
+        self.curvature_momentum = checked_number(
+            "curvature_momentum", curvature_momentum, 0.0, 1.0
+        )
+        self.fisher_fraction = _checked_share(
+            "fisher_fraction", fisher_fraction
+        )
+        self.boost_weight_decay = bool(boost_weight_decay)
+        self.label_sampler = _checked_sampler(label_sampler, curvature)
+        self.exclude = as_patterns("exclude", exclude)
+        self.seed = None if seed is None else checked_count("seed", seed, 0)
+        self.start_step = start_step
+        self._first = _first_step(start_step, self.inner_optimizer)
+        self._boost.check(self.inner_optimizer)
+        _check_inner(self.inner_optimizer, curvature, self.curvature_momentum)
+
+    def build(self, variables):
+        if self.built:
+            return
+        variables = list(variables)
+        super().build(variables)
+        excluded = [False] * len(variables)
+        if self.exclude is not None:
+            excluded = excluded_variables(
+                "exclude", self.exclude, False, variables
+            )
+        self._mask = FlatMask(
+            self,
+            variables,
+            [
+                not (left_out or v.overwrite_with_gradient)
+                for v, left_out in zip(variables, excluded)
+            ],
+            self.flat_fraction,
+            self.curvature_momentum,
+        )
+        self._start = self.add_variable(
+            shape=(),
+            dtype="int32",
+            initializer=keras.initializers.Constant(NEVER),
+            aggregation="only_first_replica",
+            name="start_step",
+        )
+        # Its state is never moved: labels differ by the count of updates.
+        self._generator = keras.random.SeedGenerator(self.seed)
+        self._label_seed = self._generator.state
+
+    @property
+    def wants_oracle(self):
+        return self.curvature == "fisher" or super(GradientMethod, self).wants_oracle
+
+    # ---- When -------------------------------------------------------------
+
+    def start_boost(self):
+        """Boosts from the next update on; for `start_step="manual"`."""
+        if self.start_step != "manual":
+            raise ValueError(
+                'The start was set already. Make IRE with start_step="manual" '
+                f"to set it later. Received: start_step={self.start_step!r}"
+            )
+        if not self.built:
+            raise ValueError("Build the optimizer, or train, before that")
+        self._start.assign(self.completed_updates())
+
+    @property
+    def has_started(self):
+        """Whether `start_boost` was called, or the start is set anyway."""
+        if self._first is not None:
+            return True
+        return self.built and int(self._start.value) < NEVER
+
+    def _since_start(self, step):
+        """Updates since the start, negative before it."""
+        return step - (self._start.value if self._first is None else self._first)
+
+    def _due(self, step):
+        since = self._since_start(step)
+        conditions = [since >= 0, since % self.update_every == 0]
+        base = innermost(self.inner_optimizer)
+        if base.gradient_accumulation_steps:
+            conditions.append(keras_internals.is_update_step(base))
+        return keras.ops.all(keras.ops.stack(conditions))
+
+    # ---- Curvature --------------------------------------------------------
+
+    def estimate(self, oracle):
+        note = None
+        step = self.completed_updates()
+        gradients = super().estimate(oracle)
+        if self.curvature == "fisher":
+            if autodiff.replicas() > 1:
+                raise ValueError(
+                    'curvature="fisher" cannot run under a tf.distribute '
+                    "strategy, which allows no exchange between replicas "
+                    'inside a condition. Use "gradient" or "second_moment"'
+                )
+            note = self._refresh(step, lambda: self._fisher(oracle, step))
+        elif self.curvature == "gradient":
+            # At w, which is not where the gradients of SAM are taken.
+            note = self._refresh(step, lambda: self._at_weights(oracle))
+        oracle.notes[self] = (note,)
+        return gradients
+
+    def _refresh(self, step, roots_and_size):
+        """The state of the mask, new if a refresh is due."""
+        return keras.ops.cond(
+            self._due(step),
+            lambda: self._mask.refreshed(*roots_and_size()),
+            self._mask.values,
+        )
+
+    def _fisher(self, oracle, step):
+        """The gradient at sampled labels, and the number of labels."""
+        if self.fisher_fraction < 1.0:
+            oracle = oracle.head(self.fisher_fraction)
+        seed = self._label_seed.value
+        step = keras.ops.cast(step, seed.dtype)
+        # Some hundreds of draws fit between two updates.
+        seed = keras.ops.stack([seed[0], seed[1] + step * 1024])
+        if self.label_sampler is None:
+            labels = SampledLabels(oracle.model, self._generator, seed)
+            return oracle.with_loss(labels).gradient(), _as_float(labels)
+
+        def sampler(y, y_pred):
+            with keras.StatelessScope([(self._generator.state, seed)]):
+                return self.label_sampler(y_pred, self._generator)
+
+        oracle = oracle.with_labels(sampler).with_compiled_loss()
+        return oracle.gradient(), 1.0
+
+    def _at_weights(self, oracle):
+        return oracle.gradient_beside(), 1.0
+
+    def _second_moment(self, variables):
+        """The roots of the inner optimizer's average of squared gradients."""
+        slots = {v.path.split("/", 1)[-1]: v for v in self._base_variables()}
+        roots = []
+        for variable in variables:
+            name = variable.path.replace("/", "_") + "_velocity"
+            slot = slots.get(name)
+            if slot is not None:
+                slot = keras.ops.sqrt(slot.value)
+            roots.append(slot)
+        return roots, 1.0
+
+    def _base_variables(self):
+        return innermost(self.inner_optimizer).variables
+
+    # ---- The step ---------------------------------------------------------
+
+    def apply_in_order(self, gradients, variables):
+        step = self.completed_updates()
+        kept = self._mask.values()
+        state = self._state_after_refresh(step, gradients, variables)
+        boost = self._boost_at(step)
+        decay = self._decay_part(variables)
+        before = [autodiff.snapshot(v) for v in variables]
+        super().apply_in_order(gradients, variables)
+        # False for a step that a loss scaler drops and for a part of an
+        # accumulated one.
+        moved = self.completed_updates() > step
+        self._mask.assign(
+            [keras.ops.where(moved, new, old) for new, old in zip(state, kept)]
+        )
+        if self._boost.is_zero:
+            return
+        active = keras.ops.logical_and(moved, self._since_start(step) >= 0)
+        for i, variable in enumerate(variables):
+            flat = self._mask.flat(i, state)
+            if flat is not None:
+                self._move(variable, before[i], decay[i], boost, flat & active)
+
+    def _state_after_refresh(self, step, gradients, variables):
+        note = self.handed_over and self.handed_over[0]
+        if note is not None:
+            return note
+        if self.curvature == "second_moment":
+            return self._refresh(step, lambda: self._second_moment(variables))
+        scale = 1.0 / self.scale_loss(1.0)
+        return self._refresh(
+            step, lambda: ([autodiff.densify(g) for g in gradients], scale**2)
+        )
+
+    def _boost_at(self, step):
+        since = keras.ops.maximum(self._since_start(step), 0)
+        return self._boost.at(since, self.inner_optimizer)
+
+    def _decay_part(self, variables):
+        """What times the weights the step's decay takes away; `None` = none."""
+        base = innermost(self.inner_optimizer)
+        if self.boost_weight_decay or not base.weight_decay:
+            return [None] * len(variables)
+        rate = keras.ops.convert_to_tensor(base.learning_rate) + 0.0
+        return [
+            rate * base.weight_decay
+            if keras_internals.is_decayed(base, v)
+            else None
+            for v in variables
+        ]
+
+    def _move(self, variable, before, decay, boost, chosen):
+        after = autodiff.read_after(variable)
+        extra = after - before
+        if decay is not None:
+            extra = extra + keras.ops.cast(decay, extra.dtype) * before
+        extra = keras.ops.cast(boost, extra.dtype) * extra
+        # Neither `before + (1 + boost) * delta` nor a product with the mask:
+        # the first is not `after` to the last bit, the second lets a NaN in.
+        variable.assign(keras.ops.where(chosen, after + extra, after))
+        if variable.constraint is not None:
+            variable.assign(variable.constraint(autodiff.read_after(variable)))
+
+    def diagnostics(self):
+        """Figures of the last refresh, read from the device.
+
+        Returns:
+            Dict: `flat_fraction`; `sharp_overlap`, the part of the sharp
+            weights that stayed sharp; `curvature_trace`, the sum of the new
+            scores (for `"fisher"` an estimate of the trace of the Fisher
+            matrix); `refreshes` and `skipped_refreshes`, ints;
+            `flat_fractions`, from the path of a variable to the flat part of
+            its weights.
+        """
+        if not self.built:
+            raise ValueError("There are no figures before the first step")
+        return self._mask.figures(keras_internals.built_variables(self))
+
+    def get_config(self):
+        config = super().get_config()
+        sampler = self.label_sampler
+        if sampler is not None:
+            sampler = keras.saving.serialize_keras_object(sampler)
+        config.update(
+            {
+                "flat_fraction": self.flat_fraction,
+                "boost": self._boost.config(),
+                "update_every": self.update_every,
+                "start_step": self.start_step,
+                "curvature": self.curvature,
+                "curvature_momentum": self.curvature_momentum,
+                "fisher_fraction": self.fisher_fraction,
+                "boost_schedule": self._boost.schedule,
+                "reference_learning_rate": self._boost.reference,
+                "boost_weight_decay": self.boost_weight_decay,
+                "label_sampler": sampler,
+                "exclude": self.exclude,
+                "seed": self.seed,
+            }
+        )
+        return config
+
+
+def _as_float(labels):
+    return keras.ops.cast(labels.count, "float32")
+
+
+def _checked_share(argument, value):
+    value = checked_number(argument, value, 0.0, forbidden=(0.0,))
+    if value > 1.0:
+        raise ValueError(
+            f"`{argument}` must be at most 1. Received: {argument}={value}"
+        )
+    return value
+
+
+def _checked_sampler(value, curvature):
+    if isinstance(value, dict):
+        value = keras.saving.deserialize_keras_object(value)
+    if value is None:
+        return value
+    if not callable(value):
+        raise ValueError(
+            "`label_sampler` must be a function (outputs, seed) -> labels. "
+            f"Received: label_sampler={value!r}"
+        )
+    if curvature != "fisher":
+        raise ValueError(
+            '`label_sampler` has an effect with curvature="fisher" only. '
+            f"Received: curvature={curvature!r}"
+        )
+    return value
+
+
+def _first_step(start_step, inner):
+    """The int, `None` when it will be told later."""
+    if start_step == "manual":
+        return None
+    if start_step != "warmup_end":
+        if isinstance(start_step, str):
+            raise ValueError(
+                '`start_step` must be an integer, "warmup_end" or "manual". '
+                f"Received: start_step={start_step!r}"
+            )
+        return checked_count("start_step", start_step, 0)
+    rate = innermost(inner).get_config()["learning_rate"]
+    arguments = rate["config"] if isinstance(rate, dict) else {}
+    if not arguments.get("warmup_steps"):
+        raise ValueError(
+            'start_step="warmup_end" needs an inner optimizer whose learning '
+            "rate is a schedule with `warmup_steps`. Pass the step itself"
+        )
+    return int(arguments["warmup_steps"])
+
+
+def _check_inner(optimizer, curvature, momentum):
+    base = innermost(optimizer)
+    if getattr(base, "use_ema", False):
+        raise ValueError(
+            "`use_ema` of the inner optimizer would average weights that are "
+            "not boosted. Average outside of IRE instead"
+        )
+    if type(base).__name__ == "ScheduleFreeAdamW":
+        raise ValueError(
+            "ScheduleFreeAdamW makes the weights from its own state, which "
+            "would undo the boost. Use another inner optimizer"
+        )
+    while optimizer is not None:
+        if isinstance(optimizer, IRE):
+            raise ValueError("IRE inside IRE would boost twice: use one")
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    if curvature != "second_moment":
+        return
+    if momentum:
+        raise ValueError(
+            'curvature="second_moment" is an average already: leave '
+            f"`curvature_momentum` 0. Received: curvature_momentum={momentum}"
+        )
+    if not isinstance(base, _WITH_SECOND_MOMENT):
+        names = ", ".join(kind.__name__ for kind in _WITH_SECOND_MOMENT[:-1])
+        raise ValueError(
+            'curvature="second_moment" reads the running average of squared '
+            f"gradients that {names} keep. Use curvature="
+            f'"gradient" with {type(base).__name__}'
+        )
