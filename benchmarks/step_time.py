@@ -66,15 +66,10 @@ MIB = 2**20
 class Arm:
     """One compiled model and what its training showed."""
 
-    def __init__(self, model_name, arm):
+    def __init__(self, model_name, optimizer):
         import keras
 
-        import keras_stab
-
         self.model = build_model(model_name)
-        optimizer = keras.optimizers.AdamW(1e-3)
-        if arm not in (STOCK, AGAIN):
-            optimizer = keras_stab.GRAIN(optimizer, groups=groups_of(arm))
         # A counter inside a metric shows when Keras traces a step anew.
         self.traces = 0
 
@@ -106,6 +101,17 @@ class Arm:
         return self.clock.seconds
 
 
+def make_optimizer(arm):
+    import keras
+
+    import keras_stab
+
+    optimizer = keras.optimizers.AdamW(1e-3)
+    if arm in (STOCK, AGAIN):
+        return optimizer
+    return keras_stab.GRAIN(optimizer, groups=groups_of(arm))
+
+
 def _make_clock():
     import keras
 
@@ -129,7 +135,7 @@ def measure_time(options):
     x, y = make_data(model, (LONGEST_TURN + 1) * batch)
     arms, first_steps, warm_steps = {}, {}, {}
     for name in names:
-        arms[name] = Arm(model, name)
+        arms[name] = Arm(model, make_optimizer(name))
         begun = time.perf_counter()
         arms[name].train(x[:batch], y[:batch], batch)
         first_steps[name] = time.perf_counter() - begun
@@ -210,7 +216,7 @@ def measure_memory(options):
     """The worker for one arm: the peak of a process is that of one arm."""
     batch = options["batch"]
     x, y = make_data(options["model"], MEMORY_STEPS * batch)
-    arm = Arm(options["model"], options["arm"])
+    arm = Arm(options["model"], make_optimizer(options["arm"]))
     read_peak = _device_peak(options["backend"])
     arm.train(x, y, batch)
     if read_peak is not None:
@@ -646,7 +652,7 @@ def _memory(figures):
 # ---- The parent -----------------------------------------------------------
 
 
-def run_worker(task, options):
+def run_worker(task, options, script=__file__):
     """Runs one task in a fresh process; returns its answer or an error."""
     environment = dict(os.environ)
     environment["KERAS_BACKEND"] = options["backend"]
@@ -660,7 +666,7 @@ def run_worker(task, options):
     environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [sys.executable, __file__, "--worker", task]
+        command = [sys.executable, str(script), "--worker", task]
         command += [json.dumps(options), str(answer)]
         try:
             done = subprocess.run(

@@ -1,6 +1,7 @@
 """Stable training for Keras 3, on TensorFlow, JAX and PyTorch."""
 
 from keras_stab._version import __version__
+from keras_stab.callbacks import StartBoostAtLoss
 from keras_stab.gradients.layer_rules import register_layer_rule
 from keras_stab.gradients.small_problems import min_norm_weights
 from keras_stab.gradients.train_step import TrainStep

@@ -113,8 +113,12 @@ def is_rematerialised(layer):
 
 def compiled_losses(model):
     """The loss objects that `compile` made; none before they are used."""
-    entries = getattr(model._compile_loss, "_flat_losses", None) or []
-    return [entry.loss for entry in entries]
+    return [entry.loss for entry in loss_entries(model)]
+
+
+def loss_entries(model):
+    """The same with `path` and `loss_weights` of each."""
+    return getattr(model._compile_loss, "_flat_losses", None) or []
 
 
 def compile_identity(model):
@@ -171,7 +175,7 @@ def compiled_heads(model, y, y_pred, sample_weight):
             _at(entry.path, y_pred),
             _at(entry.path, sample_weight),
         )
-        for entry in compiled._flat_losses
+        for entry in loss_entries(model)
     ]
 
 

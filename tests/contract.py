@@ -100,6 +100,40 @@ def lamb_steps(problem, batches, learning_rate):
         yield problem.parameters
 
 
+RHO = 0.1
+BOOST = 2.0
+
+
+def sam_gradient(problem, x, y):
+    gradient = problem.gradient(x, y)
+    start = problem.parameters
+    length = np.sqrt(sum(np.sum(np.square(g)) for g in gradient))
+    problem.parameters = [p + RHO * g / length for p, g in zip(start, gradient)]
+    gradient = problem.gradient(x, y)
+    problem.parameters = start
+    return gradient
+
+
+def sam_steps(problem, batches, learning_rate):
+    for x, y in batches:
+        _descend(problem, sam_gradient(problem, x, y), learning_rate)
+        yield problem.parameters
+
+
+def boosted_sam_steps(problem, batches, learning_rate):
+    """Half of the weights boosted: those of small gradients, at even steps."""
+    for t, (x, y) in enumerate(batches):
+        if t % 2 == 0:
+            sizes = [np.abs(g) for g in problem.gradient(x, y)]
+            limit = np.sort(np.concatenate([s.ravel() for s in sizes]))
+            limit = limit[limit.size // 2 - 1]
+            factors = [1.0 + BOOST * (s <= limit) for s in sizes]
+        gradient = sam_gradient(problem, x, y)
+        gradient = [f * g for f, g in zip(factors, gradient)]
+        _descend(problem, gradient, learning_rate)
+        yield problem.parameters
+
+
 def _norm(matrix):
     return np.sqrt(np.sum(np.square(matrix)))
 
@@ -116,7 +150,8 @@ class Row:
 
     name: str
     build: Callable
-    reference: Callable
+    # None where random numbers decide; vectors stand in for it.
+    reference: Callable | None
     # Whether it is the inner optimizer, bit for bit.
     is_inner: bool = False
     # Batches until the weights move.
@@ -125,10 +160,32 @@ class Row:
     # Whether it is a wrapper, not an optimizer in its own right: that one
     # takes no more than the learning rate from `inner`.
     wraps: bool = True
+    # Whether a batch of NaN does not reach the weights.
+    drops_nan: bool = True
+    # Whether the inner optimizer may average weights by itself.
+    averages: bool = True
+    # Weights w, all equal, after a step of rate 0.1 for the loss `sum(a b)`,
+    # of twice ten weights; None for a row that refuses a loss of that kind.
+    bilinear: Callable | None = lambda w: 0.9 * w
 
 
 def _grain(**arguments):
     return lambda inner: keras_stab.GRAIN(inner, **arguments)
+
+
+def _boosted_sam(inner):
+    return keras_stab.IRE(
+        keras_stab.SAM(inner, rho=RHO),
+        flat_fraction=0.5,
+        boost=BOOST,
+        update_every=2,
+        curvature="gradient",
+    )
+
+
+def _sam_on_bilinear(factor):
+    length = RHO / np.sqrt(20)
+    return lambda w: w - factor * 0.1 * (w + np.sign(w) * length)
 
 
 def _alone(kind, **arguments):
@@ -168,6 +225,31 @@ ROWS = [
         lambda inner: AskingNothing(_grain(groups=1)(inner)),
         plain_steps,
         is_inner=True,
+    ),
+    Row(
+        "SAM",
+        lambda inner: keras_stab.SAM(inner, rho=RHO),
+        sam_steps,
+        drops_nan=False,
+        bilinear=_sam_on_bilinear(1.0),
+    ),
+    Row(
+        "IRE",
+        lambda inner: keras_stab.IRE(inner, update_every=2, seed=1),
+        None,
+        drops_nan=False,
+        averages=False,
+        bilinear=None,
+    ),
+    Row(
+        "IRE(SAM)",
+        _boosted_sam,
+        boosted_sam_steps,
+        accumulates=False,
+        drops_nan=False,
+        averages=False,
+        # Equal scores are ties: every weight is flat.
+        bilinear=_sam_on_bilinear(1.0 + BOOST),
     ),
     Row(
         "LARS",
@@ -215,7 +297,7 @@ INNER = {
 RESUMED = [(row, "adamw") for row in ROWS] + [
     (row, "momentum")
     for row in ROWS
-    if row.name in ("GRAIN-4", "GRAIN-batches")
+    if row.name in ("GRAIN-4", "GRAIN-batches", "IRE")
 ]
 
 BATCH = 16

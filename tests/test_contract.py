@@ -52,7 +52,11 @@ def regression(rows=(12, 12, 12, 10, 3, 12), seed=0):
     return batches, kernel, bias
 
 
-@ROWS
+@pytest.mark.parametrize(
+    "row",
+    [row for row in contract.ROWS if row.reference is not None],
+    ids=lambda r: r.name,
+)
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_golden_steps(row, run_eagerly):
     """Also for batches of other sizes, and with fewer rows than groups."""
@@ -103,17 +107,19 @@ class Bilinear(keras.Model):
 @WRAPPERS
 def test_no_assignment_overtakes_a_gradient(row):
     """TensorFlow's stock step in graph mode is wrong here, most times."""
-    if row.name == "GRAIN-1":
-        return  # it is the inner optimizer, this too
+    if row.name == "GRAIN-1" or row.bilinear is None:
+        return  # it is the inner optimizer, this too, or refuses the loss
     x = np.ones((12, 1), "float32")
     often = row.name == "Transparent" and not JAX_OR_TORCH
     for _ in range(20 if often else 1):
         model = Bilinear()
         model.compile(row.build(keras.optimizers.SGD(0.1)))
         model.fit(np.tile(x, (20, 1)), batch_size=12, shuffle=False, verbose=0)
-        steps = 20 // row.period
+        wanted = 1.0
+        for _ in range(20 // row.period):
+            wanted = row.bilinear(wanted)
         for w in model.get_weights():
-            np.testing.assert_allclose(w, 0.9**steps, rtol=1e-5)
+            np.testing.assert_allclose(w, wanted, rtol=1e-5)
 
 
 # ---- Saving ---------------------------------------------------------------
@@ -205,7 +211,7 @@ def test_weights_move_once_a_period(row):
 
 @pytest.mark.parametrize(
     "row",
-    [row for row in contract.ROWS if row.accumulates],
+    [row for row in contract.ROWS if row.accumulates and row.reference],
     ids=lambda r: r.name,
 )
 def test_gradient_accumulation_of_the_inner_optimizer(row):
@@ -321,8 +327,8 @@ def test_no_retrace_after_the_second_step(row, jit_compile):
     traced = Counting.calls
     contract.fit(model, x, y)
     again = Counting.calls - traced
-    if keras.backend.backend() == "torch":  # eager: once a step
-        assert again == 4
+    if keras.backend.backend() == "torch":  # eager: every step
+        assert 4 <= again <= traced
     else:
         assert again == 0
 
@@ -407,7 +413,7 @@ def test_a_variable_without_gradient(row):
 @ROWS
 def test_a_nan_batch_is_visible_and_harmless_where_promised(row):
     """GRAIN drops non-finite groups; a plain optimizer promises nothing."""
-    if row.is_inner or not row.wraps:
+    if row.is_inner or not row.wraps or not row.drops_nan:
         return
     x, y = contract.data(6)
     model = contract.compiled(row.build(contract.INNER["adamw"]()))
@@ -428,7 +434,7 @@ def test_a_nan_batch_is_visible_and_harmless_where_promised(row):
 @ROWS
 def test_callbacks(row, tmp_path):
     x, y = contract.data(6)
-    inner = keras.optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.5)
+    inner = keras.optimizers.AdamW(0.01, use_ema=row.averages, ema_momentum=0.5)
     model = contract.compiled(row.build(inner))
     rates = []
 

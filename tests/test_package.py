@@ -23,6 +23,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "guides").glob("*.md"))]
 def test_public_names():
     public = {name for name in vars(keras_stab) if not name.startswith("_")}
     packages = {
+        "callbacks",
         "gradients",
         "keras_internals",
         "numerics",
@@ -32,8 +33,11 @@ def test_public_names():
     }
     assert public - packages == {
         "GRAIN",
+        "IRE",
         "LAMB",
         "LARS",
+        "SAM",
+        "StartBoostAtLoss",
         "TVLARS",
         "TimeVaryingSigmoid",
         "TrainStep",
@@ -93,8 +97,10 @@ def test_docstring_examples(name):
 def test_the_public_things_have_an_example():
     for thing in (
         keras_stab.GRAIN,
+        keras_stab.IRE,
         keras_stab.LAMB,
         keras_stab.LARS,
+        keras_stab.SAM,
         keras_stab.TVLARS,
         keras_stab.min_norm_weights,
     ):

@@ -39,9 +39,7 @@ def test_perturbed_gradient_of_the_vectors(name):
     x, y = map(keras.ops.convert_to_tensor, small_classifier.batch(0))
     oracle = GradientOracle(model, x, y)
     answer = small_classifier.flattened(optimizer.estimate(oracle))
-    np.testing.assert_allclose(
-        answer, run["grad_perturbed_step0"], atol=2e-6
-    )
+    np.testing.assert_allclose(answer, run["grad_perturbed_step0"], atol=2e-6)
 
 
 # ---- Mathematics ----------------------------------------------------------
@@ -265,12 +263,8 @@ class Draw(keras.layers.Layer):
 @pytest.mark.parametrize("independent", [False, True])
 def test_noise_of_the_second_pass(independent):
     """A weight that changes nothing shows it: the gap is that of the noise."""
-    model = keras.Sequential(
-        [keras.Input((2,)), Draw(), keras.layers.Dense(1)]
-    )
-    optimizer = keras_stab.SAM(
-        "sgd", rho=1e-6, independent_noise=independent
-    )
+    model = keras.Sequential([keras.Input((2,)), Draw(), keras.layers.Dense(1)])
+    optimizer = keras_stab.SAM("sgd", rho=1e-6, independent_noise=independent)
     model.compile(optimizer, "mse")
     model.train_on_batch(np.ones((4, 2), "float32"), np.ones((4, 1), "float32"))
     gap = abs(optimizer.diagnostics()["sharpness_gap"])
@@ -301,9 +295,7 @@ def test_regulariser_and_sample_weights_are_in_both_passes():
 
     g = gradient(w)
     h = gradient(w + 0.4 * g / np.linalg.norm(g))
-    np.testing.assert_allclose(
-        trained.get_weights()[0], w - 0.1 * h, rtol=1e-5
-    )
+    np.testing.assert_allclose(trained.get_weights()[0], w - 0.1 * h, rtol=1e-5)
 
 
 def test_variables_can_be_left_out():

@@ -90,6 +90,62 @@ def value_and_gradients(function, values):
     return (scalar.detach(), _detached(aux)), list(gradients)
 
 
+def value_gradients_and_pullback(function, values):
+    """As `value_and_gradients`, with a second way back through the outputs.
+
+    Args:
+        function: `function(values) -> (scalar, (outputs, aux))`, outputs a
+            list of float tensors.
+
+    Returns:
+        `(scalar, aux), gradients, pull`: `pull(cotangents)` gives the
+        gradients of `sum <output, cotangent>` without another forward pass.
+    """
+    if BACKEND == "jax":
+
+        def flat(values):
+            scalar, (outputs, aux) = function(values)
+            return (scalar, outputs), aux
+
+        (scalar, outputs), vjp, aux = jax.vjp(flat, values, has_aux=True)
+        zeros = [jnp.zeros_like(o) for o in outputs]
+        (gradients,) = vjp((jnp.ones_like(scalar), zeros))
+
+        def pull(cotangents):
+            return vjp((jnp.zeros_like(scalar), cotangents))[0]
+
+        return (scalar, aux), gradients, pull
+    if BACKEND == "tensorflow":
+        with tf.GradientTape(
+            persistent=True, watch_accessed_variables=False
+        ) as tape:
+            tape.watch(values)
+            scalar, (outputs, aux) = function(values)
+
+        def pull(cotangents):
+            return tape.gradient(outputs, values, output_gradients=cotangents)
+
+        return (scalar, aux), tape.gradient(scalar, values), pull
+    with torch.enable_grad():
+        leaves = [
+            v if v.requires_grad else v.detach().requires_grad_()
+            for v in values
+        ]
+        scalar, (outputs, aux) = function(leaves)
+        gradients = torch.autograd.grad(
+            scalar, leaves, allow_unused=True, retain_graph=True
+        )
+
+    def pull(cotangents):
+        pairs = [(o, c) for o, c in zip(outputs, cotangents) if o.requires_grad]
+        outputs_used, given = zip(*pairs)
+        return list(
+            torch.autograd.grad(outputs_used, leaves, given, allow_unused=True)
+        )
+
+    return (scalar.detach(), _detached(aux)), list(gradients), pull
+
+
 def _detached(structure):
     if torch.is_tensor(structure):
         return structure.detach()

@@ -58,6 +58,8 @@ class GradientOracle:
         self._sampler = None
         self._loss = None
         self._replays = True
+        self._keeps = False
+        self._pull = None
         self._outcome = None
         self._random_state = None
         self._answers = {}
@@ -68,7 +70,9 @@ class GradientOracle:
         """The gradient of the batch loss, one tensor a variable."""
         if "gradient" not in self._answers:
             (evaluation, gradients) = self._in_turn(
-                lambda: self.evaluate(
+                self._evaluate_and_keep
+                if self._keeps and self._is_first()
+                else lambda: self.evaluate(
                     self.batch, self.non_trainable, self.carried
                 )
             )
@@ -79,6 +83,41 @@ class GradientOracle:
                 self._over_replicas(gradients)
             )
         return self._answers["gradient"]
+
+    def keep_forward(self):
+        """Makes `gradient_of_outputs` possible, at the price of memory.
+
+        The forward pass of a first `gradient()` is kept to the end of the
+        step; other questions keep none.
+        """
+        self._keeps = True
+
+    @property
+    def has_forward(self):
+        """Whether there is a forward pass for `gradient_of_outputs`."""
+        return self._pull is not None
+
+    def gradient_of_outputs(self, loss):
+        """The gradient of another loss by the forward pass that was kept.
+
+        Args:
+            loss: As in `with_loss`.
+        """
+        _, y, sample_weight = self.batch
+        leaves = keras.tree.flatten(self._outcome.y_pred)
+
+        def scaled_loss(leaves):
+            for leaf, mask in zip(leaves, self._output_masks):
+                keras_internals.set_mask(leaf, mask)
+            y_pred = keras.tree.pack_sequence_as(self._outcome.y_pred, leaves)
+            return self.scaled(loss(y, y_pred, sample_weight)), None
+
+        _, cotangents = autodiff.value_and_gradients(scaled_loss, leaves)
+        cotangents = [
+            keras.ops.zeros_like(leaf) if c is None else c
+            for leaf, c in zip(leaves, cotangents)
+        ]
+        return self.unscaled(self._pull(cotangents))
 
     @property
     def loss(self):
@@ -221,6 +260,24 @@ class GradientOracle:
         )
         return evaluation, gradients
 
+    def _evaluate_and_keep(self):
+        """As `evaluate` of the whole batch; keeps the forward pass."""
+        x, y, sample_weight = self.batch
+
+        def scaled_loss(values):
+            loss, evaluation = self._scaled_loss(
+                values, self.non_trainable, self.carried, x, y, sample_weight
+            )
+            outputs = keras.tree.flatten(evaluation.y_pred)
+            masks = [keras_internals.get_mask(o) for o in outputs]
+            return loss, (outputs, (evaluation, masks))
+
+        (_, kept), gradients, self._pull = (
+            autodiff.value_gradients_and_pullback(scaled_loss, self.values)
+        )
+        evaluation, self._output_masks = kept
+        return evaluation, gradients
+
     def record(self, evaluation):
         """Keeps the first evaluation of the whole batch of this oracle."""
         if self._outcome is None:
@@ -330,6 +387,7 @@ class GradientOracle:
         oracle.carried_variables = list(self.model.metrics_variables)
         oracle.carried = self.carried[: len(oracle.carried_variables)]
         oracle._outcome = None
+        oracle._pull = None
         oracle._answers = {}
         return oracle
 

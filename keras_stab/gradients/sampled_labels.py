@@ -135,9 +135,11 @@ def _categorical(y_pred, arguments, generator):
         logits = keras.ops.log(keras.ops.clip(logits, _TINY, 1.0))
     classes = logits.shape[-1]
     flat = keras.ops.reshape(logits, (-1, classes))
-    drawn = keras.random.categorical(
-        autodiff.stop_gradient(flat), 1, seed=generator
+    # PyTorch refuses to draw from NaN; the gradient will tell of it.
+    flat = keras.ops.nan_to_num(
+        autodiff.stop_gradient(flat), nan=0.0, posinf=1e30, neginf=-1e30
     )
+    drawn = keras.random.categorical(flat, 1, seed=generator)
     drawn = keras.ops.reshape(drawn, keras.ops.shape(logits)[:-1])
     log_shares = keras.ops.log_softmax(logits, axis=-1)
     # Not by indices, whose gradient is a slow scatter on some backends.

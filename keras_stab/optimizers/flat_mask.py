@@ -42,6 +42,7 @@ class FlatMask:
                 shape=variable.shape,
                 dtype=dtype,
                 layout=autodiff.layout_of(variable),
+                aggregation="only_first_replica",
                 name=variable.path.replace("/", "_") + "_" + kind,
             )
             self._state.append(slot)
@@ -73,9 +74,12 @@ class FlatMask:
         """The state now, a list of tensors."""
         return [v.value for v in self._state]
 
-    def assign(self, values):
+    def assign(self, values, where):
+        """Assigns the state of a refresh where the boolean tensor holds."""
         for variable, value in zip(self._state, values):
-            variable.assign(value)
+            old = variable.value
+            if value is not old:  # PyTorch, when no refresh was due
+                variable.assign(keras.ops.where(where, value, old))
 
     def refreshed(self, roots, size):
         """The state after a refresh; the same masks if it must be skipped.
@@ -91,8 +95,12 @@ class FlatMask:
         present = [i for i in self._position if roots[i] is not None]
         if not present:
             return [*old[: self._weights + 1], measures, refreshes, skipped + 1]
+        # TensorFlow forgets the shape of a sparse gradient.
         scores = [
-            ops.abs(ops.cast(autodiff.densify(roots[i]), "float32"))
+            ops.reshape(
+                ops.abs(ops.cast(autodiff.densify(roots[i]), "float32")),
+                old[self._position[i]].shape,
+            )
             for i in present
         ]
         usable = _all([ops.all(ops.isfinite(s)) for s in scores])
@@ -162,9 +170,7 @@ def _comparison(before, after, count, refreshes):
     """The flat fraction, and how much of the sharp set stayed sharp."""
 
     def total(masks):
-        return sum(
-            keras.ops.sum(keras.ops.cast(m, "float32")) for m in masks
-        )
+        return sum(keras.ops.sum(keras.ops.cast(m, "float32")) for m in masks)
 
     sharp = [keras.ops.logical_not(m) for m in before]
     stayed = [

@@ -5,6 +5,7 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
 from keras_stab.gradients.sampled_labels import SampledLabels
+from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.optimizers.arguments import checked_choice
 from keras_stab.optimizers.arguments import checked_count
 from keras_stab.optimizers.arguments import checked_number
@@ -208,7 +209,7 @@ class IRE(GradientMethod):
 
     @property
     def wants_oracle(self):
-        return self.curvature == "fisher" or super(GradientMethod, self).wants_oracle
+        return self.curvature == "fisher" or wants_oracle(self.inner_optimizer)
 
     # ---- When -------------------------------------------------------------
 
@@ -232,7 +233,9 @@ class IRE(GradientMethod):
 
     def _since_start(self, step):
         """Updates since the start, negative before it."""
-        return step - (self._start.value if self._first is None else self._first)
+        return step - (
+            self._start.value if self._first is None else self._first
+        )
 
     def _due(self, step):
         since = self._since_start(step)
@@ -247,6 +250,8 @@ class IRE(GradientMethod):
     def estimate(self, oracle):
         note = None
         step = self.completed_updates()
+        if self._reuses_forward:
+            oracle.keep_forward()
         gradients = super().estimate(oracle)
         if self.curvature == "fisher":
             if autodiff.replicas() > 1:
@@ -270,6 +275,15 @@ class IRE(GradientMethod):
             self._mask.values,
         )
 
+    @property
+    def _reuses_forward(self):
+        """Whether the Fisher pass sees what the training pass has seen."""
+        return (
+            self.curvature == "fisher"
+            and self.fisher_fraction == 1.0
+            and self.label_sampler is None
+        )
+
     def _fisher(self, oracle, step):
         """The gradient at sampled labels, and the number of labels."""
         if self.fisher_fraction < 1.0:
@@ -280,6 +294,8 @@ class IRE(GradientMethod):
         seed = keras.ops.stack([seed[0], seed[1] + step * 1024])
         if self.label_sampler is None:
             labels = SampledLabels(oracle.model, self._generator, seed)
+            if oracle.has_forward:
+                return oracle.gradient_of_outputs(labels), _as_float(labels)
             return oracle.with_loss(labels).gradient(), _as_float(labels)
 
         def sampler(y, y_pred):
@@ -294,24 +310,28 @@ class IRE(GradientMethod):
 
     def _second_moment(self, variables):
         """The roots of the inner optimizer's average of squared gradients."""
-        slots = {v.path.split("/", 1)[-1]: v for v in self._base_variables()}
+        base = innermost(self.inner_optimizer)
+        slots = (v for v in base.variables if v.path.endswith("_velocity"))
         roots = []
         for variable in variables:
+            if variable.overwrite_with_gradient:
+                roots.append(None)
+                continue
+            slot = next(slots, None)
             name = variable.path.replace("/", "_") + "_velocity"
-            slot = slots.get(name)
-            if slot is not None:
-                slot = keras.ops.sqrt(slot.value)
-            roots.append(slot)
+            if slot is None or not slot.path.endswith(name):
+                raise ValueError(
+                    f"{type(base).__name__} keeps no second moment under the "
+                    'name that Keras gives it: use curvature="gradient". '
+                    f"Expected: {name}"
+                )
+            roots.append(keras.ops.sqrt(slot.value))
         return roots, 1.0
-
-    def _base_variables(self):
-        return innermost(self.inner_optimizer).variables
 
     # ---- The step ---------------------------------------------------------
 
     def apply_in_order(self, gradients, variables):
         step = self.completed_updates()
-        kept = self._mask.values()
         state = self._state_after_refresh(step, gradients, variables)
         boost = self._boost_at(step)
         decay = self._decay_part(variables)
@@ -320,9 +340,7 @@ class IRE(GradientMethod):
         # False for a step that a loss scaler drops and for a part of an
         # accumulated one.
         moved = self.completed_updates() > step
-        self._mask.assign(
-            [keras.ops.where(moved, new, old) for new, old in zip(state, kept)]
-        )
+        self._mask.assign(state, moved)
         if self._boost.is_zero:
             return
         active = keras.ops.logical_and(moved, self._since_start(step) >= 0)

@@ -213,7 +213,7 @@ class SAM(GradientMethod):
         return answer, measures
 
     def _active(self, step):
-        """Whether SAM acts at this update: a boolean tensor, `None` = always."""
+        """Whether SAM acts at this update; `None` when it always does."""
         conditions = []
         if self.start_step:
             conditions.append(step >= self.start_step)
