@@ -327,8 +327,8 @@ def test_no_retrace_after_the_second_step(row, jit_compile):
     traced = Counting.calls
     contract.fit(model, x, y)
     again = Counting.calls - traced
-    if keras.backend.backend() == "torch":  # eager: every step
-        assert 4 <= again <= traced
+    if keras.backend.backend() == "torch":  # eager: a pass or two a step
+        assert 4 <= again <= 8
     else:
         assert again == 0
 

@@ -97,9 +97,8 @@ class Recorded(keras_stab.IRE):
     def __init__(self, run, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.run = run
-        self.ghats = []
 
-    def _fisher(self, oracle, step):
+    def fisher_roots(self, oracle, step):
         batches = [self._batch(r) for r in self.run["refreshes"]]
         index = (step - self._first) // self.update_every
         x, y = (

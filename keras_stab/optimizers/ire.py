@@ -1,5 +1,7 @@
 """IRE: implicit regularization enhancement."""
 
+import contextlib
+
 import keras
 
 from keras_stab import keras_internals
@@ -260,7 +262,7 @@ class IRE(GradientMethod):
                     "strategy, which allows no exchange between replicas "
                     'inside a condition. Use "gradient" or "second_moment"'
                 )
-            note = self._refresh(step, lambda: self._fisher(oracle, step))
+            note = self._refresh(step, lambda: self.fisher_roots(oracle, step))
         elif self.curvature == "gradient":
             # At w, which is not where the gradients of SAM are taken.
             note = self._refresh(step, lambda: self._at_weights(oracle))
@@ -284,14 +286,23 @@ class IRE(GradientMethod):
             and self.label_sampler is None
         )
 
-    def _fisher(self, oracle, step):
-        """The gradient at sampled labels, and the number of labels."""
+    def fisher_roots(self, oracle, step):
+        """What `curvature="fisher"` squares to scores; runs when it is due.
+
+        Args:
+            oracle: The `GradientOracle` of the batch.
+            step: Int32 scalar tensor, updates made so far.
+
+        Returns:
+            List of tensors, one a trainable variable, `None` for one that is
+            left out of the ranking; and a scalar by which the squares are
+            multiplied in averages: the gradient at sampled labels, and the
+            number of labels. A subclass may rank by something else.
+        """
         if self.fisher_fraction < 1.0:
             oracle = oracle.head(self.fisher_fraction)
-        seed = self._label_seed.value
-        step = keras.ops.cast(step, seed.dtype)
-        # Some hundreds of draws fit between two updates.
-        seed = keras.ops.stack([seed[0], seed[1] + step * 1024])
+        # Read here: inside the oracle another scope is in force.
+        seed = self._seed_at(step)
         if self.label_sampler is None:
             labels = SampledLabels(oracle.model, self._generator, seed)
             if oracle.has_forward:
@@ -299,11 +310,26 @@ class IRE(GradientMethod):
             return oracle.with_loss(labels).gradient(), _as_float(labels)
 
         def sampler(y, y_pred):
-            with keras.StatelessScope([(self._generator.state, seed)]):
+            with self._drawing_from(seed):
                 return self.label_sampler(y_pred, self._generator)
 
         oracle = oracle.with_labels(sampler).with_compiled_loss()
         return oracle.gradient(), 1.0
+
+    @contextlib.contextmanager
+    def drawing(self, step):
+        """Yields a seed for `keras.random`; other numbers at every update."""
+        with self._drawing_from(self._seed_at(step)):
+            yield self._generator
+
+    def _drawing_from(self, seed):
+        return keras.StatelessScope([(self._generator.state, seed)])
+
+    def _seed_at(self, step):
+        words = self._label_seed.value
+        # Some hundreds of draws fit between two updates.
+        step = keras.ops.cast(step, words.dtype)
+        return keras.ops.stack([words[0], words[1] + step * 1024])
 
     def _at_weights(self, oracle):
         return oracle.gradient_beside(), 1.0

@@ -1,0 +1,67 @@
+"""The guides on SAM and IRE, with small settings and made-up data."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "guides"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name, source, folder, *options):
+    """The numbers of a tiny run; checks what it prints and draws."""
+    module = load(name)
+    picture, numbers = folder / "picture.png", folder / "numbers.json"
+    module.main(
+        [str(source), "--seeds", "1", "--output", str(picture)]
+        + ["--json", str(numbers), *options]
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    return module, json.loads(numbers.read_text())
+
+
+def test_faster_pretraining(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 60)
+    module, runs = run("faster_pretraining", text, tmp_path, "--steps", "12")
+    assert set(runs) == set(module.ARMS)
+    ends = {arm: own[0]["loss"][-1] for arm, own in runs.items()}
+    assert all(np.isfinite(list(ends.values())))
+    assert runs["AdamW, 2 T"][0]["steps"][-1] == 24
+    # The masks differ, and so do the arms from one another.
+    assert len(set(ends.values())) == len(ends)
+    assert "IRE, T" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="There is no text"):
+        module.main([str(tmp_path / "nothing.txt")])
+
+
+def test_flat_minima(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    y = random.integers(0, 10, 64).astype("uint8")
+    x = (random.integers(0, 99, (64, 28, 28)) + 15 * y[:, None, None]) % 256
+    np.savez(
+        tmp_path / "fashion_mnist.npz",
+        x_train=x.astype("uint8"),
+        y_train=y,
+        x_test=x.astype("uint8"),
+        y_test=y,
+    )
+    options = ("--rows", "48", "--epochs", "2", "--directions", "1")
+    module, results = run("flat_minima", tmp_path, tmp_path, *options)
+    assert set(results) == set(module.ARMS)
+    for own in results.values():
+        around = own[0]["around"]
+        # In the middle is the model itself.
+        assert around[6] == pytest.approx(own[0]["train_loss"], rel=1e-3)
+    assert "IRE(SAM)" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="There is no"):
+        module.main([str(tmp_path / "nowhere")])
