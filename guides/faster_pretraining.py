@@ -61,6 +61,7 @@ except ImportError as error:
 LENGTH = 64
 BATCH = 16
 VALIDATION_ROWS = 256
+POINTS = 12
 
 
 def load_text(path):
@@ -190,7 +191,7 @@ ARMS = {
 }
 
 
-def train(arm, steps, seed, text, advance, points=12):
+def train(arm, steps, seed, text, advance):
     """Validation losses along one run, and where they were taken."""
     train_ids, valid_ids, characters = text
     steps = 2 * steps if arm.endswith("2 T") else steps
@@ -209,7 +210,7 @@ def train(arm, steps, seed, text, advance, points=12):
     )
     x, y = windows(train_ids, steps * BATCH, seed)
     validation = windows(valid_ids, VALIDATION_ROWS, 0)
-    ends = np.linspace(0, steps, points + 1).astype(int)[1:]
+    ends = np.linspace(0, steps, POINTS + 1).astype(int)[1:]
     curve, done = [], 0
     for end in ends:
         if end > done:

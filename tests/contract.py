@@ -160,6 +160,9 @@ class Row:
     # Whether it is a wrapper, not an optimizer in its own right: that one
     # takes no more than the learning rate from `inner`.
     wraps: bool = True
+    # Whether its parts have rows of their own: then its mathematics and its
+    # state are tested, and no more.
+    nested: bool = False
     # Whether a batch of NaN does not reach the weights.
     drops_nan: bool = True
     # Whether the inner optimizer may average weights by itself.
@@ -246,6 +249,7 @@ ROWS = [
         _boosted_sam,
         boosted_sam_steps,
         accumulates=False,
+        nested=True,
         drops_nan=False,
         averages=False,
         # Equal scores are ties: every weight is flat.

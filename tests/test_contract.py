@@ -11,6 +11,11 @@ import pytest
 import reference
 
 ROWS = pytest.mark.parametrize("row", contract.ROWS, ids=lambda r: r.name)
+WHOLE_ROWS = pytest.mark.parametrize(
+    "row",
+    [row for row in contract.ROWS if not row.nested],
+    ids=lambda r: r.name,
+)
 EXACT_ROWS = pytest.mark.parametrize(
     "row",
     [row for row in contract.ROWS if row.is_inner],
@@ -194,7 +199,7 @@ def test_forwards_to_the_inner_optimizer(row):
     assert len(own) == len(set(map(id, optimizer.variables)))
 
 
-@ROWS
+@WHOLE_ROWS
 def test_weights_move_once_a_period(row):
     x, y = contract.data()
     model = contract.compiled(row.build(contract.INNER["sgd"]()))
@@ -258,7 +263,7 @@ def test_mixed_precision(row, policy):
     assert on_top == (policy == "mixed_float16")
 
 
-@ROWS
+@WHOLE_ROWS
 def test_an_infinite_batch_is_skipped(row):
     x, y = contract.data(6)
     keras.config.set_dtype_policy("mixed_float16")
@@ -310,7 +315,7 @@ class Counting(keras.layers.Layer):
 TRACED = JIT[:1] if keras.backend.backend() == "jax" else JIT
 
 
-@ROWS
+@WHOLE_ROWS
 @pytest.mark.parametrize("jit_compile", TRACED)
 def test_no_retrace_after_the_second_step(row, jit_compile):
     x, y = contract.data(4)
@@ -333,7 +338,7 @@ def test_no_retrace_after_the_second_step(row, jit_compile):
         assert again == 0
 
 
-@ROWS
+@WHOLE_ROWS
 def test_jit_and_eager_agree(row):
     x, y = contract.data(6)
     results = []
@@ -350,7 +355,7 @@ def test_jit_and_eager_agree(row):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@ROWS
+@WHOLE_ROWS
 def test_steps_per_execution(row):
     if keras.backend.backend() == "torch":
         with pytest.raises(ValueError, match="steps_per_execution"):
@@ -372,7 +377,7 @@ def test_steps_per_execution(row):
 # ---- Variables ------------------------------------------------------------
 
 
-@ROWS
+@WHOLE_ROWS
 def test_frozen_layers_stay(row):
     x, y = contract.data(6)
     model = contract.classifier()
@@ -398,7 +403,7 @@ class Unused(keras.layers.Layer):
         return inputs
 
 
-@ROWS
+@WHOLE_ROWS
 def test_a_variable_without_gradient(row):
     x, y = contract.data(6)
     inputs = keras.Input((contract.FEATURES,))
@@ -431,7 +436,7 @@ def test_a_nan_batch_is_visible_and_harmless_where_promised(row):
 # ---- Callbacks ------------------------------------------------------------
 
 
-@ROWS
+@WHOLE_ROWS
 def test_callbacks(row, tmp_path):
     x, y = contract.data(6)
     inner = keras.optimizers.AdamW(0.01, use_ema=row.averages, ema_momentum=0.5)

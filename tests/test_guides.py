@@ -17,22 +17,25 @@ def load(name):
     return module
 
 
-def run(name, source, folder, *options):
+def run(module, source, folder, *options):
     """The numbers of a tiny run; checks what it prints and draws."""
-    module = load(name)
     picture, numbers = folder / "picture.png", folder / "numbers.json"
     module.main(
         [str(source), "--seeds", "1", "--output", str(picture)]
         + ["--json", str(numbers), *options]
     )
     assert picture.read_bytes().startswith(b"\x89PNG")
-    return module, json.loads(numbers.read_text())
+    return json.loads(numbers.read_text())
 
 
-def test_faster_pretraining(tmp_path, capsys):
+def test_faster_pretraining(tmp_path, capsys, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 60)
-    module, runs = run("faster_pretraining", text, tmp_path, "--steps", "12")
+    module = load("faster_pretraining")
+    small = {"WIDTH": 8, "BLOCKS": 1, "VALIDATION_ROWS": 64, "POINTS": 1}
+    for name, value in small.items():
+        monkeypatch.setattr(module, name, value)
+    runs = run(module, text, tmp_path, "--steps", "12")
     assert set(runs) == set(module.ARMS)
     ends = {arm: own[0]["loss"][-1] for arm, own in runs.items()}
     assert all(np.isfinite(list(ends.values())))
@@ -56,7 +59,8 @@ def test_flat_minima(tmp_path, capsys):
         y_test=y,
     )
     options = ("--rows", "48", "--epochs", "2", "--directions", "1")
-    module, results = run("flat_minima", tmp_path, tmp_path, *options)
+    module = load("flat_minima")
+    results = run(module, tmp_path, tmp_path, *options)
     assert set(results) == set(module.ARMS)
     for own in results.values():
         around = own[0]["around"]
