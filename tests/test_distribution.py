@@ -119,7 +119,13 @@ def so_do_uneven_groups_and_groups_of_batches(folder):
         "batches:one",
         "batches:data",
         "batches:model",
+        "ire:one",
+        "ire:data",
+        "ire:model",
     )
+    for distribution in ("data", "model"):
+        assert_same_run(runs["ire:one"], runs[f"ire:{distribution}"])
+    assert _axes(runs["ire:model"], "hidden_kernel_flat") == [None, "model"]
     assert_same_run(runs["uneven:one"], runs["uneven:data"])
     assert_same_run(runs["batches:one"], runs["batches:data"])
     assert_same_run(runs["batches:one"], runs["batches:model"])
@@ -141,7 +147,9 @@ def _axes(run, name):
 
 
 def mirrored_strategy_takes_the_stock_steps(folder):
-    result = answer(start("mirrored.py", "stock_steps", "refusals"))
+    result = answer(
+        start("mirrored.py", "stock_steps", "refusals", "sharpness")
+    )
     for policy, runs in result["stock_steps"].items():
         for name in runs:
             assert_same_run(runs["stock"], runs[name], weights=1e-6)
@@ -150,7 +158,11 @@ def mirrored_strategy_takes_the_stock_steps(folder):
     errors = result["refusals"]
     assert "cannot update under a tf.distribute" in errors["across batches"]
     assert "drop_remainder=True" in errors["synchronised"]
+    assert 'Use "gradient" or "second_moment"' in errors["fisher"]
+    assert "Use interval=1" in errors["interval"]
     assert errors["synchronised, stock"] is None
+    boosted = result["sharpness"]
+    assert_same_run(boosted["one"], boosted["two"])
 
 
 def mirrored_strategy_forms_groups_over_all_replicas(folder):

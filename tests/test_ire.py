@@ -242,9 +242,13 @@ def mean_squares(model, x, y, sample_weight=None, draws=400):
         import jax
 
         squares = jax.jit(squares)
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        squares = tf.function(squares, autograph=False)
     total = 0.0
     for k in range(draws):
-        parts = squares(convert(x), y, sample_weight, 16 * k)
+        parts = squares(convert(x), y, sample_weight, convert(16 * k))
         total = total + np.concatenate([numpy(p).ravel() for p in parts])
     return total / draws
 
@@ -567,7 +571,7 @@ def test_around_grain(curvature):
     trained(optimizer, steps=3)
     figures = optimizer.diagnostics()
     assert figures["refreshes"] == 2 and figures["skipped_refreshes"] == 0
-    assert figures["flat_fraction"] == pytest.approx(0.6, abs=0.01)
+    assert figures["flat_fraction"] == pytest.approx(12 / 21)
 
 
 def test_second_moment_is_the_inner_average():

@@ -147,16 +147,17 @@ class FlatMask:
 
     def figures(self, variables):
         """The diagnostics, read from the device."""
-        numpy = keras.ops.convert_to_numpy
-        measures, refreshes, skipped = map(
-            numpy, self.values()[self._weights + 1 :]
+        measures, refreshes, skipped = (
+            variable.numpy() for variable in self._state[self._weights + 1 :]
         )
         return {
             **dict(zip(MEASURES, map(float, measures))),
             "refreshes": int(refreshes),
             "skipped_refreshes": int(skipped),
             "flat_fractions": {
-                variables[i].path: float(numpy(self.flat(i)).mean())
+                variables[i].path: float(
+                    keras.ops.convert_to_numpy(self.flat(i)).mean()
+                )
                 for i in self._position
             },
         }

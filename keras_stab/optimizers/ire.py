@@ -14,20 +14,17 @@ from keras_stab.optimizers.arguments import checked_number
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
 from keras_stab.optimizers.flat_mask import FlatMask
-from keras_stab.optimizers.lamb import LAMB
+from keras_stab.optimizers.ire_arguments import CURVATURES
+from keras_stab.optimizers.ire_arguments import check_inner
+from keras_stab.optimizers.ire_arguments import checked_sampler
+from keras_stab.optimizers.ire_arguments import checked_share
+from keras_stab.optimizers.ire_arguments import first_step
+from keras_stab.optimizers.second_moment import second_moment_roots
 from keras_stab.optimizers.strengths import Strength
 from keras_stab.optimizers.wrapper import GradientMethod
 from keras_stab.optimizers.wrapper import innermost
 
-CURVATURES = ("fisher", "second_moment", "gradient")
 NEVER = 2**31 - 1
-_WITH_SECOND_MOMENT = (
-    keras.optimizers.Adam,
-    keras.optimizers.Nadam,
-    keras.optimizers.Lamb,
-    keras.optimizers.RMSprop,
-    LAMB,
-)
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -160,23 +157,21 @@ class IRE(GradientMethod):
         self._boost = Strength(
             "boost", boost, boost_schedule, reference_learning_rate
         )
-        self.flat_fraction = _checked_share("flat_fraction", flat_fraction)
+        self.flat_fraction = checked_share("flat_fraction", flat_fraction)
         self.update_every = checked_count("update_every", update_every, 1)
         self.curvature = checked_choice("curvature", curvature, CURVATURES)
         self.curvature_momentum = checked_number(
             "curvature_momentum", curvature_momentum, 0.0, 1.0
         )
-        self.fisher_fraction = _checked_share(
-            "fisher_fraction", fisher_fraction
-        )
+        self.fisher_fraction = checked_share("fisher_fraction", fisher_fraction)
         self.boost_weight_decay = bool(boost_weight_decay)
-        self.label_sampler = _checked_sampler(label_sampler, curvature)
+        self.label_sampler = checked_sampler(label_sampler, curvature)
         self.exclude = as_patterns("exclude", exclude)
         self.seed = None if seed is None else checked_count("seed", seed, 0)
         self.start_step = start_step
-        self._first = _first_step(start_step, self.inner_optimizer)
+        self._first = first_step(start_step, self.inner_optimizer)
         self._boost.check(self.inner_optimizer)
-        _check_inner(self.inner_optimizer, curvature, self.curvature_momentum)
+        check_inner(self.inner_optimizer, curvature, self.curvature_momentum)
 
     def build(self, variables):
         if self.built:
@@ -334,26 +329,6 @@ class IRE(GradientMethod):
     def _at_weights(self, oracle):
         return oracle.gradient_beside(), 1.0
 
-    def _second_moment(self, variables):
-        """The roots of the inner optimizer's average of squared gradients."""
-        base = innermost(self.inner_optimizer)
-        slots = (v for v in base.variables if v.path.endswith("_velocity"))
-        roots = []
-        for variable in variables:
-            if variable.overwrite_with_gradient:
-                roots.append(None)
-                continue
-            slot = next(slots, None)
-            name = variable.path.replace("/", "_") + "_velocity"
-            if slot is None or not slot.path.endswith(name):
-                raise ValueError(
-                    f"{type(base).__name__} keeps no second moment under the "
-                    'name that Keras gives it: use curvature="gradient". '
-                    f"Expected: {name}"
-                )
-            roots.append(keras.ops.sqrt(slot.value))
-        return roots, 1.0
-
     # ---- The step ---------------------------------------------------------
 
     def apply_in_order(self, gradients, variables):
@@ -380,7 +355,10 @@ class IRE(GradientMethod):
         if note is not None:
             return note
         if self.curvature == "second_moment":
-            return self._refresh(step, lambda: self._second_moment(variables))
+            base = innermost(self.inner_optimizer)
+            return self._refresh(
+                step, lambda: (second_moment_roots(base, variables), 1.0)
+            )
         scale = 1.0 / self.scale_loss(1.0)
         return self._refresh(
             step, lambda: ([autodiff.densify(g) for g in gradients], scale**2)
@@ -457,83 +435,3 @@ class IRE(GradientMethod):
 
 def _as_float(labels):
     return keras.ops.cast(labels.count, "float32")
-
-
-def _checked_share(argument, value):
-    value = checked_number(argument, value, 0.0, forbidden=(0.0,))
-    if value > 1.0:
-        raise ValueError(
-            f"`{argument}` must be at most 1. Received: {argument}={value}"
-        )
-    return value
-
-
-def _checked_sampler(value, curvature):
-    if isinstance(value, dict):
-        value = keras.saving.deserialize_keras_object(value)
-    if value is None:
-        return value
-    if not callable(value):
-        raise ValueError(
-            "`label_sampler` must be a function (outputs, seed) -> labels. "
-            f"Received: label_sampler={value!r}"
-        )
-    if curvature != "fisher":
-        raise ValueError(
-            '`label_sampler` has an effect with curvature="fisher" only. '
-            f"Received: curvature={curvature!r}"
-        )
-    return value
-
-
-def _first_step(start_step, inner):
-    """The int, `None` when it will be told later."""
-    if start_step == "manual":
-        return None
-    if start_step != "warmup_end":
-        if isinstance(start_step, str):
-            raise ValueError(
-                '`start_step` must be an integer, "warmup_end" or "manual". '
-                f"Received: start_step={start_step!r}"
-            )
-        return checked_count("start_step", start_step, 0)
-    rate = innermost(inner).get_config()["learning_rate"]
-    arguments = rate["config"] if isinstance(rate, dict) else {}
-    if not arguments.get("warmup_steps"):
-        raise ValueError(
-            'start_step="warmup_end" needs an inner optimizer whose learning '
-            "rate is a schedule with `warmup_steps`. Pass the step itself"
-        )
-    return int(arguments["warmup_steps"])
-
-
-def _check_inner(optimizer, curvature, momentum):
-    base = innermost(optimizer)
-    if getattr(base, "use_ema", False):
-        raise ValueError(
-            "`use_ema` of the inner optimizer would average weights that are "
-            "not boosted. Average outside of IRE instead"
-        )
-    if type(base).__name__ == "ScheduleFreeAdamW":
-        raise ValueError(
-            "ScheduleFreeAdamW makes the weights from its own state, which "
-            "would undo the boost. Use another inner optimizer"
-        )
-    while optimizer is not None:
-        if isinstance(optimizer, IRE):
-            raise ValueError("IRE inside IRE would boost twice: use one")
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    if curvature != "second_moment":
-        return
-    if momentum:
-        raise ValueError(
-            'curvature="second_moment" is an average already: leave '
-            f"`curvature_momentum` 0. Received: curvature_momentum={momentum}"
-        )
-    if not isinstance(base, _WITH_SECOND_MOMENT):
-        names = ", ".join(kind.__name__ for kind in _WITH_SECOND_MOMENT[:-1])
-        raise ValueError(
-            'curvature="second_moment" reads the running average of squared '
-            f"gradients that {names} keep. Use curvature="
-            f'"gradient" with {type(base).__name__}'
-        )

@@ -26,6 +26,9 @@ OPTIMIZERS = {
     "grain": lambda: keras_stab.GRAIN(adam(), groups=GROUPS),
     "uneven": lambda: keras_stab.GRAIN(adam(), groups=5),
     "batches": lambda: keras_stab.GRAIN(adam(), groups=3, across="batches"),
+    "ire": lambda: keras_stab.IRE(
+        keras_stab.SAM(adam()), update_every=2, seed=3
+    ),
     "scaled": lambda: keras.optimizers.LossScaleOptimizer(
         keras_stab.GRAIN(adam(), groups=GROUPS)
     ),

@@ -130,6 +130,23 @@ def batch_norm():
     }
 
 
+def sharpness():
+    """One perturbation and one mask for all replicas."""
+    epochs = [ROWS, 2 * ROWS]
+
+    def boosted():
+        return keras_stab.IRE(
+            keras_stab.SAM(keras.optimizers.Adam(0.01), rho=0.2),
+            update_every=2,
+            curvature="second_moment",
+        )
+
+    return {
+        "one": run(one, boosted, epochs, batch_norm=False),
+        "two": run(two, boosted, epochs, batch_norm=False),
+    }
+
+
 def refusals():
     def synchronised():
         return keras.Sequential(
@@ -145,6 +162,8 @@ def refusals():
 
     return {
         "across batches": error(toy.model, across_batches),
+        "fisher": error(toy.model, lambda: keras_stab.IRE(sgd())),
+        "interval": error(toy.model, lambda: keras_stab.SAM(sgd(), interval=2)),
         "synchronised": error(synchronised, grain),
         "synchronised, stock": error(synchronised, sgd),
     }

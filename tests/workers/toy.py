@@ -62,7 +62,10 @@ class GroupWeights(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         while optimizer is not None:
             if hasattr(optimizer, "diagnostics"):
-                self.seen.append(optimizer.diagnostics()["weights"])
+                figures = optimizer.diagnostics()
+                self.seen.extend(
+                    [figures[k] for k in figures if k == "weights"]
+                )
             optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
