@@ -307,8 +307,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="AdamW with and without IRE.")
     add = parser.add_argument
     add("text", type=pathlib.Path, help="a text file, in UTF-8")
-    add("--steps", type=int, default=600, help="T (default: 600)")
-    add("--seeds", type=int, default=3, help="default: 3")
+    add("--steps", type=int, default=500, help="T (default: 500)")
+    add("--seeds", type=int, default=2, help="default: 2")
     add(
         "--output",
         type=pathlib.Path,

@@ -235,8 +235,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Flat minima of a CNN.")
     add = parser.add_argument
     add("folder", type=pathlib.Path, help="with fashion_mnist.npz")
-    add("--rows", type=int, default=4000, help="to train on (default: 4000)")
-    add("--epochs", type=int, default=30, help="default: 30")
+    add("--rows", type=int, default=3000, help="to train on (default: 3000)")
+    add("--epochs", type=int, default=20, help="default: 20")
     add("--seeds", type=int, default=3, help="default: 3")
     add("--directions", type=int, default=5, help="default: 5")
     add("--output", type=pathlib.Path, default=pathlib.Path("flat_minima.png"))

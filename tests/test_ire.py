@@ -330,7 +330,7 @@ def test_squares_are_on_average_the_gauss_newton_diagonal(name):
     wanted = np.einsum(
         "i,ia,ij->aj", share / 5, x**2, factor(x @ weights[0])
     ).ravel()
-    # 400 draws: about 7 % a coordinate, less on the whole.
+    # Draws: about 7 % a coordinate, less on the whole.
     np.testing.assert_allclose(actual, wanted, rtol=0.4)
     assert actual.sum() == pytest.approx(wanted.sum(), rel=0.15)
 
@@ -532,6 +532,44 @@ def test_fisher_pass_leaves_no_trace():
         np.testing.assert_allclose(a, b, rtol=1e-6)
     for one, other in zip(off.variables, on.variables):
         np.testing.assert_allclose(numpy(one), numpy(other), rtol=1e-6)
+
+
+class Separate(keras_stab.IRE):
+    """Makes a forward pass of its own."""
+
+    _reuses_forward = False
+
+
+class Counting(keras.layers.Layer):
+    def call(self, inputs):
+        self.calls = getattr(self, "calls", 0) + 1
+        return inputs
+
+
+def test_the_forward_pass_of_the_whole_batch_is_used_again():
+    """Same masks of weights and outputs, one pass less."""
+    figures, calls = [], []
+    for kind in (keras_stab.IRE, Separate):
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((4,), dtype="int32")
+        counting = Counting()
+        x = keras.layers.Embedding(5, 3, mask_zero=True)(inputs)
+        x = keras.layers.Dropout(0.5, seed=1)(x)
+        x = keras.layers.Dense(4, activation="tanh")(x)
+        model = keras.Model(inputs, keras.layers.Dense(3)(counting(x)))
+        optimizer = kind("sgd", fisher_fraction=1.0, seed=5)
+        model.compile(optimizer, small_classifier.LOGITS, run_eagerly=True)
+        ids = np.array([[1, 2, 0, 0], [3, 1, 2, 4], [4, 0, 0, 0]], "int32")
+        counting.calls = 0
+        model.train_on_batch(ids, ids % 3)
+        calls.append(counting.calls)
+        figures.append(optimizer.diagnostics())
+    assert calls[0] == calls[1] - 1
+    one, other = (f.pop("curvature_trace") for f in figures)
+    assert one == pytest.approx(other, rel=1e-5) and one > 0.0
+    by_path = [list(f.pop("flat_fractions").values()) for f in figures]
+    assert by_path[0] == by_path[1]
+    assert figures[0] == figures[1]
 
 
 def test_refreshes_are_where_they_are_due():

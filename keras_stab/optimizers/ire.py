@@ -69,7 +69,9 @@ class IRE(GradientMethod):
         curvature_momentum: Float in [0, 1), of a running average of the
             scores; 0.9 makes masks that change less. Defaults to 0.0.
         fisher_fraction: Float in (0, 1], the part of the batch in the Fisher
-            pass. Defaults to 0.25.
+            pass. With 1.0 the forward pass of the training gradient is used
+            again, and stays in memory until then, where the inner optimizer
+            takes the gradient of the whole batch. Defaults to 0.25.
         boost_schedule: `"constant"`, or `"learning_rate"`: $\kappa$ times the
             learning rate over its highest value. Defaults to `"constant"`.
         reference_learning_rate: Float, that highest value; `None` takes it
