@@ -189,6 +189,7 @@ def _packed(structure, data):
 
 
 def _at(path, data):
+    """The part of the data at a path; data of one part is at every path."""
     if not keras.tree.is_nested(data):
         return data
     for key in path:

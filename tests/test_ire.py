@@ -541,8 +541,13 @@ class Separate(keras_stab.IRE):
 
 
 class Counting(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+        self.calls = 0
+
     def call(self, inputs):
-        self.calls = getattr(self, "calls", 0) + 1
+        self.calls += 1
         return inputs
 
 

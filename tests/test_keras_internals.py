@@ -8,6 +8,7 @@ import inspect
 
 import keras
 import numpy as np
+import pytest
 
 import keras_stab
 from keras_stab import keras_internals
@@ -105,6 +106,59 @@ def test_seed_states_are_recognised():
     assert len(seeds) == 1
     generator = keras.random.SeedGenerator(3)
     assert keras_internals.is_seed_state(generator.state)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_compiled_heads_and_losses(as_dict):
+    inputs = keras.Input((4,))
+    outputs = {
+        "a": keras.layers.Dense(2, name="a")(inputs),
+        "b": keras.layers.Dense(3, name="b")(inputs),
+    }
+    losses, weights = {"a": "mse", "b": "mae"}, {"a": 1.0, "b": 0.5}
+    if not as_dict:
+        outputs = list(outputs.values())
+        losses, weights = ["mse", "mae"], [1.0, 0.5]
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", losses, loss_weights=weights)
+    ones = keras.ops.ones
+    y = [ones((5, 2)), ones((5, 3))]
+    share = [ones((5,)), 2.0 * ones((5,))]
+    if as_dict:
+        y, share = dict(zip("ab", y)), dict(zip("ab", share))
+    y_pred = keras.tree.map_structure(lambda part: 3.0 * part, y)
+    loss = keras_internals.compiled_loss(model, y, y_pred, share)
+    assert float(loss) == 4.0 + 0.5 * 2.0 * 2.0
+    heads = keras_internals.compiled_heads(model, y, y_pred, share)
+    assert [tuple(h.y_pred.shape) for h in heads] == [(5, 2), (5, 3)]
+    assert [tuple(h.y.shape) for h in heads] == [(5, 2), (5, 3)]
+    assert [float(h.sample_weight[0]) for h in heads] == [1.0, 2.0]
+    assert [h.weight for h in heads] == [1.0, 0.5]
+    kinds = [keras.losses.mean_squared_error, keras.losses.mean_absolute_error]
+    assert [h.loss.fn for h in heads] == kinds
+    assert keras_internals.compiled_losses(model) == [h.loss for h in heads]
+    assert len(keras_internals.loss_entries(model)) == 2
+
+
+def test_update_steps_of_an_accumulating_optimizer():
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    weight = keras.Variable(np.ones(2, "float32"))
+    optimizer.build([weight])
+    seen = []
+    for _ in range(4):
+        seen.append(bool(keras_internals.is_update_step(optimizer)))
+        optimizer.apply([keras.ops.ones(2)], [weight])
+    assert seen == [False, True, False, True]
+
+
+def test_decayed_variables():
+    model = compiled_model()
+    kernel, bias = model.trainable_variables
+    optimizer = keras.optimizers.AdamW()
+    optimizer.exclude_from_weight_decay(var_list=[bias])
+    optimizer.build([kernel, bias])
+    assert keras_internals.is_decayed(optimizer, kernel)
+    assert not keras_internals.is_decayed(optimizer, bias)
 
 
 def test_every_function_there_is_documented():
