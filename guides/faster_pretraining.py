@@ -20,7 +20,7 @@ same seeds, batches and learning rate:
 
 The last three say whether it is the curvature that helps, or larger steps.
 
-    KERAS_BACKEND=jax python guides/faster_pretraining.py input.txt
+    KERAS_BACKEND=jax python guides/faster_pretraining.py --data input.txt
 
 Any text will do; what comes with this guide was made of the 1.1 million
 characters of Shakespeare that are known as `tinyshakespeare/input.txt`. One
@@ -306,7 +306,12 @@ def draw(runs, steps, path):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="AdamW with and without IRE.")
     add = parser.add_argument
-    add("text", type=pathlib.Path, help="a text file, in UTF-8")
+    add(
+        "--data",
+        type=pathlib.Path,
+        required=True,
+        help="a text file, in UTF-8",
+    )
     add("--steps", type=int, default=500, help="T (default: 500)")
     add("--seeds", type=int, default=2, help="default: 2")
     add(
@@ -319,7 +324,7 @@ def main(argv=None):
     if options.steps < 2 or options.seeds < 1:
         parser.error("--steps must be at least 2, --seeds at least 1")
     console = Console()
-    text = load_text(options.text)
+    text = load_text(options.data)
     runs = run_all(text, options.steps, options.seeds, console)
     console.print(make_table(runs, options.seeds))
     draw(runs, options.steps, options.output)

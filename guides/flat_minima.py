@@ -16,7 +16,7 @@ different shape, from the same weights and batches:
 - IRE around SGD, which moves faster along flat weights;
 - IRE around SAM.
 
-    KERAS_BACKEND=jax python guides/flat_minima.py path/to/fashion_mnist
+    KERAS_BACKEND=jax python guides/flat_minima.py --data fashion_mnist
 
 The folder holds `fashion_mnist.npz` with `x_train`, `y_train`, `x_test` and
 `y_test`. Few pictures, few seeds, settings that were not tuned arm by arm:
@@ -234,7 +234,12 @@ def draw(results, path):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Flat minima of a CNN.")
     add = parser.add_argument
-    add("folder", type=pathlib.Path, help="with fashion_mnist.npz")
+    add(
+        "--data",
+        type=pathlib.Path,
+        required=True,
+        help="folder with fashion_mnist.npz",
+    )
     add("--rows", type=int, default=3000, help="to train on (default: 3000)")
     add("--epochs", type=int, default=20, help="default: 20")
     add("--seeds", type=int, default=3, help="default: 3")
@@ -244,7 +249,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     if min(options.rows, options.epochs, options.seeds, options.directions) < 1:
         parser.error("every number must be at least 1")
-    data = load_data(options.folder, options.rows)
+    data = load_data(options.data, options.rows)
     console = Console()
     results = {arm: [] for arm in ARMS}
     with Progress(console=console) as progress:

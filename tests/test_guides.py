@@ -21,7 +21,7 @@ def run(module, source, folder, *options):
     """The numbers of a tiny run; checks what it prints and draws."""
     picture, numbers = folder / "picture.png", folder / "numbers.json"
     module.main(
-        [str(source), "--seeds", "1", "--output", str(picture)]
+        ["--data", str(source), "--seeds", "1", "--output", str(picture)]
         + ["--json", str(numbers), *options]
     )
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -44,7 +44,7 @@ def test_faster_pretraining(tmp_path, capsys, monkeypatch):
     assert len(set(ends.values())) == len(ends)
     assert "IRE, T" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="There is no text"):
-        module.main([str(tmp_path / "nothing.txt")])
+        module.main(["--data", str(tmp_path / "nothing.txt")])
 
 
 def test_flat_minima(tmp_path, capsys):
@@ -68,4 +68,4 @@ def test_flat_minima(tmp_path, capsys):
         assert around[6] == pytest.approx(own[0]["train_loss"], rel=1e-3)
     assert "IRE(SAM)" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="There is no"):
-        module.main([str(tmp_path / "nowhere")])
+        module.main(["--data", str(tmp_path / "nowhere")])

@@ -298,29 +298,47 @@ def test_regulariser_and_sample_weights_are_in_both_passes():
     np.testing.assert_allclose(trained.get_weights()[0], w - 0.1 * h, rtol=1e-5)
 
 
+def shifts_of(model, optimizer, x, y):
+    """By how much each variable is moved for the second pass."""
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer, small_classifier.LOGITS)
+    shifts = []
+
+    class Spy(GradientOracle):
+        def at(self, shift):
+            shifts.extend(shift)
+            return super().at(shift)
+
+    optimizer.estimate(Spy(model, *map(keras.ops.convert_to_tensor, (x, y))))
+    return shifts
+
+
 def test_variables_can_be_left_out():
-    def step(**arguments):
+    def perturbed(**arguments):
         model = contract.classifier(dropout=False)
         optimizer = keras_stab.SAM("sgd", rho=1.0, **arguments)
-        optimizer.build(model.trainable_variables)
-        contract.compiled(optimizer, model)
-        x, y = contract.data(1)
-        shifts = []
-
-        class Spy(GradientOracle):
-            def at(self, shift):
-                shifts.extend(shift)
-                return super().at(shift)
-
-        tensors = map(keras.ops.convert_to_tensor, (x, y))
-        optimizer.estimate(Spy(model, *tensors))
+        shifts = shifts_of(model, optimizer, *contract.data(1))
         names = [v.path.split("/")[-1] for v in model.trainable_variables]
         return [n for n, s in zip(names, shifts) if s is not None]
 
-    assert step(variable_filter="normalization") == ["gamma", "beta"]
-    kernels = step(variable_filter=lambda path: path.endswith("kernel"))
+    assert perturbed(variable_filter="normalization") == ["gamma", "beta"]
+    kernels = perturbed(variable_filter=lambda path: path.endswith("kernel"))
     assert kernels == ["kernel", "kernel"]
-    assert len(step()) == 6
+    assert len(perturbed()) == 6
+
+
+def test_rows_of_a_table_that_are_not_looked_up_stay():
+    """Also where the gradient of the table is sparse."""
+    inputs = keras.Input((2,), dtype="int32")
+    x = keras.layers.Flatten()(keras.layers.Embedding(5, 3)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    ids = np.array([[1, 3], [3, 1]], "int32")
+    optimizer = keras_stab.SAM("sgd", rho=0.5)
+    shifts = shifts_of(model, optimizer, ids, np.array([0, 2], "int32"))
+    table = keras.ops.convert_to_numpy(shifts[0])
+    moved = np.any(table != 0.0, axis=1)
+    np.testing.assert_array_equal(moved, [False, True, False, True, False])
+    assert float(global_norm(shifts)) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_weights_are_as_before_when_the_second_pass_overflows():
