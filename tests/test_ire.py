@@ -754,7 +754,7 @@ def test_a_skipped_step_leaves_no_trace():
         lambda: keras_stab.IRE(
             scaler(keras.optimizers.SGD(0.1)), update_every=1
         ),
-        lambda: keras_stab.IRE("sgd", update_every=1),
+        lambda: keras_stab.IRE("sgd", update_every=1, fisher_fraction=1.0),
     )
     for make in makers:
         optimizer = make()
@@ -834,6 +834,25 @@ def test_inner_optimizers_that_cannot_be_used():
         )
     with pytest.raises(ValueError, match=r"IRE\(SAM\(...\)\)"):
         keras_stab.SAM(keras_stab.IRE("sgd"))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_variable_without_gradient_is_not_ranked(momentum):
+    weights = [keras.Variable(np.ones(4, "float32")) for _ in range(2)]
+    optimizer = keras_stab.IRE(
+        "sgd",
+        0.5,
+        curvature="gradient",
+        curvature_momentum=momentum,
+        update_every=1,
+    )
+    optimizer.build(weights)
+    for _ in range(2):
+        gradient = keras.ops.convert_to_tensor([4.0, 2.0, 3.0, 1.0])
+        optimizer.apply([gradient, None], weights)
+    flat = [numpy(optimizer._mask.flat(i)).tolist() for i in range(2)]
+    assert flat == [[False, True, False, True], [False] * 4]
+    assert numpy(weights[1]).tolist() == [1.0] * 4
 
 
 def test_plain_gradients():

@@ -9,6 +9,7 @@ from keras_stab.numerics.threshold import bits_of
 from keras_stab.numerics.threshold import kth_smallest
 from keras_stab.numerics.threshold import rank_of
 
+_NO_SCORE = float("inf")
 MEASURES = ("flat_fraction", "sharp_overlap", "curvature_trace")
 
 
@@ -41,6 +42,10 @@ class FlatMask:
             slot = optimizer.add_variable(
                 shape=variable.shape,
                 dtype=dtype,
+                # Infinity: no score yet, and not flat if it stays so.
+                initializer=keras.initializers.Constant(_NO_SCORE)
+                if momentum
+                else "zeros",
                 layout=autodiff.layout_of(variable),
                 aggregation="only_first_replica",
                 name=variable.path.replace("/", "_") + "_" + kind,
@@ -111,8 +116,7 @@ class FlatMask:
         trace = sum(ops.sum(ops.square(s)) for s in scores) * size
         if self._momentum:
             scores = [
-                self._momentum * old[self._position[i]]
-                + (1.0 - self._momentum) * size * ops.square(s)
+                self._averaged(old[self._position[i]], size * ops.square(s))
                 for i, s in zip(present, scores)
             ]
         # Ranked by the root where that will do: squares underflow to ties.
@@ -134,6 +138,10 @@ class FlatMask:
         chosen = [ops.where(usable, n, o) for n, o in zip(new, old)]
         chosen[self._weights + 3] = skipped + 1 - ops.cast(usable, "int32")
         return chosen
+
+    def _averaged(self, old, score):
+        old = keras.ops.where(old < _NO_SCORE, old, 0.0)
+        return self._momentum * old + (1.0 - self._momentum) * score
 
     def flat(self, index, values=None):
         """The mask of one variable, `None` where it is never flat."""
