@@ -126,5 +126,5 @@ def make_data(name, rows):
     if name in ("transformer", "encoder", "lora"):
         shape = (rows, TOKENS)
         return random.integers(0, VOCABULARY, shape).astype("int32"), labels
-    shape = {"mlp": (784,), "cnn": (32, 32, 3)}[name]
+    shape = (784,) if name == "mlp" else (32, 32, 3)
     return random.standard_normal((rows, *shape), dtype="float32"), labels

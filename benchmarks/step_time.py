@@ -516,8 +516,8 @@ def _how_measured():
         "model; slow ones make fewer. The target is "
         + ", ".join(f"{t:.2f} for K = {k}" for k, t in TARGETS.items())
         + "; of the perceptron 1.25 (1.35 on TensorFlow), of the encoder on "
-        "torch 1.15, of low-rank adapters 1.10, with a row a group 2. The engine "
-        "that was chosen stands beside each ratio.",
+        "torch 1.15, of low-rank adapters 1.10, with a row a group 2. The "
+        "engine that was chosen stands beside each ratio.",
         "",
         "*First step* is the time of a first `fit` of one step, tracing and "
         "compiling included. *Memory* is the peak of a process of its own: on "

@@ -122,7 +122,7 @@ class IRE(GradientMethod):
     Cost:
         Per update a copy of the weights for a moment and some operations on
         each; one byte a weight is kept, with `curvature_momentum` four.
-        `benchmarks/sam_and_ire_time.py` measures it.
+        `benchmarks/method_time.py` measures it.
 
     References:
         - Wang, He, Wang, Wang, Huang, Wang, Li, E, Wu, 2024, "Improving

@@ -1,16 +1,18 @@
-"""Time of SAM and IRE train steps, against the step of stock Keras.
+"""Time of the train steps of methods, against the step of their base.
 
-    python benchmarks/sam_and_ire_time.py
+    python benchmarks/method_time.py sam_and_ire
+    python benchmarks/method_time.py layerwise
 
-One process per backend holds copies of the transformer of `models.py`, all
-with AdamW and equal weights, which take turns of a few steps in `fit`, as in
-`step_time.py`. Methods that do more at every tenth update have two kinds of
-steps: the time of a step is the median of either kind, weighted 1 to 9.
+One process per backend holds copies of one model, with equal weights, which
+take turns of a few steps in `fit`, as in `step_time.py`. Methods that do more
+at every tenth update have two kinds of steps: the time of a step is the median
+of either kind, weighted 1 to 9.
 
 Results go to `benchmarks/results/`, after each backend.
 """
 
 import argparse
+import dataclasses
 import gc
 import json
 import statistics
@@ -21,28 +23,37 @@ from pathlib import Path
 import step_time
 from models import make_data
 
-MODEL = "transformer"
 EVERY = 10
-# Ratios that are hoped for.
-TARGETS = {
-    "ire_all": 1.08,
-    "ire_quarter": 1.04,
-    "ire_second_moment": 1.01,
-    "sam": 2.0,
-    "sam_every_tenth": 1.12,
-}
-LABELS = {
-    step_time.STOCK: "AdamW",
-    step_time.AGAIN: "AdamW again (noise)",
-    "ire_all": "IRE, all of the batch",
-    "ire_quarter": "IRE, a quarter of the batch",
-    "ire_second_moment": "IRE, Adam's second moment",
-    "sam": "SAM",
-    "sam_every_tenth": "SAM, every tenth update",
-}
 
 
-def make_optimizer(arm):
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Methods that are timed together.
+
+    Attributes:
+        title: Of the table.
+        model: A name in `models.py`.
+        batch: Rows a step.
+        setting: What the reader needs to know of it.
+        arms: For each arm its label.
+        targets: Ratio that is hoped for, by arm; a number, or one a backend.
+        make: From an arm to its optimizer; any other arm is the base.
+    """
+
+    title: str
+    model: str
+    batch: int
+    setting: str
+    arms: dict
+    targets: dict
+    make: callable
+
+    def target(self, arm, backend):
+        target = self.targets.get(arm)
+        return target.get(backend) if isinstance(target, dict) else target
+
+
+def _sam_or_ire(arm):
     import keras
 
     import keras_stab
@@ -60,11 +71,68 @@ def make_optimizer(arm):
     return makers[arm]() if arm in makers else base
 
 
+def _layerwise(arm):
+    import keras
+
+    import keras_stab
+
+    kinds = {"lars": keras_stab.LARS, "tvlars": keras_stab.TVLARS}
+    if arm not in kinds:
+        return keras.optimizers.SGD(0.01, momentum=0.9)
+    clock = {"decay_rate": 0.1, "delay": 50.0} if arm == "tvlars" else {}
+    return kinds[arm](0.1, weight_decay=1e-4, **clock)
+
+
+_EVERYWHERE = {"jax": 1.05, "tensorflow": 1.05, "torch": 1.10}
+SUITES = {
+    "sam_and_ire": Suite(
+        "Time of SAM and IRE steps",
+        "transformer",
+        64,
+        "the transformer of two blocks of width 128, everything around AdamW, "
+        "refresh every 10 updates",
+        {
+            step_time.STOCK: "AdamW",
+            step_time.AGAIN: "AdamW again (noise)",
+            "ire_all": "IRE, all of the batch",
+            "ire_quarter": "IRE, a quarter of the batch",
+            "ire_second_moment": "IRE, Adam's second moment",
+            "sam": "SAM",
+            "sam_every_tenth": "SAM, every tenth update",
+        },
+        {
+            "ire_all": 1.08,
+            "ire_quarter": 1.04,
+            "ire_second_moment": 1.01,
+            "sam": 2.0,
+            "sam_every_tenth": 1.12,
+        },
+        _sam_or_ire,
+    ),
+    "layerwise": Suite(
+        "Time of LARS and TVLARS steps",
+        "resnet",
+        64,
+        "a residual network of 20 layers with 65 variables on images of 32 by "
+        "32, against SGD with momentum",
+        {
+            step_time.STOCK: "SGD",
+            step_time.AGAIN: "SGD again (noise)",
+            "lars": "LARS",
+            "tvlars": "TVLARS",
+        },
+        {"lars": _EVERYWHERE, "tvlars": _EVERYWHERE},
+        _layerwise,
+    ),
+}
+
+
 def measure(options):
     """The worker for one backend."""
+    suite = SUITES[options["suite"]]
     batch, turn = options["batch"], EVERY
-    x, y = make_data(MODEL, (turn + 1) * batch)
-    arms = {n: step_time.Arm(MODEL, make_optimizer(n)) for n in LABELS}
+    x, y = make_data(suite.model, (turn + 1) * batch)
+    arms = {n: step_time.Arm(suite.model, suite.make(n)) for n in suite.arms}
     made = dict.fromkeys(arms, 0)
     for name, arm in arms.items():
         made[name] += len(arm.train(x[: 3 * batch], y[: 3 * batch], batch))
@@ -124,17 +192,17 @@ def summarise(times):
 
 
 def to_markdown(results):
-    machine = results["machine"]
+    machine, suite = results["machine"], SUITES[results["suite"]]
     lines = [
-        "# Time of SAM and IRE steps",
+        f"# {suite.title}",
         "",
         f"Measured on {machine['device']} ({machine['processor']}, "
         f"{machine['cores']} cores) on {machine['date']} by `python "
-        "benchmarks/sam_and_ire_time.py`: the transformer of two blocks of "
-        f"width 128, batch {results['batch']}, everything around AdamW, "
-        "refresh every 10 updates. A ratio is the time of a step over that "
-        "of the stock step; of two kinds of steps the medians are weighted 1 "
-        "to 9. A ratio is known no better than *AdamW again* differs from 1.",
+        f"benchmarks/method_time.py {results['suite']}`: {suite.setting}, "
+        f"batch {results['batch']}. A ratio is the time of a step over that "
+        "of the first optimizer; of two kinds of steps the medians are "
+        "weighted 1 to 9. A ratio is known no better than the second line "
+        "differs from 1.",
         "",
     ]
     for backend, entry in results["entries"].items():
@@ -152,7 +220,7 @@ def to_markdown(results):
             "| --- | --- | --- | --- | --- |",
         ]
         for arm, figures in entry["arms"].items():
-            target = TARGETS.get(arm)
+            target = suite.target(arm, backend)
             verdict = ""
             if target is not None:
                 missed = figures["ratio"] > target
@@ -160,7 +228,7 @@ def to_markdown(results):
                     "**missed**" if missed else "met"
                 )
             lines.append(
-                f"| {LABELS[arm]} | {figures['milliseconds']:.1f} | "
+                f"| {suite.arms[arm]} | {figures['milliseconds']:.1f} | "
                 f"{figures['ratio']:.3f} | {verdict} | {figures['steps']} "
                 f"({figures['refreshes']}) |"
             )
@@ -171,18 +239,26 @@ def to_markdown(results):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
+    add("suite", choices=SUITES)
     add("--backends", nargs="+", default=list(step_time.BACKENDS))
-    add("--batch", type=int, default=64)
+    add("--batch", type=int, help="rows a step, if not the usual")
     add("--turns", type=int, default=40, help="of 10 timed steps, each arm")
     add("--seconds", type=float, default=150.0, help="a backend, at most")
     add("--output", type=Path)
     options = parser.parse_args(arguments)
     machine = step_time.describe_machine("cpu")
-    path = options.output or step_time.RESULTS / "sam_and_ire_time_cpu.json"
-    results = {"machine": machine, "batch": options.batch, "entries": {}}
+    name = f"{options.suite}_time_cpu.json"
+    path = options.output or step_time.RESULTS / name
+    batch = options.batch or SUITES[options.suite].batch
+    results = {
+        "machine": machine,
+        "suite": options.suite,
+        "batch": batch,
+        "entries": {},
+    }
     if path.exists():
         found = json.loads(path.read_text())
-        if found["batch"] == options.batch:
+        if found["batch"] == batch:
             results["entries"] = found["entries"]
     for backend in options.backends:
         print(f"{backend} ...", flush=True)
@@ -190,7 +266,8 @@ def main(arguments=None):
             "measure",
             {
                 "backend": backend,
-                "batch": options.batch,
+                "suite": options.suite,
+                "batch": batch,
                 "turns": options.turns,
                 "seconds": options.seconds,
             },
