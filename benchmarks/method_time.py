@@ -2,6 +2,7 @@
 
     python benchmarks/method_time.py sam_and_ire
     python benchmarks/method_time.py layerwise
+    python benchmarks/method_time.py averaging
 
 One process per backend holds copies of one model, with equal weights, which
 take turns of a few steps in `fit`, as in `step_time.py`. Methods that do more
@@ -83,6 +84,24 @@ def _layerwise(arm):
     return kinds[arm](0.1, weight_decay=1e-4, **clock)
 
 
+def _averaging(arm):
+    import keras
+
+    import keras_stab
+
+    base = keras.optimizers.AdamW(1e-3)
+    arguments = {
+        "mean": {},
+        "mean_plain": {"compensated": False},
+        "ema": {"method": "ema"},
+        "mean_tenth": {"period": EVERY},
+    }
+    if arm not in arguments:
+        return base
+    return keras_stab.WeightAveraging(base, **arguments[arm])
+
+
+_PERIOD_1 = {"jax": 1.03, "tensorflow": 1.03, "torch": 1.08}
 _EVERYWHERE = {"jax": 1.05, "tensorflow": 1.05, "torch": 1.10}
 SUITES = {
     "sam_and_ire": Suite(
@@ -123,6 +142,29 @@ SUITES = {
         },
         {"lars": _EVERYWHERE, "tvlars": _EVERYWHERE},
         _layerwise,
+    ),
+    "averaging": Suite(
+        "Time of steps with weight averaging",
+        "transformer",
+        64,
+        "the transformer of two blocks of width 128, `WeightAveraging` around "
+        "AdamW; the plain mean of every update keeps what rounding cuts off, "
+        "which takes a second slot",
+        {
+            step_time.STOCK: "AdamW",
+            step_time.AGAIN: "AdamW again (noise)",
+            "mean": "mean of every update",
+            "mean_plain": "mean, not compensated",
+            "ema": "EMA",
+            "mean_tenth": "mean of every tenth update",
+        },
+        {
+            "mean": _PERIOD_1,
+            "mean_plain": _PERIOD_1,
+            "ema": _PERIOD_1,
+            "mean_tenth": 1.01,
+        },
+        _averaging,
     ),
 }
 

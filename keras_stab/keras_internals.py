@@ -211,3 +211,13 @@ def is_update_step(optimizer):
 def is_decayed(optimizer, variable):
     """Whether decoupled weight decay acts on a variable."""
     return optimizer._use_weight_decay(variable)
+
+
+def layout(variable):
+    """How a variable is spread over devices, or `None`."""
+    return getattr(variable, "_layout", None)
+
+
+def has_value(variable):
+    """Whether the variable holds a value; on JAX not during `fit`."""
+    return variable._value is not None

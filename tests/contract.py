@@ -134,6 +134,20 @@ def boosted_sam_steps(problem, batches, learning_rate):
         yield problem.parameters
 
 
+def schedule_free_steps(problem, batches, learning_rate, beta=0.9):
+    """The model holds x; the gradient is taken at y."""
+    average = iterate = problem.parameters
+    for t, (x, y) in enumerate(batches):
+        problem.parameters = [
+            beta * a + (1 - beta) * z for a, z in zip(average, iterate)
+        ]
+        gradients = problem.gradient(x, y)
+        iterate = [z - learning_rate * g for z, g in zip(iterate, gradients)]
+        average = [a + (z - a) / (t + 1) for a, z in zip(average, iterate)]
+        problem.parameters = average
+        yield average
+
+
 def _norm(matrix):
     return np.sqrt(np.sum(np.square(matrix)))
 
@@ -282,6 +296,27 @@ ROWS = [
         "LAMB",
         _alone(keras_stab.LAMB),
         lamb_steps,
+        accumulates=False,
+        wraps=False,
+    ),
+    Row(
+        "WeightAveraging",
+        lambda inner: keras_stab.WeightAveraging(inner, start_step=2),
+        plain_steps,
+        is_inner=True,
+        averages=False,
+    ),
+    Row(
+        "AveragedSGD",
+        _alone(keras_stab.AveragedSGD, method="power"),
+        plain_steps,
+        accumulates=False,
+        wraps=False,
+    ),
+    Row(
+        "ScheduleFree",
+        _alone(keras_stab.ScheduleFree.sgd),
+        schedule_free_steps,
         accumulates=False,
         wraps=False,
     ),

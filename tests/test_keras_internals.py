@@ -40,6 +40,29 @@ def test_keras_model_defines_no_train_step():
     assert "train_step" in vars(keras.Model)
 
 
+def test_keras_model_defines_no_fit_either():
+    """`install` wraps what the backend's trainer defines."""
+    names = ("make_train_function", "fit", "evaluate", "predict")
+    keras_stab.uninstall()
+    try:
+        before = {name: getattr(keras.Model, name) for name in names}
+        assert not set(names) & set(vars(keras.Model))
+    finally:
+        keras_stab.install()
+    for name in names:
+        assert vars(keras.Model)[name].__wrapped__ is before[name]
+
+
+def test_values_and_layouts_of_variables():
+    variable = keras.Variable(1.0)
+    assert keras_internals.has_value(variable)
+    assert keras_internals.layout(variable) is None
+    if keras.backend.backend() == "jax":
+        # What `fit` does while it holds the values itself.
+        variable._value = None
+        assert not keras_internals.has_value(variable)
+
+
 def test_build_for():
     model = keras.Sequential([keras.layers.Dense(3)])
     model.compile("sgd", "mse")

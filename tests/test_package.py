@@ -23,28 +23,40 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "guides").glob("*.md"))]
 def test_public_names():
     public = {name for name in vars(keras_stab) if not name.startswith("_")}
     packages = {
+        "batch_norm",
+        "batches",
         "callbacks",
         "gradients",
         "keras_internals",
         "numerics",
         "optimizers",
         "schedules",
+        "swap_callbacks",
         "tables",
+        "tail_schedules",
     }
     assert public - packages == {
+        "AveragedSGD",
+        "AveragedWeights",
+        "ConstantTail",
         "GRAIN",
         "IRE",
         "LAMB",
         "LARS",
         "SAM",
         "StartBoostAtLoss",
+        "ScheduleFree",
         "TVLARS",
         "TimeVaryingSigmoid",
         "TrainStep",
         "WarmupCosine",
         "WarmupPolynomial",
+        "WeightAveraging",
+        "averaged_weights",
+        "export_averaged",
         "install",
         "min_norm_weights",
+        "reestimate_batch_norm",
         "register_layer_rule",
         "uninstall",
     }
@@ -96,13 +108,17 @@ def test_docstring_examples(name):
 
 def test_the_public_things_have_an_example():
     for thing in (
+        keras_stab.AveragedSGD,
         keras_stab.GRAIN,
         keras_stab.IRE,
         keras_stab.LAMB,
         keras_stab.LARS,
         keras_stab.SAM,
+        keras_stab.ScheduleFree,
         keras_stab.TVLARS,
+        keras_stab.WeightAveraging,
         keras_stab.min_norm_weights,
+        keras_stab.reestimate_batch_norm,
     ):
         assert ">>>" in thing.__doc__
         for heading in ("Args:", "Departures from the paper:", "References:"):

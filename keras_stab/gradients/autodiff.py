@@ -10,6 +10,7 @@ import functools
 import keras
 import numpy as np
 
+from keras_stab.numerics import averaging
 from keras_stab.numerics.norms import in_full_precision
 
 BACKEND = keras.backend.backend()
@@ -504,6 +505,127 @@ def assign_each(optimizer, variables, values):
         optimizer.assign(variable, keras.ops.cast(value, variable.dtype))
 
 
+def exchange(variable, value):
+    """Gives a variable another value and returns the old one.
+
+    Where the backend allows it no number is copied, so nothing else may hold
+    the tensor `value`.
+    """
+    if BACKEND == "torch":
+        old = variable.value.data
+        variable.value.data = value
+        return old
+    old = read(variable)
+    variable.assign(value)
+    return old
+
+
+def average(due, often, first, coefficient, values, averages, errors):
+    """Moves running averages by one value each; see `numerics.averaging`.
+
+    Args:
+        due: Boolean tensor: otherwise nothing changes.
+        often: Whether `due` holds in most steps.
+        first: Boolean tensor: whether no value was averaged before.
+        coefficient: Function of a dtype, a scalar tensor of it.
+        values: Tensors.
+        averages: Variables.
+        errors: Variables, what rounding cut off; or empty.
+    """
+    if BACKEND == "torch" and averages[0].value.device.type == "cpu":
+        if bool(due):
+            _average_at_once(
+                bool(first),
+                coefficient,
+                [v.detach() for v in values],
+                [a.value for a in averages],
+                [e.value for e in errors],
+            )
+        return
+    dtypes = list(dict.fromkeys(a.dtype for a in averages))
+    coefficients = [coefficient(dtype) for dtype in dtypes]
+
+    def moved():
+        function = _fused(_moved) if BACKEND == "tensorflow" else _moved
+        return function(
+            first,
+            [coefficients[dtypes.index(a.dtype)] for a in averages],
+            values,
+            [read(a) for a in averages],
+            [read(e) for e in errors],
+        )
+
+    assign_if(due, often, [*averages, *errors], moved)
+
+
+def _moved(first, coefficients, values, averages, errors):
+    values = [keras.ops.cast(v, a.dtype) for v, a in zip(values, averages)]
+    if not errors:
+        return [
+            averaging.moved(a, v, c, first)
+            for a, v, c in zip(averages, values, coefficients)
+        ]
+    pairs = [
+        averaging.moved_exactly(a, e, v, c, first)
+        for a, e, v, c in zip(averages, errors, values, coefficients)
+    ]
+    return [new for new, _ in pairs] + [error for _, error in pairs]
+
+
+def _average_at_once(first, coefficient, values, averages, errors):
+    """All tensors in a few launches, on PyTorch."""
+    with torch.no_grad():
+        if first:
+            torch._foreach_copy_(averages, values)
+            if errors:
+                torch._foreach_zero_(errors)
+            return
+        weight = float(coefficient("float64"))
+        if any(v.dtype != a.dtype for v, a in zip(values, averages)):
+            values = [v.to(a.dtype) for v, a in zip(values, averages)]
+        if not errors:
+            torch._foreach_lerp_(averages, values, weight)
+            return
+        # As `moved_exactly`, in place: memory traffic is what this costs.
+        old = torch._foreach_sub(values, averages)
+        torch._foreach_add_(errors, old, alpha=weight)
+        torch._foreach_copy_(old, averages)
+        torch._foreach_add_(averages, errors)
+        torch._foreach_sub_(old, averages)
+        torch._foreach_add_(errors, old)
+
+
+def assign_if(condition, often, variables, make_values):
+    """Assigns `make_values()` where the boolean tensor holds.
+
+    Args:
+        often: Whether it holds in most steps, so that a branch, which cannot
+            be fused with what is around it, costs more than it saves.
+    """
+    if BACKEND == "tensorflow" and replicas() == 1:
+
+        def assign():
+            for variable, value in zip(variables, make_values()):
+                variable.assign(value)
+            return True
+
+        tf.cond(condition, assign, lambda: False)
+        return
+    if BACKEND == "jax" and not often:
+        values = jax.lax.cond(
+            condition, make_values, lambda: [v.value for v in variables]
+        )
+    else:
+        # tf.distribute allows no update under a condition, and PyTorch would
+        # wait for the accelerator.
+        values = [
+            keras.ops.where(condition, value, v.value)
+            for value, v in zip(make_values(), variables)
+        ]
+    for variable, value in zip(variables, values):
+        variable.assign(value)
+
+
 # ---- Randomness -----------------------------------------------------------
 
 
@@ -830,6 +952,12 @@ def combine(weights, stack):
         )
     column = tf.reshape(weights, (-1,) + (1,) * (len(stack.shape) - 1))
     return tf.reduce_sum(tf.math.multiply_no_nan(stack, column), axis=0)
+
+
+@functools.cache
+def _fused(function):
+    """The function as one kernel: on TensorFlow, by XLA."""
+    return tf.function(function, jit_compile=True, autograph=False)
 
 
 @functools.cache

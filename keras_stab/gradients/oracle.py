@@ -55,6 +55,7 @@ class GradientOracle:
         )
         self.notes = {}
         self._root = self
+        self._current = self
         self._sampler = None
         self._loss = None
         self._replays = True
@@ -151,6 +152,19 @@ class GradientOracle:
         ]
         return oracle
 
+    def moved(self, shift):
+        """The same oracle at the weights + `shift`, as the current weights.
+
+        For a method whose weights in the model are not those that it trains
+        at. What the trainer keeps then comes from an evaluation there.
+        """
+        oracle = self.at(shift)
+        if self._root._current is self:
+            oracle.carried_variables = self.carried_variables
+            oracle.carried = self.carried
+            self._root._current = oracle
+        return oracle
+
     def with_labels(self, sampler):
         """The same oracle with other labels.
 
@@ -230,10 +244,10 @@ class GradientOracle:
     @property
     def outcome(self):
         """The first evaluation of the whole batch at the current weights."""
-        root = self._root
-        if root._outcome is None:
-            root.gradient()
-        return root._outcome
+        current = self._root._current
+        if current._outcome is None:
+            current.gradient()
+        return current._outcome
 
     def to_optimizer(self, gradients):
         """As `optimizer.apply` wants them: scaled, one share a replica."""
@@ -370,7 +384,7 @@ class GradientOracle:
                 self.carried_variables.append(variable)
 
     def _is_first(self):
-        return self._root is self and self._outcome is None
+        return self._root._current is self and self._outcome is None
 
     def _in_turn(self, question):
         root = self._root

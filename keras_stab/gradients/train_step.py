@@ -3,10 +3,13 @@
 `keras.Model` itself defines no `train_step`: the backend's trainer, further
 along the method resolution order, does. `install` adds one that looks at the
 optimizer. When no method there asks an oracle, the step that Keras would have
-run runs, untouched.
+run runs, untouched. It also sees to it that a model which was lent other
+weights for evaluation has its own back before it trains, and after a call that
+raised.
 """
 
 import contextlib
+import functools
 
 import keras
 
@@ -49,6 +52,22 @@ class TrainStep:
             return _train_step(self, *state_and_data)
         return super().train_step(*state_and_data)
 
+    def make_train_function(self, force=False):
+        _take_back(self)
+        return super().make_train_function(force)
+
+    def fit(self, *args, **kwargs):
+        with _taking_back_on_error(self):
+            return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        with _taking_back_on_error(self):
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        with _taking_back_on_error(self):
+            return super().predict(*args, **kwargs)
+
 
 def install():
     """Adds the dispatching `train_step` to `keras.Model`.
@@ -60,6 +79,8 @@ def install():
         return
     _dispatch.replaced = vars(keras.Model).get("train_step")
     keras.Model.train_step = _dispatch
+    for name in _GUARDED:
+        setattr(keras.Model, name, _guarded(name))
 
 
 def uninstall():
@@ -70,6 +91,11 @@ def uninstall():
         del keras.Model.train_step
     else:
         keras.Model.train_step = _dispatch.replaced
+    for name in _GUARDED:
+        guarded = vars(keras.Model)[name]
+        delattr(keras.Model, name)
+        if guarded.replaced is not None:
+            setattr(keras.Model, name, guarded.replaced)
 
 
 def _dispatch(self, *state_and_data):
@@ -82,6 +108,79 @@ def _dispatch(self, *state_and_data):
 
 _dispatch.__name__ = "train_step"
 _dispatch.replaced = None
+
+
+_GUARDED = ("make_train_function", "fit", "evaluate", "predict")
+
+
+def _guarded(name):
+    """The method of that name, for a model that may hold lent weights."""
+    method = getattr(keras.Model, name)
+
+    @functools.wraps(method)
+    def guarded(self, *args, **kwargs):
+        if name == "make_train_function":
+            _take_back(self)
+        with _taking_back_on_error(self):
+            return method(self, *args, **kwargs)
+
+    guarded.replaced = vars(keras.Model).get(name)
+    return guarded
+
+
+def _lenders(model):
+    """The methods in the optimizer that may have lent the model weights."""
+    optimizers = [getattr(model, "optimizer", None)]
+    while optimizers:
+        optimizer = optimizers.pop()
+        if optimizer is None:
+            continue
+        if hasattr(optimizer, "swap_out"):
+            yield optimizer
+        optimizers.append(getattr(optimizer, "inner_optimizer", None))
+        optimizers += getattr(optimizer, "optimizers", None) or []
+
+
+def _take_back(model):
+    for method in _lenders(model):
+        method.swap_out(model)
+
+
+@contextlib.contextmanager
+def _taking_back_on_error(model):
+    """Ends what a callback began in this call, when the call raises."""
+    lenders = list(_lenders(model))
+    lent_before = any(method.swapped for method in lenders)
+    state = _held_state(model) if lenders else []
+    try:
+        yield
+    except BaseException:
+        _recover_state(model, state)
+        if not lent_before:
+            _take_back(model)
+        raise
+
+
+def _held_state(model):
+    """What `_recover_state` needs; nothing but references."""
+    if autodiff.BACKEND != "jax":
+        return []
+    variables = [*model.variables, *model.metrics_variables]
+    return [(v, v.value) for v in variables if keras_internals.has_value(v)]
+
+
+def _recover_state(model, state):
+    """Gives variables their values back after `evaluate` has raised.
+
+    On JAX Keras takes the values out of the variables while it runs, and does
+    not put them back when `evaluate` or `predict` raises.
+    """
+    if not state:
+        return
+    model.jax_state_sync()
+    for variable, value in state:
+        if not keras_internals.has_value(variable) and not value.is_deleted():
+            variable.assign(value)
 
 
 def _takes_over(model, data):

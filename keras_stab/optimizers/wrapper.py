@@ -177,7 +177,7 @@ class Wrapper(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store):
         own = self.own_variables
-        saved = len(store.keys())
+        saved = sum(key.isdigit() for key in store.keys())
         if not self.built and saved:
             # Keras warns that an unbuilt optimizer's state is not loaded.
             super().load_own_variables(store)
