@@ -45,20 +45,20 @@ import time
 import keras
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn
-from rich.progress import MofNCompleteColumn
-from rich.progress import Progress
-from rich.progress import TextColumn
-from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
 import keras_stab
 
 try:
+    from guide_tools import at_least
+    from guide_tools import epochs_bar
+    from guide_tools import paired_interval
+    from guide_tools import plot_band
+    from guide_tools import spread
+    from guide_tools import tidy
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-    from scipy import stats
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 except ImportError as error:
@@ -233,14 +233,7 @@ def run_all(seeds, epochs, groups, console):
     """
     contestants = [Contestant(arm, groups) for arm in ARMS]
     runs = {arm: [] for arm in ARMS}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    with epochs_bar(console) as progress:
         task = progress.add_task("", total=len(seeds) * len(ARMS) * epochs)
         for seed in seeds:
             for contestant in contestants:
@@ -260,32 +253,6 @@ def run_all(seeds, epochs, groups, console):
 """
 
 
-def paired_interval(a, b, level=0.95):
-    """Mean of `b - a` with its t-interval.
-
-    Args:
-        a: Results of the first arm, one per seed; at least two.
-        b: Results of the second arm, in the same order.
-        level: Float, the confidence.
-
-    Returns:
-        Tuple of floats: mean difference, lower end, upper end.
-    """
-    differences = np.subtract(b, a, dtype="float64")
-    count = len(differences)
-    if count < 2:
-        raise ValueError(
-            f"An interval needs at least two pairs. Received: {count} pair(s)"
-        )
-    mean = differences.mean()
-    half = (
-        stats.t.ppf((1 + level) / 2, count - 1)
-        * differences.std(ddof=1)
-        / np.sqrt(count)
-    )
-    return float(mean), float(mean - half), float(mean + half)
-
-
 def verdict(difference, low, high):
     """The paired comparison in plain words."""
     if low <= 0.0 <= high:
@@ -303,10 +270,6 @@ def verdict(difference, low, high):
 
 def column(runs, key):
     return np.array([run[key] for run in runs])
-
-
-def spread(values):
-    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
 
 
 def make_table(runs, interval, groups):
@@ -371,24 +334,11 @@ def draw(runs, sentence, groups, path):
 
 def _draw_curves(axes, runs):
     for arm in ARMS:
-        curves = column(runs[arm], "test_accuracy_per_epoch")
-        epochs = np.arange(1, curves.shape[1] + 1)
-        mean = curves.mean(axis=0)
-        deviation = curves.std(axis=0, ddof=1)
-        axes.fill_between(
-            epochs,
-            mean - deviation,
-            mean + deviation,
-            color=COLORS[arm],
-            alpha=0.2,
-            linewidth=0,
-        )
-        axes.plot(
-            epochs,
-            mean,
-            color=COLORS[arm],
+        plot_band(
+            axes,
+            column(runs[arm], "test_accuracy_per_epoch"),
+            COLORS[arm],
             linewidth=2,
-            marker="o" if len(epochs) == 1 else None,
             label=arm,
         )
     # The first epochs, far below, would flatten what there is to see.
@@ -399,7 +349,7 @@ def _draw_curves(axes, runs):
     axes.set_ylabel("Accuracy on clean test rows (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
-    _tidy(axes)
+    tidy(axes)
 
 
 def _draw_pairs(axes, runs):
@@ -431,13 +381,7 @@ def _draw_pairs(axes, runs):
     axes.set_xlim(-0.65, 1.65)
     axes.set_xticks((0, 1), ARMS)
     axes.set_ylabel("Accuracy on clean test rows (%)")
-    _tidy(axes)
-
-
-def _tidy(axes):
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
+    tidy(axes)
 
 
 """
@@ -446,35 +390,26 @@ def _tidy(axes):
 
 
 def parse(argv):
-    def whole(least):
-        def convert(text):
-            value = int(text)
-            if value < least:
-                raise argparse.ArgumentTypeError(f"at least {least}, please")
-            return value
-
-        return convert
-
     parser = argparse.ArgumentParser(
         description="AdamW with and without GRAIN on wrongly labelled digits."
     )
     parser.add_argument(
         "--seeds",
-        type=whole(2),
+        type=at_least(2),
         default=8,
         metavar="N",
         help="train on the seeds 0 to N - 1 (default: 8)",
     )
     parser.add_argument(
         "--epochs",
-        type=whole(1),
+        type=at_least(1),
         default=30,
         metavar="N",
         help="epochs of a run (default: 30)",
     )
     parser.add_argument(
         "--groups",
-        type=whole(1),
+        type=at_least(1),
         default=16,
         metavar="K",
         help="groups of GRAIN, 1 to 64; 1 is plain AdamW (default: 16)",
