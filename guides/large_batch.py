@@ -100,7 +100,7 @@ RATES = {
 
 
 def picked_rate(arm, batch):
-    """The tuned rate; between two batch sizes, along a power law."""
+    """The tuned rate in two digits; between batch sizes, by a power law."""
     sizes, rates = np.log(list(RATES[arm])), np.log(list(RATES[arm].values()))
     return float(f"{np.exp(np.interp(np.log(batch), sizes, rates)):.2g}")
 
@@ -509,26 +509,35 @@ def verdict(comparisons):
             f"{rest} intervals of the paired difference contains 0."
         )
     parts = [
-        f"{word} than {_named(chosen)}"
+        f"{word} {_named(chosen)}"
         for word, chosen in (("better", better), ("worse", worse))
         if chosen
     ]
+    decided = {c["rival"] for c in better + worse}
+    equal = [arm for arm in ARMS[:-1] if arm not in decided]
+    if equal:
+        parts.append(f"not to be told from {_listed(equal)}")
     return (
-        f"TVLARS is {' and '.join(parts)}; in {rest} of {len(comparisons)} "
-        "comparisons we cannot tell."
+        f"TVLARS is {_listed(parts)}. In {rest} of {len(comparisons)} "
+        "comparisons the interval contains 0."
     )
 
 
 def _named(comparisons):
     where = {}
     for c in comparisons:
-        where.setdefault(c["rival"], []).append(
-            f"{c['batch']} ({c['mean']:+.1f})"
-        )
-    return ", ".join(
-        f"{rival} at batch {' and '.join(places)}"
-        for rival, places in where.items()
+        place = f"{c['batch']} ({c['mean']:+.1f})"
+        where.setdefault(c["rival"], []).append(place)
+    return _listed(
+        [
+            f"than {rival} at batch {_listed(places)}"
+            for rival, places in where.items()
+        ]
     )
+
+
+def _listed(words):
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def make_table(runs, comparisons):

@@ -71,8 +71,20 @@ def test_verdict_names_who_is_better_and_worse(guide):
     offsets = {**EQUAL, "SGD": -2, "LAMB": 3}
     words = guide.verdict(guide.compare(made_up(guide, offsets)))
     assert words == (
-        "TVLARS is better than SGD at batch 8 (+2.0) and worse than LAMB "
-        "at batch 8 (-3.0); in 1 of 3 comparisons we cannot tell."
+        "TVLARS is better than SGD at batch 8 (+2.0), worse than LAMB at batch "
+        "8 (-3.0) and not to be told from LARS. In 1 of 3 comparisons the "
+        "interval contains 0."
+    )
+
+
+def test_verdict_lists_batches_and_rivals(guide):
+    offsets = {"SGD": -2, "LARS": -1, "LAMB": -3, "TVLARS": 0}
+    runs = made_up(guide, offsets, batches=(8, 16, 32))
+    assert guide.verdict(guide.compare(runs)) == (
+        "TVLARS is better than SGD at batch 8 (+2.0), 16 (+2.0) and 32 (+2.0), "
+        "than LARS at batch 8 (+1.0), 16 (+1.0) and 32 (+1.0) and than LAMB at "
+        "batch 8 (+3.0), 16 (+3.0) and 32 (+3.0). In 0 of 9 comparisons the "
+        "interval contains 0."
     )
 
 
