@@ -298,8 +298,11 @@ class IRE(GradientMethod):
         """
         if self.fisher_fraction < 1.0:
             oracle = oracle.head(self.fisher_fraction)
-        # Read here: inside the oracle another scope is in force.
-        seed = self._seed_at(step)
+        roots, size = self._fisher_gradient(oracle, self._seed_at(step))
+        return [autodiff.densify(root) for root in roots], size
+
+    def _fisher_gradient(self, oracle, seed):
+        # The seed was read before: inside the oracle another scope is in force.
         if self.label_sampler is None:
             labels = SampledLabels(oracle.model, self._generator, seed)
             if oracle.has_forward:
