@@ -17,7 +17,6 @@ import dataclasses
 import gc
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -302,30 +301,17 @@ def main(arguments=None):
         found = json.loads(path.read_text())
         if found["batch"] == batch:
             results["entries"] = found["entries"]
-    for backend in options.backends:
-        print(f"{backend} ...", flush=True)
-        answer = step_time.run_worker(
-            "measure",
-            {
-                "backend": backend,
-                "suite": options.suite,
-                "batch": batch,
-                "turns": options.turns,
-                "seconds": options.seconds,
-            },
-            script=__file__,
-        )
-        if "error" in answer:
-            raise SystemExit(f"{backend} failed: {answer['error']}")
+    asked = {
+        "suite": options.suite,
+        "batch": batch,
+        "turns": options.turns,
+        "seconds": options.seconds,
+    }
+    for backend, answer in step_time.answers(__file__, options.backends, asked):
         results["entries"][backend] = answer
-        path.write_text(json.dumps(results, indent=1) + "\n")
-        path.with_suffix(".md").write_text(to_markdown(results))
+        step_time.write(results, path, to_markdown)
     print(f"Written: {path}")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        _, _, _, options, answer = sys.argv
-        Path(answer).write_text(json.dumps(measure(json.loads(options))))
-    else:
-        main()
+    step_time.run_script(measure, main)

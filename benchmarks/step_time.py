@@ -437,12 +437,13 @@ def put_entry(results, entry):
     )
 
 
-def write(results, path):
+def write(results, path, render=None):
     """Writes the JSON and the Markdown; never leaves half a file."""
+    render = render or to_markdown
     path.parent.mkdir(parents=True, exist_ok=True)
     for target, text in (
         (path, json.dumps(results, indent=1) + "\n"),
-        (path.with_suffix(".md"), to_markdown(results)),
+        (path.with_suffix(".md"), render(results)),
     ):
         draft = target.with_name(target.name + ".draft")
         draft.write_text(text)
@@ -681,6 +682,25 @@ def run_worker(task, options, script=__file__):
         if done.returncode == 0 and answer.exists():
             return json.loads(answer.read_text())
         return {"error": done.stderr[-2000:] or f"exit {done.returncode}"}
+
+
+def answers(script, backends, options):
+    """What a script measures with each backend, one after the other."""
+    for backend in backends:
+        print(f"{backend} ...", flush=True)
+        answer = run_worker("measure", {"backend": backend, **options}, script)
+        if "error" in answer:
+            raise SystemExit(f"{backend} failed: {answer['error']}")
+        yield backend, answer
+
+
+def run_script(measure, main):
+    """What a script does that calls `answers`: measure there, or `main`."""
+    if sys.argv[1:2] == ["--worker"]:
+        _, _, _, options, answer = sys.argv
+        Path(answer).write_text(json.dumps(measure(json.loads(options))))
+    else:
+        main()
 
 
 def run_here(task, options, answer):

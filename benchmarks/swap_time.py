@@ -9,9 +9,7 @@ those of `keras.callbacks.SwapEMAWeights` in turns. Results:
 
 import argparse
 import gc
-import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -107,24 +105,12 @@ def main(arguments=None):
     add("--output", type=Path, default=default)
     options = parser.parse_args(arguments)
     results = {"machine": step_time.describe_machine("cpu"), "entries": {}}
-    for backend in options.backends:
-        print(f"{backend} ...", flush=True)
-        answer = step_time.run_worker(
-            "measure",
-            {"backend": backend, "repeats": options.repeats},
-            script=__file__,
-        )
-        if "error" in answer:
-            raise SystemExit(f"{backend} failed: {answer['error']}")
+    asked = {"repeats": options.repeats}
+    for backend, answer in step_time.answers(__file__, options.backends, asked):
         results["entries"][backend] = answer
-    options.output.write_text(json.dumps(results, indent=1) + "\n")
-    options.output.with_suffix(".md").write_text(to_markdown(results))
+    step_time.write(results, options.output, to_markdown)
     print(f"Written: {options.output}")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        _, _, _, options, answer = sys.argv
-        Path(answer).write_text(json.dumps(measure(json.loads(options))))
-    else:
-        main()
+    step_time.run_script(measure, main)

@@ -38,6 +38,10 @@ import pathlib
 
 import keras
 import numpy as np
+from guide_tools import Shuffled
+from guide_tools import Start
+from guide_tools import prepared
+from guide_tools import read_fashion_mnist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -188,23 +192,13 @@ KINDS = ("last", "average, old statistics", "average, new statistics")
 
 def load_images(folder, rows):
     """Training and test images, the first `rows` of a fixed permutation."""
-    path = pathlib.Path(folder) / "fashion_mnist.npz"
-    if not path.exists():
-        raise SystemExit(
-            f"There is no {path}. Give --data a folder that holds it: arrays "
-            "x_train, y_train, x_test and y_test of Fashion-MNIST"
-        )
+    arrays = read_fashion_mnist(folder)
     order = np.random.default_rng(0).permutation
-    with np.load(path) as arrays:
-        parts = [
-            (arrays[f"x_{part}"], arrays[f"y_{part}"])
-            for part in ("train", "test")
-        ]
     images = []
-    for x, y in parts:
-        chosen = order(len(x))[:rows]
-        x = (x[chosen, ..., None].astype("float32") / 255.0 - 0.286) / 0.353
-        images.append((x, y[chosen].astype("int32")))
+    for part in ("train", "test"):
+        pictures, classes = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        chosen = order(len(pictures))[:rows]
+        images.append(prepared(pictures[chosen], classes[chosen]))
     return images
 
 
@@ -239,20 +233,13 @@ class Contestant:
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
-        self.model.optimizer.build(self.model.trainable_variables)
-        self._start = [
-            np.array(keras.ops.convert_to_numpy(v))
-            for v in self.model.optimizer.variables
-        ]
+        self._start = Start(self.model, make_network)
 
     def run(self, seed, train, test):
         """Test accuracies in percent, by kind of weights."""
-        keras.utils.set_random_seed(seed)
-        self.model.set_weights(make_network().get_weights())
-        for variable, value in zip(self.model.optimizer.variables, self._start):
-            variable.assign(value)
+        self._start.rewind(seed)
         self.model.fit(
-            Shuffled(*train, seed),
+            Shuffled(*train, BATCH, seed),
             epochs=self.epochs,
             shuffle=False,
             verbose=0,
@@ -262,33 +249,13 @@ class Contestant:
         with keras_stab.averaged_weights(self.model):
             accuracies.append(self._accuracy(test))
         with keras_stab.averaged_weights(
-            self.model, Shuffled(*train, seed), steps=100
+            self.model, Shuffled(*train, BATCH, seed), steps=100
         ):
             accuracies.append(self._accuracy(test))
         return accuracies
 
     def _accuracy(self, test):
         return 100.0 * self.model.evaluate(*test, batch_size=500, verbose=0)[1]
-
-
-class Shuffled(keras.utils.PyDataset):
-    """Batches in an order that depends on the seed and the epoch alone."""
-
-    def __init__(self, x, y, seed):
-        super().__init__()
-        self.x, self.y = x, y
-        self.random = np.random.default_rng([seed, 1])
-        self.on_epoch_end()
-
-    def __len__(self):
-        return len(self.x) // BATCH
-
-    def __getitem__(self, index):
-        rows = self.order[index * BATCH : (index + 1) * BATCH]
-        return self.x[rows], self.y[rows]
-
-    def on_epoch_end(self):
-        self.order = self.random.permutation(len(self.x))
 
 
 def study(folder, seeds, epochs, rows):

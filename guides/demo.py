@@ -50,6 +50,8 @@ from rich.table import Table
 import keras_stab
 
 try:
+    from guide_tools import Shuffled
+    from guide_tools import Start
     from guide_tools import at_least
     from guide_tools import epochs_bar
     from guide_tools import paired_interval
@@ -130,33 +132,6 @@ def load_data(seed):
     return {"x": x, "y": y, "wrong": wrong, "x_test": x_test, "y_test": y_test}
 
 
-class Shuffled(keras.utils.PyDataset):
-    """Batches in an order that depends on the seed and the epoch alone.
-
-    `fit` could shuffle the arrays itself, but Keras 3.15 on TensorFlow then
-    repeats one order in all epochs once the seed is set. GRAIN would keep the
-    same groups throughout, and both arms would memorise sooner.
-    """
-
-    def __init__(self, x, y, seed):
-        super().__init__()
-        self.x = x
-        self.y = y
-        # Another stream than the one that flipped the labels.
-        self.random = np.random.default_rng([seed, 1])
-        self.on_epoch_end()
-
-    def __len__(self):
-        return -(-len(self.x) // BATCH_SIZE)
-
-    def __getitem__(self, index):
-        rows = self.order[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
-        return self.x[rows], self.y[rows]
-
-    def on_epoch_end(self):
-        self.order = self.random.permutation(len(self.x))
-
-
 """
 ## Training
 
@@ -176,11 +151,7 @@ class Contestant:
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
-        optimizer = self.model.optimizer
-        optimizer.build(self.model.trainable_variables)
-        self._start = [
-            np.array(keras.ops.convert_to_numpy(v)) for v in optimizer.variables
-        ]
+        self._start = Start(self.model, make_network)
 
     def run(self, seed, epochs, on_epoch):
         """Trains once.
@@ -189,10 +160,12 @@ class Contestant:
             Dict of the figures of one run, accuracies in percent.
         """
         data = load_data(seed)
-        self._rewind(seed)
+        self._start.rewind(seed)
         start = time.perf_counter()
         history = self.model.fit(
-            Shuffled(data["x"], data["y"], seed),
+            # `fit` itself would repeat one order on TensorFlow: GRAIN would
+            # keep the same groups throughout, and both memorise sooner.
+            Shuffled(data["x"], data["y"], BATCH_SIZE, seed, keep_rest=True),
             shuffle=False,
             epochs=epochs,
             validation_data=(data["x_test"], data["y_test"]),
@@ -217,12 +190,6 @@ class Contestant:
             "train_accuracy_on_noisy_labels": 100.0 * float(fitted.mean()),
             "wrong_labels_learned": 100.0 * float(fitted[data["wrong"]].mean()),
         }
-
-    def _rewind(self, seed):
-        keras.utils.set_random_seed(seed)
-        self.model.set_weights(make_network().get_weights())
-        for variable, value in zip(self.model.optimizer.variables, self._start):
-            variable.assign(value)
 
 
 def run_all(seeds, epochs, groups, console):

@@ -41,6 +41,8 @@ from rich.table import Table
 import keras_stab
 
 try:
+    from guide_tools import prepared
+    from guide_tools import read_fashion_mnist
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 except ImportError as error:
@@ -59,21 +61,12 @@ BATCH = 128
 
 def load_data(folder, rows):
     """Some rows to train on, and test rows; pictures of mean 0 or so."""
-    path = folder / "fashion_mnist.npz"
-    if not path.is_file():
-        raise SystemExit(f"There is no {path}")
-    with np.load(path) as file:
-        x, y, x_test, y_test = (
-            file[k] for k in ("x_train", "y_train", "x_test", "y_test")
-        )
+    arrays = read_fashion_mnist(folder)
+    x, y = arrays["x_train"], arrays["y_train"]
     chosen = np.random.default_rng(0).permutation(len(x))[:rows]
-    x, x_test = (
-        (part[..., None].astype("float32") / 255.0 - 0.286) / 0.353
-        for part in (x[chosen], x_test[:TEST_ROWS])
-    )
     return (
-        (x, y[chosen].astype("int32")),
-        (x_test, y_test[:TEST_ROWS].astype("int32")),
+        prepared(x[chosen], y[chosen]),
+        prepared(arrays["x_test"][:TEST_ROWS], arrays["y_test"][:TEST_ROWS]),
     )
 
 

@@ -51,10 +51,15 @@ from rich.table import Table
 import keras_stab
 
 try:
+    from guide_tools import FILE
+    from guide_tools import Shuffled
+    from guide_tools import Start
     from guide_tools import at_least
     from guide_tools import epochs_bar
     from guide_tools import paired_interval
     from guide_tools import plot_band
+    from guide_tools import prepared
+    from guide_tools import read_fashion_mnist
     from guide_tools import spread
     from guide_tools import tidy
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -175,13 +180,6 @@ def make_network():
 ## The data
 """
 
-FILE = "fashion_mnist.npz"
-SHAPES = {
-    "x_train": (28, 28),
-    "y_train": (),
-    "x_test": (28, 28),
-    "y_test": (),
-}
 EVALUATION_BATCH = 2000
 
 
@@ -201,66 +199,22 @@ def load_data(folder, rows, held_out):
             f"Where is Fashion-MNIST? Give the folder that holds {FILE}, by "
             "--data or by the environment variable FASHION_MNIST."
         )
-    path = pathlib.Path(folder) / FILE
-    wanted = ", ".join(
-        f"{name} [rows{''.join(f', {n}' for n in shape)}]"
-        for name, shape in SHAPES.items()
-    )
-    if not path.is_file():
-        raise SystemExit(
-            f"There is no file {path}. Expected: Fashion-MNIST as one file of "
-            f"NumPy with the arrays {wanted}; pixels from 0 to 255, classes "
-            f"from 0 to {CLASSES - 1}."
-        )
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in SHAPES if name in file}
-    for name, shape in SHAPES.items():
-        if name not in arrays or arrays[name].shape[1:] != shape:
-            raise SystemExit(f"{path} must hold the arrays {wanted}.")
+    arrays = read_fashion_mnist(folder)
     count = len(arrays["x_train"])
     if rows + held_out > count:
         raise SystemExit(
-            f"{path} has {count} training rows. Received: --rows {rows} and "
-            f"--held-out {held_out}, together more."
+            f"{pathlib.Path(folder) / FILE} has {count} training rows. "
+            f"Received: --rows {rows} and --held-out {held_out}, together more."
         )
     order = np.random.default_rng(0).permutation(count)
     chosen, others = order[:rows], order[rows : rows + held_out]
     pictures = arrays["x_train"]
     classes = arrays["y_train"]
     return {
-        "train": _prepared(pictures[chosen], classes[chosen]),
-        "held_out": _prepared(pictures[others], classes[others]),
-        "test": _prepared(arrays["x_test"], arrays["y_test"]),
+        "train": prepared(pictures[chosen], classes[chosen]),
+        "held_out": prepared(pictures[others], classes[others]),
+        "test": prepared(arrays["x_test"], arrays["y_test"]),
     }
-
-
-def _prepared(pictures, classes):
-    x = (pictures[..., None].astype("float32") / 255.0 - 0.286) / 0.353
-    return x, classes.astype("int32")
-
-
-class Shuffled(keras.utils.PyDataset):
-    """Whole batches, in an order that depends on seed and epoch alone.
-
-    `fit` could shuffle the arrays itself, but Keras 3.15 on TensorFlow then
-    repeats one order in all epochs once the seed is set.
-    """
-
-    def __init__(self, x, y, batch, seed):
-        super().__init__()
-        self.x, self.y, self.batch = x, y, batch
-        self.random = np.random.default_rng([seed, 1])
-        self.on_epoch_end()
-
-    def __len__(self):
-        return len(self.x) // self.batch
-
-    def __getitem__(self, index):
-        rows = self.order[index * self.batch : (index + 1) * self.batch]
-        return self.x[rows], self.y[rows]
-
-    def on_epoch_end(self):
-        self.order = self.random.permutation(len(self.x))
 
 
 """
@@ -302,11 +256,7 @@ class Trainer:
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
-        optimizer = self.model.optimizer
-        optimizer.build(self.model.trainable_variables)
-        self._start = [
-            np.array(keras.ops.convert_to_numpy(v)) for v in optimizer.variables
-        ]
+        self._start = Start(self.model, make_network)
 
     def run(self, seed, advance=lambda: None):
         """Trains once.
@@ -314,7 +264,7 @@ class Trainer:
         Returns:
             Dict of the figures of one run, accuracies in percent.
         """
-        self._rewind(seed)
+        self._start.rewind(seed)
         watch = Watch(advance)
         start = time.perf_counter()
         history = self.model.fit(
@@ -348,12 +298,6 @@ class Trainer:
                 return_dict=True,
             )["accuracy"]
         )
-
-    def _rewind(self, seed):
-        keras.utils.set_random_seed(seed)
-        self.model.set_weights(make_network().get_weights())
-        for variable, value in zip(self.model.optimizer.variables, self._start):
-            variable.assign(value)
 
 
 def run_all(data, batches, seeds, epochs, console):

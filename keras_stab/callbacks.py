@@ -5,6 +5,7 @@ import math
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.nesting import nest
 from keras_stab.optimizers.arguments import checked_count
 from keras_stab.optimizers.arguments import checked_number
 from keras_stab.optimizers.ire import IRE
@@ -51,9 +52,8 @@ class StartBoostAtLoss(keras.callbacks.Callback):
         self.classes = classes
 
     def on_train_begin(self, logs=None):
-        optimizer = self.model.optimizer
-        while optimizer is not None and not isinstance(optimizer, IRE):
-            optimizer = getattr(optimizer, "inner_optimizer", None)
+        found = (o for o in nest(self.model.optimizer) if isinstance(o, IRE))
+        optimizer = next(found, None)
         if optimizer is None or optimizer.start_step != "manual":
             raise ValueError(
                 "StartBoostAtLoss needs a model that was compiled with "

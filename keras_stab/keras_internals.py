@@ -126,6 +126,12 @@ def compile_identity(model):
     return id(model._compile_loss)
 
 
+def is_loss_of_keras(loss):
+    """Whether a loss runs one of Keras's functions and nothing around it."""
+    kind = keras.losses.MeanSquaredError
+    return type(loss).call is kind.call and type(loss).__call__ is kind.__call__
+
+
 def loss_arguments(loss):
     """What a loss of Keras's own passes to its function."""
     return loss._fn_kwargs

@@ -1,21 +1,15 @@
 """guides/averaging.py: its mathematics, and one tiny run."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-GUIDE = Path(__file__).parents[1] / "guides" / "averaging.py"
+from scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def guide():
-    spec = importlib.util.spec_from_file_location("averaging_guide", GUIDE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("guides/averaging.py")
 
 
 def test_smoothing_fills_the_well(guide):

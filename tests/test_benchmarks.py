@@ -1,12 +1,12 @@
 """benchmarks/step_time.py: its numbers and words, on made-up times."""
 
 import copy
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "step_time.py"
 COMBINATION = ("jax", "mlp", 64)
@@ -35,10 +35,7 @@ MACHINE = {
 def script():
     # As when it is run: its folder is where it imports from.
     sys.path.insert(0, str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("step_time", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

@@ -1,20 +1,10 @@
 """The guides on SAM and IRE, with small settings and made-up data."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-FOLDER = Path(__file__).parents[1] / "guides"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from scripts import load_script
 
 
 def run(module, source, folder, *options):
@@ -31,7 +21,7 @@ def run(module, source, folder, *options):
 def test_faster_pretraining(tmp_path, capsys, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 60)
-    module = load("faster_pretraining")
+    module = load_script("guides/faster_pretraining.py")
     small = {"WIDTH": 8, "BLOCKS": 1, "VALIDATION_ROWS": 64, "POINTS": 1}
     for name, value in small.items():
         monkeypatch.setattr(module, name, value)
@@ -59,7 +49,7 @@ def test_flat_minima(tmp_path, capsys):
         y_test=y,
     )
     options = ("--rows", "48", "--epochs", "2", "--directions", "1")
-    module = load("flat_minima")
+    module = load_script("guides/flat_minima.py")
     results = run(module, tmp_path, tmp_path, *options)
     assert set(results) == set(module.ARMS)
     for own in results.values():

@@ -1,23 +1,17 @@
 """guides/large_batch.py: its numbers, its words, and one small run."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from scipy import stats
-
-GUIDE = Path(__file__).parents[1] / "guides" / "large_batch.py"
+from scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def guide():
-    spec = importlib.util.spec_from_file_location("large_batch", GUIDE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("guides/large_batch.py")
 
 
 def write_data(folder, **changes):

@@ -28,6 +28,7 @@ def test_public_names():
         "callbacks",
         "gradients",
         "keras_internals",
+        "nesting",
         "numerics",
         "optimizers",
         "schedules",

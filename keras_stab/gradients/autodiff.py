@@ -58,14 +58,6 @@ def read_after(variable):
     return read(variable)
 
 
-def layout_of(variable):
-    """The layout of a variable on several devices, or `None`."""
-    distribution = keras.distribution.distribution()
-    if distribution is None:
-        return None
-    return distribution.get_variable_layout(variable)
-
-
 def value_and_gradients(function, values):
     """Evaluates `function(values) -> (scalar, aux)` and differentiates it.
 
@@ -80,12 +72,7 @@ def value_and_gradients(function, values):
             scalar, aux = function(values)
         return (scalar, aux), tape.gradient(scalar, values)
     with torch.enable_grad():
-        # At the current weights these are the parameters themselves, so that
-        # wrapped torch modules, which read no scope, are differentiated too.
-        leaves = [
-            v if v.requires_grad else v.detach().requires_grad_()
-            for v in values
-        ]
+        leaves = _leaves(values)
         scalar, aux = function(leaves)
         gradients = torch.autograd.grad(scalar, leaves, allow_unused=True)
     return (scalar.detach(), _detached(aux)), list(gradients)
@@ -128,10 +115,7 @@ def value_gradients_and_pullback(function, values):
 
         return (scalar, aux), tape.gradient(scalar, values), pull
     with torch.enable_grad():
-        leaves = [
-            v if v.requires_grad else v.detach().requires_grad_()
-            for v in values
-        ]
+        leaves = _leaves(values)
         scalar, (outputs, aux) = function(leaves)
         gradients = torch.autograd.grad(
             scalar, leaves, allow_unused=True, retain_graph=True
@@ -145,6 +129,17 @@ def value_gradients_and_pullback(function, values):
         )
 
     return (scalar.detach(), _detached(aux)), list(gradients), pull
+
+
+def _leaves(values):
+    """Tensors to differentiate by, on PyTorch.
+
+    At the current weights these are the parameters themselves, so that
+    wrapped torch modules, which read no scope, are differentiated too.
+    """
+    return [
+        v if v.requires_grad else v.detach().requires_grad_() for v in values
+    ]
 
 
 def _detached(structure):
@@ -456,11 +451,13 @@ def each_product(tensors, factors):
         return torch._foreach_mul(
             tensors, factors.unbind() if is_vector else factors
         )
-    if not is_vector and not isinstance(factors, list):
+    if is_vector:
+        factors = keras.ops.unstack(factors, num=len(tensors))
+    elif not isinstance(factors, list):
         factors = [factors] * len(tensors)
     return [
         t * (f if isinstance(f, float) else keras.ops.cast(f, t.dtype))
-        for t, f in ((t, factors[i]) for i, t in enumerate(tensors))
+        for t, f in zip(tensors, factors)
     ]
 
 
@@ -546,7 +543,7 @@ def average(due, often, first, coefficient, values, averages, errors):
     coefficients = [coefficient(dtype) for dtype in dtypes]
 
     def moved():
-        function = _fused(_moved) if BACKEND == "tensorflow" else _moved
+        function = _compiled(_moved) if BACKEND == "tensorflow" else _moved
         return function(
             first,
             [coefficients[dtypes.index(a.dtype)] for a in averages],
@@ -955,13 +952,8 @@ def combine(weights, stack):
 
 
 @functools.cache
-def _fused(function):
-    """The function as one kernel: on TensorFlow, by XLA."""
-    return tf.function(function, jit_compile=True, autograph=False)
-
-
-@functools.cache
 def _compiled(function):
+    """The function compiled by itself; on TensorFlow by XLA, as one kernel."""
     if BACKEND == "jax":
         return jax.jit(function)
     return tf.function(function, jit_compile=True, autograph=False)

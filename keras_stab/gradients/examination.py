@@ -10,6 +10,8 @@ import keras
 import numpy as np
 
 from keras_stab.gradients import autodiff
+from keras_stab.gradients.rows import as_tensors
+from keras_stab.gradients.rows import map_tensors
 from keras_stab.gradients.units import RecordedCall
 from keras_stab.gradients.units import Recorder
 from keras_stab.gradients.units import Refusal
@@ -32,10 +34,7 @@ def examine(oracle):
     count = fixed or _ROWS
     try:
         rows = keras.tree.map_structure(lambda t: _made_up(t, count), x)
-        first = keras.tree.map_structure(
-            lambda t: None if t is None else np.repeat(t[0::2], 2, 0)[:count],
-            rows,
-        )
+        first = map_tensors(lambda t: np.repeat(t[0::2], 2, 0)[:count], rows)
         shapes = _compare(oracle, units, rows, first, count)
         if not fixed:
             _compare_shapes(oracle, units, x, count, shapes)
@@ -136,9 +135,7 @@ def _run(oracle, units, batch):
     carried = [_made_up_state(v) for v in oracle.carried_variables]
     scope = oracle.scope(values, state, carried)
     recorder = Recorder(units, scope, lambda tensor: tensor, examines=True)
-    batch = keras.tree.map_structure(
-        lambda t: None if t is None else keras.ops.convert_to_tensor(t), batch
-    )
+    batch = as_tensors(batch)
     whole = RecordedCall(None, (), {})
     with scope, recorder.listening():
         whole.outputs = floating(oracle.predict(batch))

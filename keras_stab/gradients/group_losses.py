@@ -153,10 +153,7 @@ class GroupLosses:
 
 
 def _is_row_wise(loss):
-    kind = keras.losses.MeanSquaredError
-    if type(loss).call is not kind.call:
-        return False
-    if type(loss).__call__ is not kind.__call__:
+    if not keras_internals.is_loss_of_keras(loss):
         return False
     arguments = keras_internals.loss_arguments(loss)
     return (

@@ -12,6 +12,7 @@ from keras_stab.gradients.engines import group_gradients
 from keras_stab.gradients.pooling import StatePool
 from keras_stab.gradients.pooling import shift_seeds
 from keras_stab.gradients.scope import RecordingScope
+from keras_stab.nesting import nest
 
 # Seeds of other noise: beyond those of every group.
 NEW_NOISE = 64
@@ -422,12 +423,7 @@ class GradientOracle:
 
 def plan_for(model, batch, groups, engine):
     """The `Plan` for one batch `(x, y, sample_weight)` of arrays."""
-    batch = keras.tree.map_structure(
-        lambda leaf: (
-            leaf if leaf is None else keras.ops.convert_to_tensor(leaf)
-        ),
-        batch,
-    )
+    batch = rows.as_tensors(batch)
     keras_internals.build_for(model, batch)
     plans = []
 
@@ -455,8 +451,5 @@ def _loss_scale(optimizer):
 
 def _skips_nonfinite(optimizer):
     """Whether a loss scaler will look at the gradients that are handed on."""
-    while optimizer is not None:
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            return True
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    return False
+    kind = keras.optimizers.LossScaleOptimizer
+    return any(isinstance(each, kind) for each in nest(optimizer))

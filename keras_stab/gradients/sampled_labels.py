@@ -64,12 +64,8 @@ def check_losses(model):
     if not losses:
         raise ValueError(_unknown("no loss in `compile`"))
     for loss in losses:
-        kind = _losses.MeanSquaredError
-        plain = (
-            type(loss).call is kind.call
-            and type(loss).__call__ is kind.__call__
-        )
-        if not plain or loss.fn not in _KINDS:
+        own = keras_internals.is_loss_of_keras(loss)
+        if not own or loss.fn not in _KINDS:
             name = getattr(getattr(loss, "fn", None), "__name__", None)
             raise ValueError(_unknown(name or type(loss).__name__))
 

@@ -16,23 +16,23 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
 from keras_stab.gradients.oracle import GradientOracle
+from keras_stab.nesting import nest
+from keras_stab.nesting import whole_nest
 
 
 def wants_oracle(optimizer):
     """Whether the optimizer, or one inside it, asks for gradients itself."""
-    while optimizer is not None:
-        if hasattr(optimizer, "wants_oracle"):
-            return optimizer.wants_oracle
-        optimizer = getattr(optimizer, "inner_optimizer", None)
+    for each in nest(optimizer):
+        if hasattr(each, "wants_oracle"):
+            return each.wants_oracle
     return False
 
 
 def estimate(optimizer, oracle):
     """The gradient that the optimizer, or one inside it, wants to be given."""
-    while optimizer is not None:
-        if hasattr(optimizer, "estimate"):
-            return optimizer.estimate(oracle)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
+    for each in nest(optimizer):
+        if hasattr(each, "estimate"):
+            return each.estimate(oracle)
     return oracle.gradient()
 
 
@@ -130,15 +130,9 @@ def _guarded(name):
 
 def _lenders(model):
     """The methods in the optimizer that may have lent the model weights."""
-    optimizers = [getattr(model, "optimizer", None)]
-    while optimizers:
-        optimizer = optimizers.pop()
-        if optimizer is None:
-            continue
+    for optimizer in whole_nest(getattr(model, "optimizer", None)):
         if hasattr(optimizer, "swap_out"):
             yield optimizer
-        optimizers.append(getattr(optimizer, "inner_optimizer", None))
-        optimizers += getattr(optimizer, "optimizers", None) or []
 
 
 def _take_back(model):
@@ -282,10 +276,8 @@ def _check_variables(model):
 
 
 def _check_scalers(optimizer):
-    scalers = 0
-    while optimizer is not None:
-        scalers += isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
+    kind = keras.optimizers.LossScaleOptimizer
+    scalers = sum(isinstance(each, kind) for each in nest(optimizer))
     if scalers > 1:
         raise ValueError(
             "The loss would be scaled twice: `compile` puts a "

@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
 from keras_stab.numerics.threshold import bits_of
 from keras_stab.numerics.threshold import kth_smallest
@@ -46,7 +47,7 @@ class FlatMask:
                 initializer=keras.initializers.Constant(_NO_SCORE)
                 if momentum
                 else "zeros",
-                layout=autodiff.layout_of(variable),
+                layout=keras_internals.layout(variable),
                 aggregation="only_first_replica",
                 name=variable.path.replace("/", "_") + "_" + kind,
             )

@@ -365,9 +365,7 @@ class IRE(GradientMethod):
                 step, lambda: (second_moment_roots(base, variables), 1.0)
             )
         scale = 1.0 / self.scale_loss(1.0)
-        return self._refresh(
-            step, lambda: ([autodiff.densify(g) for g in gradients], scale**2)
-        )
+        return self._refresh(step, lambda: (gradients, scale**2))
 
     def _boost_at(self, step):
         since = keras.ops.maximum(self._since_start(step), 0)

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_stab.nesting import nest
 from keras_stab.optimizers.arguments import checked_count
 from keras_stab.optimizers.arguments import checked_number
 from keras_stab.optimizers.second_moment import WITH_SECOND_MOMENT
@@ -73,10 +74,8 @@ def check_inner(optimizer, curvature, momentum):
             "ScheduleFreeAdamW makes the weights from its own state, which "
             "would undo the boost. Use another inner optimizer"
         )
-    while optimizer is not None:
-        if hasattr(optimizer, "start_boost"):
-            raise ValueError("IRE inside IRE would boost twice: use one")
-        optimizer = getattr(optimizer, "inner_optimizer", None)
+    if any(hasattr(each, "start_boost") for each in nest(optimizer)):
+        raise ValueError("IRE inside IRE would boost twice: use one")
     if curvature != "second_moment":
         return
     if momentum:

@@ -7,6 +7,7 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.batch_norm import moving_statistics
 from keras_stab.gradients import autodiff
+from keras_stab.nesting import whole_nest
 from keras_stab.optimizers.wrapper import Wrapper
 
 
@@ -137,12 +138,4 @@ class IterateMethod(Wrapper):
 
 def iterate_methods(optimizer, kind=IterateMethod):
     """The methods of a kind inside an optimizer, the outermost first."""
-    found = []
-    while optimizer is not None:
-        if isinstance(optimizer, kind):
-            found.append(optimizer)
-        # MultiOptimizer has several inside.
-        for part in getattr(optimizer, "optimizers", None) or []:
-            found += iterate_methods(part, kind)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    return found
+    return [o for o in whole_nest(optimizer) if isinstance(o, kind)]

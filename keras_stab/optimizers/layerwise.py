@@ -138,10 +138,10 @@ class LayerwiseOptimizer(
     def note_ratios(self, indices, ratios):
         """Keeps a vector of trust ratios, if it is asked for."""
         if self.track_trust_ratios:
-            kept = [self._ratios[i] for i in indices]
-            one = keras.ops.ones((), "float32")
             autodiff.assign_each(
-                self, kept, autodiff.each_product([one] * len(kept), ratios)
+                self,
+                [self._ratios[i] for i in indices],
+                keras.ops.unstack(ratios, num=len(indices)),
             )
 
     def clipped_ratios(self, numerator, denominator, defined):

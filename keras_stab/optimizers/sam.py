@@ -3,6 +3,7 @@
 import keras
 
 from keras_stab.gradients import autodiff
+from keras_stab.nesting import nest
 from keras_stab.numerics.ascent import ascent
 from keras_stab.numerics.ascent import cosine
 from keras_stab.numerics.ascent import global_norm
@@ -341,13 +342,11 @@ def _check_answer(first, second, variables):
 
 
 def _check_inner(optimizer):
-    while optimizer is not None:
-        if getattr(optimizer, "sees_unperturbed_weights_only", False):
+    for each in nest(optimizer):
+        if getattr(each, "sees_unperturbed_weights_only", False):
             raise ValueError(
-                f"{type(optimizer).__name__} must not look at perturbed "
-                f"weights: put SAM inside of it, "
-                f"{type(optimizer).__name__}(SAM(...))"
+                f"{type(each).__name__} must not look at perturbed weights: "
+                f"put SAM inside of it, {type(each).__name__}(SAM(...))"
             )
-        if isinstance(optimizer, SAM):
+        if isinstance(each, SAM):
             raise ValueError("SAM inside SAM would perturb twice: use one")
-        optimizer = getattr(optimizer, "inner_optimizer", None)

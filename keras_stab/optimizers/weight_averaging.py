@@ -6,6 +6,8 @@ import keras
 
 from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
+from keras_stab.nesting import nest
+from keras_stab.nesting import whole_nest
 from keras_stab.optimizers.arguments import checked_count
 from keras_stab.optimizers.arguments import checked_number
 from keras_stab.optimizers.averaging_rules import checked_rule
@@ -278,33 +280,29 @@ class WeightAveraging(IterateMethod):
 
 def refuse_other_averages(name, optimizer):
     """Raises a `ValueError` when an optimizer inside averages weights too."""
-    while optimizer is not None:
-        if getattr(optimizer, "use_ema", False):
+    for each in whole_nest(optimizer):
+        if getattr(each, "use_ema", False):
             raise ValueError(
                 f"`use_ema=True` of the optimizer inside {name} is an average "
                 "of its own, which replaces the weights at the end of `fit`. "
-                f"Leave one of the two out. Received: {optimizer.name!r} with "
+                f"Leave one of the two out. Received: {each.name!r} with "
                 "use_ema=True"
             )
-        if getattr(optimizer, "averages_weights", False):
+        if getattr(each, "averages_weights", False):
             raise ValueError(
                 f"The optimizer inside {name} averages weights already: "
                 "leave one of the two out. Received: inner optimizer "
-                f"{optimizer.name!r} of type {type(optimizer).__name__}"
+                f"{each.name!r} of type {type(each).__name__}"
             )
-        for part in getattr(optimizer, "optimizers", None) or []:
-            refuse_other_averages(name, part)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
 def _batches_an_update(optimizer):
-    while optimizer is not None:
-        steps = getattr(optimizer, "gradient_accumulation_steps", None)
+    for each in nest(optimizer):
+        steps = getattr(each, "gradient_accumulation_steps", None)
         if steps:
             return steps
-        if getattr(optimizer, "across", None) == "batches":
-            return optimizer.groups
-        optimizer = getattr(optimizer, "inner_optimizer", None)
+        if getattr(each, "across", None) == "batches":
+            return each.groups
     return 1
 
 

@@ -6,6 +6,7 @@ from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
 from keras_stab.gradients.train_step import estimate
 from keras_stab.gradients.train_step import wants_oracle
+from keras_stab.nesting import nest
 
 
 class Wrapper(keras.optimizers.Optimizer):
@@ -244,9 +245,8 @@ class GradientMethod(Wrapper):
 
 def innermost(optimizer):
     """The optimizer at the bottom of a nest."""
-    while getattr(optimizer, "inner_optimizer", None) is not None:
-        optimizer = optimizer.inner_optimizer
-    return optimizer
+    *_, last = nest(optimizer)
+    return last
 
 
 def _same_variables(optimizer, variables):
