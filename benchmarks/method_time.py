@@ -246,8 +246,8 @@ def to_markdown(results):
         f"benchmarks/method_time.py {results['suite']}`: {suite.setting}, "
         f"batch {results['batch']}. A ratio is the time of a step over that "
         "of the first optimizer, first quartiles of both; those of two kinds "
-        "of steps are weighted 1 to 9. A ratio is known no better than the second line "
-        "differs from 1.",
+        "of steps are weighted 1 to 9. A ratio is known no better than the "
+        "second line differs from 1.",
         "",
     ]
     for backend, entry in results["entries"].items():
