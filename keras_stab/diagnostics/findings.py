@@ -137,7 +137,26 @@ class StabilityReport:
 
     @property
     def verdict(self):
-        return "\n".join(c.verdict for c in self.comparisons.values())
+        return "\n".join(
+            " ".join(filter(None, (own.verdict, self._caution(own))))
+            for own in self.comparisons.values()
+        )
+
+    def _caution(self, comparison):
+        """What to add to a difference that another test set may not show."""
+        floor = self.arms[comparison.baseline].binomial_floor
+        if floor is None or comparison.answers.get("mean") not in (
+            "better",
+            "worse",
+        ):
+            return None
+        size = abs(comparison.difference.value)
+        if size >= floor:
+            return None
+        return (
+            "The difference is smaller than what a new test set of this size "
+            f"changes an accuracy by ({floor:.2g}): it is one on these rows."
+        )
 
     def scores(self, arm):
         """Array of an arm's scores, NaN where a run failed."""
