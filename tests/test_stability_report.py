@@ -50,7 +50,7 @@ def test_figures_files_and_words(tmp_path):
     assert numbers["verdict"] == found.verdict
     assert numbers["comparisons"]["Adam"]["pairs"] == 6
     assert len(numbers["runs"]) == 12
-    assert "Adam minus SGD" in str(found)
+    assert "Adam against SGD" in str(found)
     # Nothing is left to do; a report on old runs trains nothing.
     again = report(tmp_path, build_and_fit)
     assert len(calls) == 12

@@ -45,7 +45,8 @@ class Comparison:
             `"cannot tell"`.
         verdict: String, the answers in words.
 
-    What is `None` could not be computed, mostly for want of pairs.
+    What is `None` was not asked for or could not be computed, mostly for want
+    of pairs.
     """
 
     baseline: str
@@ -174,7 +175,14 @@ def compare_scores(
         runs=len(a),
         failed=tuple(int(np.sum(x)) for x in failures),
         level=level,
-        **_figures(a[usable], b[usable], level, relevant_difference, resamples),
+        **_figures(
+            a[usable],
+            b[usable],
+            level,
+            questions,
+            relevant_difference,
+            resamples,
+        ),
     )
     answers, sentences = words.judge(
         comparison,
@@ -217,7 +225,7 @@ def _check(a, b, level, questions, relevant_difference):
         )
 
 
-def _figures(a, b, level, relevant_difference, resamples):
+def _figures(a, b, level, questions, relevant_difference, resamples):
     """The numbers of a `Comparison`, from complete pairs."""
     pairs = len(a)
     figures = {
@@ -238,23 +246,28 @@ def _figures(a, b, level, relevant_difference, resamples):
     }
     if pairs < 2:
         return figures
-    deviation = float((b - a).std(ddof=1))
-    figures["deviation_of_differences"] = deviation
-    figures["difference"] = statistics.paired_difference(a, b, level)
-    figures["difference_resampled"] = statistics.bootstrap_difference(
-        a, b, level, resamples
-    )
-    figures["detectable"] = power.detectable_difference(
-        deviation, pairs, level=level
-    )
-    if relevant_difference is not None:
-        figures["seeds_needed"] = power.seeds_needed(
-            relevant_difference, deviation, level=level
-        )
-    if pairs > 2:
-        figures["ratio"] = statistics.deviation_ratio(a, b, level)
-        figures["ratio_resampled"] = statistics.bootstrap_ratio(
-            a, b, level, resamples
-        )
-        figures["swap_p_value"] = statistics.swap_test(a, b, resamples)
+    if "mean" in questions:
+        deviation = float((b - a).std(ddof=1))
+        figures |= {
+            "deviation_of_differences": deviation,
+            "difference": statistics.paired_difference(a, b, level),
+            "difference_resampled": statistics.bootstrap_difference(
+                a, b, level, resamples
+            ),
+            "detectable": power.detectable_difference(
+                deviation, pairs, level=level
+            ),
+        }
+        if relevant_difference is not None:
+            figures["seeds_needed"] = power.seeds_needed(
+                relevant_difference, deviation, level=level
+            )
+    if "spread" in questions and pairs > 2:
+        figures |= {
+            "ratio": statistics.deviation_ratio(a, b, level),
+            "ratio_resampled": statistics.bootstrap_ratio(
+                a, b, level, resamples
+            ),
+            "swap_p_value": statistics.swap_test(a, b, resamples),
+        }
     return figures

@@ -146,8 +146,8 @@ def as_text(report):
 
 def _together(report):
     return (
-        f"All intervals hold together with {words.percent(report.level)} "
-        "confidence."
+        "The intervals of the comparisons hold together with "
+        f"{words.percent(report.level)} confidence."
     )
 
 
@@ -180,7 +180,7 @@ def as_markdown(report, pictures):
     parts += ["## Arms", _table(ARMS, arm_rows(report))]
     if report.comparisons:
         parts += ["## Comparisons", _table(PAIRS, pair_rows(report))]
-    if seeds_rows(report):
+    if any(own.difference for own in report.comparisons.values()):
         titles = ("Comparison", *(f"{size:g} s" for size in SEEDS_FOR))
         parts += [
             "## How many seeds",
@@ -199,6 +199,8 @@ def as_markdown(report, pictures):
 
 def _seeds_for_spread(report):
     for arm, own in report.comparisons.items():
+        if own.ratio is None:
+            continue
         count = power.seeds_needed_for_ratio(
             0.5, own.correlation, level=own.level
         )
