@@ -22,7 +22,8 @@ def test_lists_versions_devices_and_every_method(capsys):
 def test_a_step_of_some_methods(capsys):
     assert command.main(["--only", "GRAIN", "TVLARS"]) == 0
     printed = capsys.readouterr().out
-    assert sum(line.endswith("ok") for line in printed.split("\n")) == 2
+    lines = [line.split() for line in printed.split("\n")]
+    assert sum(line[-1:] == ["ok"] for line in lines) == 2
 
 
 @pytest.mark.slow
