@@ -158,7 +158,8 @@ def compare_scores(
           Assoc. 82
     """
     a, b = (np.asarray(scores, dtype="float64") for scores in (a, b))
-    _check(a, b, level, questions, relevant_difference)
+    check_options(level, questions, relevant_difference)
+    _check_pairs(a, b)
     if comparisons < 1:
         raise ValueError(
             f"`comparisons` must be at least 1. Received: {comparisons}"
@@ -197,17 +198,8 @@ def compare_scores(
     )
 
 
-def _check(a, b, level, questions, relevant_difference):
-    if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(
-            "Two lists of scores of the same length are needed, paired seed "
-            f"by seed. Received: shapes {a.shape} and {b.shape}"
-        )
-    if len(a) < 2:
-        raise ValueError(
-            "A comparison needs at least two seeds; five or more are advised. "
-            f"Received: {len(a)}"
-        )
+def check_options(level, questions, relevant_difference):
+    """Raises a `ValueError` for what is out of range."""
     if not 0 < level < 1:
         raise ValueError(
             f"`level` must lie between 0 and 1. Received: level={level}"
@@ -222,6 +214,19 @@ def _check(a, b, level, questions, relevant_difference):
         raise ValueError(
             "`relevant_difference` must be a positive number. Received: "
             f"relevant_difference={relevant_difference}"
+        )
+
+
+def _check_pairs(a, b):
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(
+            "Two lists of scores of the same length are needed, paired seed "
+            f"by seed. Received: shapes {a.shape} and {b.shape}"
+        )
+    if len(a) < 2:
+        raise ValueError(
+            "A comparison needs at least two seeds; five or more are advised. "
+            f"Received: {len(a)}"
         )
 
 
