@@ -23,6 +23,14 @@ worth much.
 The folder must hold `fashion_mnist.npz` with the arrays `x_train`, `y_train`,
 `x_test` and `y_test`. All settings are default ones, nothing was tuned, so the
 answer is about this network and these settings only.
+
+On JAX, with twelve seeds, it was "cannot tell" twice: SAM(AdamW) minus AdamW
+was +0.35 points (98.8 % interval -0.26 to 0.97), the larger rate minus AdamW
++0.13 (-0.26 to 0.51). To find half a point takes 26 seeds for SAM. The standard
+deviation of AdamW was 0.7 points with both seeds new in each run, 0.9 with new
+weights alone and 0.9 with a new order alone: these three cannot be told apart.
+If runs only disagreed picture by picture it would have been 0.5, and a new test
+set of 2000 pictures moves an accuracy by 0.9.
 """
 
 import os
