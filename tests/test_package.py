@@ -26,6 +26,7 @@ def test_public_names():
         "batch_norm",
         "batches",
         "callbacks",
+        "diagnostics",
         "gradients",
         "keras_internals",
         "nesting",
@@ -59,6 +60,7 @@ def test_public_names():
         "min_norm_weights",
         "reestimate_batch_norm",
         "register_layer_rule",
+        "sharpness",
         "uninstall",
     }
     assert re.fullmatch(r"\d+\.\d+\.\d+", keras_stab.__version__)
@@ -120,6 +122,7 @@ def test_the_public_things_have_an_example():
         keras_stab.WeightAveraging,
         keras_stab.min_norm_weights,
         keras_stab.reestimate_batch_norm,
+        keras_stab.sharpness,
     ):
         assert ">>>" in thing.__doc__
         for heading in ("Args:", "Departures from the paper:", "References:"):

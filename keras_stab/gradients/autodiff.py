@@ -258,6 +258,63 @@ def vector_jacobian(function, values, cotangents):
         )
 
 
+def hessian_vector_product(function, values, vectors):
+    """The Hessian of `function(values) -> scalar`, times vectors.
+
+    Returns a list of dense tensors, zero where the gradient does not depend
+    on a value.
+    """
+    if BACKEND == "jax":
+        return jax.jvp(jax.grad(function), (values,), (vectors,))[1]
+    if BACKEND == "tensorflow":
+        with tf.GradientTape(watch_accessed_variables=False) as outer:
+            outer.watch(values)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch(values)
+                scalar = function(values)
+            gradients = [densify(g) for g in inner.gradient(scalar, values)]
+        pairs = [(g, v) for g, v in zip(gradients, vectors) if g is not None]
+        present, given = zip(*pairs) if pairs else ((), ())
+        products = outer.gradient(
+            list(present), values, output_gradients=list(given)
+        )
+    else:
+        # The fast kernels of attention have no second derivative.
+        plain = torch.nn.attention.SDPBackend.MATH
+        with torch.enable_grad(), torch.nn.attention.sdpa_kernel(plain):
+            leaves = _leaves(values)
+            scalar = function(leaves)
+            gradients = [None] * len(leaves)
+            if scalar.requires_grad:
+                gradients = torch.autograd.grad(
+                    scalar, leaves, create_graph=True, allow_unused=True
+                )
+            pairs = [
+                (g, v)
+                for g, v in zip(gradients, vectors)
+                if g is not None and g.requires_grad
+            ]
+            products = [None] * len(leaves)
+            if pairs:
+                present, given = zip(*pairs)
+                products = torch.autograd.grad(
+                    present, leaves, given, allow_unused=True
+                )
+    return [
+        keras.ops.zeros_like(value) if product is None else densify(product)
+        for value, product in zip(values, products)
+    ]
+
+
+def compiled(function):
+    """The function, compiled where the backend compiles train steps."""
+    if BACKEND == "jax":
+        return jax.jit(function)
+    if BACKEND == "tensorflow":
+        return tf.function(function, autograph=False)
+    return function
+
+
 def concretely(function):
     """Runs `function() -> list of tensors` now, also inside a traced step.
 

@@ -1,0 +1,1 @@
+"""What training looks like from outside: figures, pictures, reports."""
