@@ -267,7 +267,10 @@ def hessian_vector_product(function, values, vectors):
     if BACKEND == "jax":
         return jax.jvp(jax.grad(function), (values,), (vectors,))[1]
     if BACKEND == "tensorflow":
-        with tf.GradientTape(watch_accessed_variables=False) as outer:
+        with (
+            _moments_of_second_order(),
+            tf.GradientTape(watch_accessed_variables=False) as outer,
+        ):
             outer.watch(values)
             with tf.GradientTape(watch_accessed_variables=False) as inner:
                 inner.watch(values)
@@ -304,6 +307,28 @@ def hessian_vector_product(function, values, vectors):
         keras.ops.zeros_like(value) if product is None else densify(product)
         for value, product in zip(values, products)
     ]
+
+
+@contextlib.contextmanager
+def _moments_of_second_order():
+    """Makes `tf.nn.moments`, which Keras normalises with, differentiable twice.
+
+    TensorFlow's own takes the mean inside the variance as a constant. That
+    leaves the gradient right and makes its derivative wrong.
+    """
+
+    def moments(x, axes, shift=None, name=None, keepdims=False):
+        del shift, name
+        mean = tf.reduce_mean(x, axes, keepdims=True)
+        squares = tf.math.squared_difference(x, mean)
+        variance = tf.reduce_mean(squares, axes, keepdims=keepdims)
+        return mean if keepdims else tf.squeeze(mean, axes), variance
+
+    stock, tf.nn.moments = tf.nn.moments, moments
+    try:
+        yield
+    finally:
+        tf.nn.moments = stock
 
 
 def compiled(function):
