@@ -39,7 +39,7 @@ class StabilityMonitor(keras.callbacks.Callback):
     Nothing is read from the device between samples.
 
     Args:
-        every: Int, updates between two samples; or `"epoch"`, one at the end
+        every: Int, batches between two samples; or `"epoch"`, one at the end
             of each. The logs of an epoch hold means over its samples.
             Defaults to `"epoch"`.
         probe: Data as for `fit`: arrays `(x, y)` or `(x, y, sample_weight)`,
@@ -54,7 +54,9 @@ class StabilityMonitor(keras.callbacks.Callback):
             `tensorboard`. Defaults to `None`.
 
     Attributes:
-        samples: List of dicts, one a sample: `step`, `epoch` and all figures.
+        samples: List of dicts, one a sample: `step` (batches so far; a run
+            that goes on counts from the updates of its optimizer), `epoch`
+            and all figures.
 
     The logs of an epoch, and with them the history that `fit` returns, hold
     every figure that is one number. Put the monitor before callbacks that
