@@ -5,6 +5,8 @@ from keras_stab.averaged_weights import averaged_weights
 from keras_stab.averaged_weights import export_averaged
 from keras_stab.batch_norm import reestimate_batch_norm
 from keras_stab.callbacks import StartBoostAtLoss
+from keras_stab.diagnostics.landscape import loss_landscape
+from keras_stab.diagnostics.landscape import plot_loss_landscape
 from keras_stab.diagnostics.monitor import StabilityMonitor
 from keras_stab.diagnostics.sharpness import sharpness
 from keras_stab.gradients.layer_rules import register_layer_rule

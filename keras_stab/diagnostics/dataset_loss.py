@@ -66,6 +66,7 @@ class DatasetLoss:
         self.dtype = autodiff.common_dtype(self.variables)
         self.passes = 0
         self._values = [autodiff.read(v) for v in self.variables]
+        self._other_variables = others
         self._others = [autodiff.read(v) for v in others]
         self._random_state = autodiff.random_state()
         self._functions = compiled_functions(
@@ -91,9 +92,14 @@ class DatasetLoss:
         """The shift that leads nowhere."""
         return keras.ops.zeros((sum(self.sizes),), self.dtype)
 
-    def at(self, shift):
-        """The loss there, a float."""
-        return self._mean(self._over_batches("loss", shift))
+    def at(self, shift, state=None):
+        """The loss there, a float.
+
+        Args:
+            shift: Flat vector.
+            state: From `state_towards`, or `None` for that of the model.
+        """
+        return self._mean(self._over_batches("loss", shift, state))
 
     def with_gradient(self, shift):
         """The loss there, a float, and its gradient."""
@@ -119,22 +125,43 @@ class DatasetLoss:
             ).astype(self.dtype)
         )
 
-    def pieces(self, vector):
-        """A flat vector as NumPy arrays in the shapes of the variables."""
-        flat = keras.ops.convert_to_numpy(vector)
-        cut = np.split(flat, np.cumsum(self.sizes)[:-1])
-        return [c.reshape(v.shape) for c, v in zip(cut, self.variables)]
+    def start(self):
+        """Where the model stands, as NumPy arrays."""
+        return [keras.ops.convert_to_numpy(value) for value in self._values]
+
+    def flat(self, arrays):
+        """Arrays in the shapes of the variables as a flat vector."""
+        flat = np.concatenate([np.ravel(a) for a in arrays])
+        return keras.ops.convert_to_tensor(flat, self.dtype)
+
+    def state_towards(self, weights, share):
+        """The other variables, floats on the way to those of a solution.
+
+        Args:
+            weights: From the `id` of a variable to an array.
+            share: Float: 0 is this model, 1 the other.
+        """
+        state = []
+        for variable, value in zip(self._other_variables, self._others):
+            if id(variable) in weights and "float" in str(variable.dtype):
+                other = keras.ops.convert_to_tensor(
+                    weights[id(variable)], variable.dtype
+                )
+                value = value + share * (other - value)
+            state.append(value)
+        return state
 
     # ---- Over the batches -------------------------------------------------
 
-    def _over_batches(self, name, vector):
+    def _over_batches(self, name, vector, state=None):
         self.passes += 1
+        state = self._others if state is None else state
         function = self._functions[name]
         with autodiff.no_gradients():
             # The same dropout masks at every place, with `training=True`.
             with autodiff.replayed(self._random_state):
                 return [
-                    function(self._values, self._others, batch, vector)
+                    function(self._values, state, batch, vector)
                     for batch in self._batches
                 ]
 
