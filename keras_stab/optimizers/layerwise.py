@@ -177,15 +177,13 @@ class LayerwiseOptimizer(
         """For `StabilityMonitor`: the trust ratios, if they are tracked."""
         if not self.track_trust_ratios or not any(self.adapted):
             return {}
-        by_path = self.trust_ratios()
-        ratios = keras.ops.convert_to_numpy(
-            keras.ops.stack(list(by_path.values()))
-        )
+        kept = [autodiff.read(r) for r in self._ratios if r is not None]
+        ratios = keras.ops.convert_to_numpy(keras.ops.stack(kept))
         return {
             "smallest_trust_ratio": ratios.min(),
             "median_trust_ratio": np.median(ratios),
             "largest_trust_ratio": ratios.max(),
-            "trust_ratios": dict(zip(by_path, ratios)),
+            "trust_ratios": dict(zip(self.trust_ratios(), ratios)),
         }
 
     def describe(self):

@@ -255,17 +255,16 @@ class WeightAveraging(IterateMethod):
         averaged = self.averaged
         if not averaged:
             return {"averaged": 0, "distance": 0.0}
-        trained = keras_internals.built_variables(self)
-        if self.swapped:
-            trained = [
-                v if value is None else value
-                for v, value in zip(trained, self._aside.weights)
-            ]
-        pairs = [
-            (keras.ops.cast(w, a.dtype), keras.ops.convert_to_tensor(a))
-            for w, a in zip(trained, self._slots)
-            if a is not None
-        ]
+        aside = (
+            self._aside.weights if self.swapped else [None] * len(self._slots)
+        )
+        variables = keras_internals.built_variables(self)
+        pairs = []
+        for variable, average, value in zip(variables, self._slots, aside):
+            if average is not None:
+                value = autodiff.read(variable) if value is None else value
+                value = keras.ops.cast(value, average.dtype)
+                pairs.append((value, autodiff.read(average)))
         distance = global_norm([w - a for w, a in pairs])
         size = global_norm([w for w, _ in pairs])
         return {
