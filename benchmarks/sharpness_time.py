@@ -99,8 +99,8 @@ def _measure_model(name, options):
 
         stock = spectrum.largest_eigenvalue
 
-        def all_products(product, start, most, tolerance, report=None):
-            return stock(product, start, most, -1.0, report)
+        def all_products(product, vectors, start, most, *rest):
+            return stock(product, vectors, start, most, -1.0)
 
         spectrum.largest_eigenvalue = all_products
         try:

@@ -11,6 +11,7 @@ from keras import layers
 import keras_stab
 from keras_stab.diagnostics.dataset_loss import DatasetLoss
 from keras_stab.numerics import spectrum
+from keras_stab.numerics.vectors import Vectors
 
 RANDOM = np.random.default_rng(3)
 X = RANDOM.normal(size=(10, 3)).astype("float32")
@@ -93,6 +94,23 @@ def cut(size):
         (X[i : i + size], Y[i : i + size], WEIGHT[i : i + size])
         for i in range(0, len(X), size)
     ]
+
+
+def in_pieces(whole, flat):
+    """A flat array as a vector of the loss."""
+    pieces = np.split(flat, np.cumsum(whole.sizes)[:-1])
+    return whole.packed(
+        [p.reshape(v.shape) for p, v in zip(pieces, whole.variables)]
+    )
+
+
+def flat(vector):
+    arrays = [keras.ops.convert_to_numpy(part) for part in vector]
+    return np.concatenate([a.ravel() for a in arrays])
+
+
+def product_with(whole, vector):
+    return flat(whole.hessian_product(in_pieces(whole, vector)))
 
 
 def state(model):
@@ -212,17 +230,15 @@ def test_training_mode(model):
     model.get_layer("dropout").rate = 0.0
     before = state(model)
     whole = DatasetLoss(model, cut(5), None, True, None, 32)
-    vector = np.random.default_rng(0).normal(size=34).astype("float32")
-    product = whole.hessian_product(keras.ops.convert_to_tensor(vector))
+    vector = np.random.default_rng(0).normal(size=34)
+    product = product_with(whole, vector)
     assert_same(before, state(model))
     own = [v.numpy() for v in model.trainable_variables]
     at = np.concatenate([w.ravel() for w in own]).astype("float64")
     hessian = hessian_by_hand(
         lambda flat: loss_by_hand(model, flat, cut(5), training=True), at
     )
-    np.testing.assert_allclose(
-        keras.ops.convert_to_numpy(product), hessian @ vector, atol=2e-4
-    )
+    np.testing.assert_allclose(product, hessian @ vector, atol=2e-4)
 
 
 def test_dropout_masks_are_those_of_one_function():
@@ -233,13 +249,8 @@ def test_dropout_masks_are_those_of_one_function():
     model.train_on_batch(*data)
     before = state(model)
     whole = DatasetLoss(model, data, None, True, None, 32)
-    one, other = np.eye(4)[[0, 2]].astype("float32")
-    products = [
-        keras.ops.convert_to_numpy(
-            whole.hessian_product(keras.ops.convert_to_tensor(v))
-        )
-        for v in (one, other, one)
-    ]
+    one, other = np.eye(4)[[0, 2]]
+    products = [product_with(whole, v) for v in (one, other, one)]
     np.testing.assert_array_equal(products[0], products[2])
     assert products[0] @ other == pytest.approx(products[1] @ one, abs=1e-6)
     assert_same(before, state(model))
@@ -354,12 +365,11 @@ def test_layers_of_many_kinds(recurrent):
     data = (ids, (Y[:4], Y[:4, :1]))
     whole = DatasetLoss(model, [data], None, False, None, 32)
     assert not model.optimizer.built
-    random = np.random.default_rng(1).normal(size=sum(whole.sizes))
-    vector = keras.ops.convert_to_tensor(random.astype("float32"))
-    product = keras.ops.convert_to_numpy(whole.hessian_product(vector))
+    vector = np.random.default_rng(1).normal(size=sum(whole.sizes))
+    product = product_with(whole, vector)
     step = 1e-3
     above, below = (
-        keras.ops.convert_to_numpy(whole.with_gradient(shift)[1])
+        flat(whole.with_gradient(in_pieces(whole, shift))[1])
         for shift in (step * vector, -step * vector)
     )
     wanted = (above - below) / (2 * step)
@@ -465,29 +475,35 @@ def test_the_spectrum_of_matrices_of_all_kinds():
         "one": np.r_[[2.0], np.zeros(59)],
         "zero": np.zeros(60),
     }
+    vectors = Vectors()
+
+    def as_vector(array):
+        halves = array.astype("float32").reshape(2, 30)
+        return [keras.ops.convert_to_tensor(half) for half in halves]
+
     for name, values in spectra.items():
         matrix = ((rotation * values) @ rotation.T).astype("float32")
         tensor = keras.ops.convert_to_tensor(matrix)
-        start = keras.ops.convert_to_tensor(random.normal(size=60), "float32")
+        start = as_vector(random.normal(size=60))
 
         def product(vector):
-            return keras.ops.matmul(tensor, vector)
+            whole = keras.ops.concatenate(vector)
+            return keras.ops.split(keras.ops.matmul(tensor, whole), [30])
 
-        found = spectrum.largest_eigenvalue(product, start, 60, 1e-4)
+        found = spectrum.largest_eigenvalue(product, vectors, start, 60, 1e-4)
         largest = np.linalg.eigvalsh(matrix.astype("float64"))[-1]
         scale = np.abs(values).max()
         assert found.value == pytest.approx(largest, rel=1e-4, abs=1e-5 * scale)
 
         def signs(i):
             random = np.random.default_rng(i)
-            signs = random.choice([-1.0, 1.0], size=60)
-            return keras.ops.convert_to_tensor(signs, "float32")
+            return as_vector(random.choice([-1.0, 1.0], size=60))
 
         def parts(left, right):
-            both = keras.ops.convert_to_numpy(left * right)
-            return both.reshape(2, 30).sum(axis=1)
+            both = vectors.times(left, right)
+            return np.array([float(keras.ops.sum(half)) for half in both])
 
-        found = spectrum.trace(product, parts, signs, 30)
+        found = spectrum.trace(product, vectors, parts, signs, 30)
         halves = np.diagonal(matrix).reshape(2, 30).sum(axis=1)
         spread = np.std(found.samples) / len(found.samples) ** 0.5
         slack = 5 * spread + 1e-4 * scale

@@ -3,11 +3,11 @@
 import weakref
 
 import keras
-import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
 from keras_stab.gradients.scope import RecordingScope
+from keras_stab.numerics.vectors import Vectors
 
 # Those of a model: a second look at it, at the end of the next epoch for
 # example, compiles nothing.
@@ -38,31 +38,26 @@ def _make_functions(model, loss, training, variables, others):
     # Held strongly, the model would keep itself in `_compiled` for ever.
     model = weakref.ref(model)
     shapes = [tuple(v.shape) for v in variables]
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1].tolist()
+    dtype = autodiff.common_dtype(variables)
 
-    def pieces(vector):
-        cut = keras.ops.split(vector, ends) if ends else [vector]
-        return [keras.ops.reshape(c, s) for c, s in zip(cut, shapes)]
+    def pieces(vector, values):
+        return [
+            keras.ops.cast(piece, value.dtype)
+            for piece, value in zip(
+                autodiff.unpack_vector(vector, shapes), values
+            )
+        ]
 
-    def flat(tensors):
-        dtype = autodiff.common_dtype(variables)
-        return keras.ops.concatenate(
-            [
-                keras.ops.cast(keras.ops.reshape(t, (-1,)), dtype)
-                for t in tensors
-            ]
-        )
+    def packed(tensors):
+        return autodiff.pack_vector([keras.ops.cast(t, dtype) for t in tensors])
 
     def at(values, other_values, batch):
         mapping = [*zip(variables, values), *zip(others, other_values)]
         with RecordingScope(mapping):
             return _batch_loss(model(), loss, training, *batch)
 
-    def moved(values, vector):
-        return [
-            v + keras.ops.cast(p, v.dtype)
-            for v, p in zip(values, pieces(vector))
-        ]
+    def moved(values, shift):
+        return [v + piece for v, piece in zip(values, pieces(shift, values))]
 
     def batch_loss(values, other_values, batch, shift):
         return at(moved(values, shift), other_values, batch)
@@ -72,24 +67,27 @@ def _make_functions(model, loss, training, variables, others):
         (scalar, _), gradients = autodiff.value_and_gradients(
             lambda values: (at(values, other_values, batch), ()), values
         )
-        return scalar, flat(
+        return scalar, packed(
             keras.ops.zeros_like(v) if g is None else autodiff.densify(g)
             for v, g in zip(values, gradients)
         )
 
     def product(values, other_values, batch, vector):
-        vectors = [
-            keras.ops.cast(p, v.dtype) for v, p in zip(values, pieces(vector))
-        ]
-        return flat(
+        return packed(
             autodiff.hessian_vector_product(
-                lambda values: at(values, other_values, batch), values, vectors
+                lambda values: at(values, other_values, batch),
+                values,
+                pieces(vector, values),
             )
         )
 
     def by_variable(left, right):
+        products = [a * b for a, b in zip(left, right)]
         return keras.ops.stack(
-            [keras.ops.sum(part) for part in pieces(left * right)]
+            [
+                keras.ops.sum(piece)
+                for piece in autodiff.unpack_vector(products, shapes)
+            ]
         )
 
     return {
@@ -97,6 +95,7 @@ def _make_functions(model, loss, training, variables, others):
         "gradient": autodiff.compiled(gradient),
         "product": autodiff.compiled(product),
         "by_variable": autodiff.compiled(by_variable),
+        "vectors": Vectors(autodiff.compiled),
     }
 
 

@@ -16,8 +16,8 @@ class DatasetLoss:
     r"""Mean loss $L(w) = \sum_b \frac{n_b}{N} L_b(w)$, with its derivatives.
 
     $L_b$ is what Keras computes for a batch of $n_b$ rows, penalties
-    included. Places and directions are flat vectors: a place is where the
-    model stands plus a shift. Nothing is assigned.
+    included. Places and directions are vectors of `vectors`: a place is where
+    the model stands plus a shift. Nothing is assigned.
 
     Args:
         model, data, loss, training, steps, batch_size: As for `sharpness`.
@@ -25,7 +25,7 @@ class DatasetLoss:
     Attributes:
         variables: The variables that are moved.
         sizes: Elements of each.
-        dtype: Of flat vectors.
+        vectors: The algebra of such vectors, a `Vectors`.
         passes: How often the data were gone through so far.
     """
 
@@ -63,7 +63,6 @@ class DatasetLoss:
             *model.metrics_variables,
         ]
         self.sizes = [int(np.prod(v.shape)) for v in self.variables]
-        self.dtype = autodiff.common_dtype(self.variables)
         self.passes = 0
         self._values = [autodiff.read(v) for v in self.variables]
         self._other_variables = others
@@ -72,6 +71,8 @@ class DatasetLoss:
         self._functions = compiled_functions(
             model, loss, training, self.variables, others
         )
+        self.vectors = self._functions["vectors"]
+        self._zeros = self.zeros()
 
     def _build(self, model, loss):
         x, y, _ = self._batches[0]
@@ -88,9 +89,24 @@ class DatasetLoss:
 
     # ---- Questions --------------------------------------------------------
 
+    def packed(self, arrays):
+        """A vector, of arrays in the shapes of the variables."""
+        dtype = autodiff.common_dtype(self.variables)
+        return autodiff.pack_vector(
+            [keras.ops.convert_to_tensor(a, dtype) for a in arrays]
+        )
+
     def zeros(self):
         """The shift that leads nowhere."""
-        return keras.ops.zeros((sum(self.sizes),), self.dtype)
+        return self.packed([np.zeros(v.shape) for v in self.variables])
+
+    def random(self, distribution, seed):
+        """A random vector, of `keras.random.normal` or another function."""
+        dtype = autodiff.common_dtype(self.variables)
+        return [
+            distribution(tensor.shape, dtype=dtype, seed=seed + i)
+            for i, tensor in enumerate(self._zeros)
+        ]
 
     def at(self, shift, state=None):
         """The loss there, a float.
@@ -117,22 +133,15 @@ class DatasetLoss:
         return keras.ops.convert_to_numpy(parts).astype("float64")
 
     def mask(self, variables):
-        """1 for the elements of these variables, 0 elsewhere, flat."""
+        """1 for the elements of these variables, 0 elsewhere."""
         chosen = {id(v) for v in variables}
-        return keras.ops.convert_to_tensor(
-            np.repeat(
-                [float(id(v) in chosen) for v in self.variables], self.sizes
-            ).astype(self.dtype)
+        return self.packed(
+            [np.full(v.shape, float(id(v) in chosen)) for v in self.variables]
         )
 
     def start(self):
         """Where the model stands, as NumPy arrays."""
         return [keras.ops.convert_to_numpy(value) for value in self._values]
-
-    def flat(self, arrays):
-        """Arrays in the shapes of the variables as a flat vector."""
-        flat = np.concatenate([np.ravel(a) for a in arrays])
-        return keras.ops.convert_to_tensor(flat, self.dtype)
 
     def state_towards(self, weights, share):
         """The other variables, floats on the way to those of a solution.
@@ -170,12 +179,12 @@ class DatasetLoss:
         losses = [float(keras.ops.convert_to_numpy(loss)) for loss in losses]
         return float(np.dot(self._shares, losses))
 
-    def _sum(self, vectors):
-        if len(vectors) == 1:
-            return vectors[0]
-        total = self._shares[0] * vectors[0]
-        for share, vector in zip(self._shares[1:], vectors[1:]):
-            total = total + share * vector
+    def _sum(self, answers):
+        if len(answers) == 1:
+            return answers[0]
+        total = self.vectors.scaled(self._shares[0], answers[0])
+        for share, answer in zip(self._shares[1:], answers[1:]):
+            total = self.vectors.plus(total, share, answer)
         return total
 
 

@@ -124,12 +124,14 @@ def loss_landscape(
             "The loss at the weights of the model is not finite. Received: "
             f"{here}"
         )
-    flat = [whole.flat(way) for way in ways]
+    ways = [whole.packed(way) for way in ways]
     losses = np.zeros([points] * len(ways))
     bar = keras.utils.Progbar(losses.size) if verbose else None
     for i, place in enumerate(np.ndindex(losses.shape)):
         steps_along = [line[k] for line, k in zip(lines, place)]
-        shift = sum(float(s) * d for s, d in zip(steps_along, flat))
+        shift = whole.zeros()
+        for step, way in zip(steps_along, ways):
+            shift = whole.vectors.plus(shift, float(step), way)
         state = None
         if other is not None:
             state = whole.state_towards(other, float(steps_along[0]))

@@ -134,34 +134,35 @@ def sharpness(
     bar = _Bar(whole, verbose)
     here, gradient = whole.with_gradient(whole.zeros())
     bar.update()
-    result = _start(here, gradient, whole.sizes)
+    result = _start(whole, here, gradient, whole.sizes)
     known = {id(v): i for i, v in enumerate(whole.variables)}
     for name, variables in parts.items():
         sizes = [whole.sizes[known[id(v)]] for v in variables]
-        own = gradient * whole.mask(variables)
-        result.layers[name] = _start(here, own, sizes)
+        own = whole.vectors.times(whole.mask(variables), gradient)
+        result.layers[name] = _start(whole, here, own, sizes)
     probe = functools.partial(_signs, whole, seed)
     if "trace" in measures:
         _measure_trace(whole, probe, trace_products, result, parts, known, bar)
     for name, own in [(None, result), *result.layers.items()]:
-        mask = 1.0 if name is None else whole.mask(parts[name])
-        start = mask * _normal(whole, seed)
+        variables = whole.variables if name is None else parts[name]
+        only = functools.partial(whole.vectors.times, whole.mask(variables))
+        start = only(whole.random(keras.random.normal, _seed(seed, 0)))
         if "eigenvalue" in measures:
             _measure_eigenvalue(
-                whole, mask, start, eigenvalue_products, tolerance, own, bar
+                whole, only, start, eigenvalue_products, tolerance, own, bar
             )
             _check_convergence(own, name, tolerance)
         if "sam" in measures:
             _measure_sam(
-                whole, mask, gradient, start, rho, ascent_steps, own, bar
+                whole, only, gradient, start, rho, ascent_steps, own, bar
             )
     result.passes = whole.passes
     bar.close()
     return result
 
 
-def _start(here, gradient, sizes):
-    size = spectrum.norm(gradient)
+def _start(whole, here, gradient, sizes):
+    size = whole.vectors.norm(gradient)
     _check_finite("The loss", here)
     _check_finite("The gradient of the loss", size)
     return Sharpness(here, size, int(sum(sizes)))
@@ -173,7 +174,9 @@ def _measure_trace(whole, probe, products, result, parts, known, bar):
         bar.update()
         return answer
 
-    found = spectrum.trace(product, whole.by_variable, probe, products)
+    found = spectrum.trace(
+        product, whole.vectors, whole.by_variable, probe, products
+    )
     _check_finite("The trace of the Hessian", found.parts.sum())
     result.trace = float(found.parts.sum())
     count = len(found.samples)
@@ -185,12 +188,13 @@ def _measure_trace(whole, probe, products, result, parts, known, bar):
         result.layers[name].trace = float(own)
 
 
-def _measure_eigenvalue(whole, mask, start, most, tolerance, own, bar):
+def _measure_eigenvalue(whole, only, start, most, tolerance, own, bar):
     def product(vector):
-        return mask * whole.hessian_product(vector)
+        return only(whole.hessian_product(vector))
 
     found = spectrum.largest_eigenvalue(
         product,
+        whole.vectors,
         start,
         most,
         tolerance,
@@ -213,46 +217,37 @@ def _check_convergence(own, name, tolerance):
         )
 
 
-def _measure_sam(whole, mask, gradient, start, rho, steps, own, bar):
-    uphill = mask * gradient
+def _measure_sam(whole, only, gradient, start, rho, steps, own, bar):
+    uphill = only(gradient)
     if not own.gradient_norm > 0.0:
         uphill = start
-    shift = uphill * (rho / spectrum.norm(uphill))
+    shift = whole.vectors.scaled(rho / whole.vectors.norm(uphill), uphill)
     rises = []
     for _ in range(steps):
         there, uphill = whole.with_gradient(shift)
         rises.append(there - own.loss)
         bar.update(sam=rises[-1])
         _check_finite("The loss on the way up", there)
-        uphill = mask * uphill
-        size = spectrum.norm(uphill)
+        uphill = only(uphill)
+        size = whole.vectors.norm(uphill)
         if not size > 0.0:
             break
-        shift = uphill * (rho / size)
+        shift = whole.vectors.scaled(rho / size, uphill)
     own.sam_first_order = rises[0] if own.gradient_norm > 0.0 else 0.0
     own.sam = max(0.0, *rises)
 
 
 def _signs(whole, seed, index):
     """Random signs; the same for a seed and index."""
-    uniform = keras.random.uniform(
-        (sum(whole.sizes),), dtype="float32", seed=_seed(seed, index + 1)
-    )
-    signs = keras.ops.where(uniform < 0.5, -1.0, 1.0)
-    return keras.ops.cast(signs, whole.dtype)
-
-
-def _normal(whole, seed):
-    return keras.ops.cast(
-        keras.random.normal(
-            (sum(whole.sizes),), dtype="float32", seed=_seed(seed, 0)
-        ),
-        whole.dtype,
-    )
+    uniform = whole.random(keras.random.uniform, _seed(seed, index + 1))
+    return [
+        2.0 * keras.ops.cast(part < 0.5, part.dtype) - 1.0 for part in uniform
+    ]
 
 
 def _seed(seed, index):
-    return (seed * 1000003 + index) % 2**31
+    # Variables take successive seeds.
+    return (seed * 1000003 + index * 10007) % 2**30
 
 
 class _Bar:

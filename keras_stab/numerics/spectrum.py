@@ -1,31 +1,18 @@
 """Eigenvalues and trace of a symmetric matrix that is known by its products.
 
-Vectors are flat tensors; `product(vector)` multiplies by the matrix.
+`product(vector)` multiplies by the matrix; `vectors` is a `Vectors`.
 """
 
 import collections
 
-import keras
 import numpy as np
 
-# `error`: no eigenvalue is further away than that from the one given.
+# `error`: there is an eigenvalue no further away than that.
 Eigenvalue = collections.namedtuple("Eigenvalue", ["value", "error"])
 Trace = collections.namedtuple("Trace", ["parts", "samples"])
 
 
-def inner(left, right):
-    """A float. By a sum: float32 dot products of long vectors are rounded
-    one after another on some backends, and lose 10 % at 20 million elements.
-    """
-    return float(keras.ops.convert_to_numpy(keras.ops.sum(left * right)))
-
-
-def norm(vector):
-    """The Euclidean norm, a float."""
-    return inner(vector, vector) ** 0.5
-
-
-def largest_eigenvalue(product, start, most, tolerance, report=None):
+def largest_eigenvalue(product, vectors, start, most, tolerance, report=None):
     """The algebraically largest eigenvalue, by the method of Lanczos.
 
     Three vectors are kept. Without another orthogonalisation rounding makes
@@ -33,6 +20,7 @@ def largest_eigenvalue(product, start, most, tolerance, report=None):
 
     Args:
         product: Function.
+        vectors: `Vectors`.
         start: Vector, not zero, that has a part along the eigenvector.
         most: Int, products at most.
         tolerance: Float; stops when `error <= tolerance * |value|`.
@@ -42,32 +30,34 @@ def largest_eigenvalue(product, start, most, tolerance, report=None):
         An `Eigenvalue`.
     """
     diagonal, beside = [], []
-    vector, before, beta = start * (1.0 / norm(start)), None, 0.0
+    vector, before = vectors.scaled(1.0 / vectors.norm(start), start), None
     for _ in range(most):
         following = product(vector)
-        diagonal.append(inner(following, vector))
-        following = following - diagonal[-1] * vector
         if before is not None:
-            following = following - beta * before
-        beta = norm(following)
-        values, vectors = np.linalg.eigh(
+            following = vectors.plus(following, -beside[-1], before)
+        diagonal.append(vectors.inner(following, vector))
+        following = vectors.plus(following, -diagonal[-1], vector)
+        beta = vectors.norm(following)
+        if not np.isfinite(diagonal[-1] + beta):
+            return Eigenvalue(float("nan"), float("nan"))
+        values, rotation = np.linalg.eigh(
             np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
         )
         scale = max(abs(values[0]), abs(values[-1]))
-        found = Eigenvalue(float(values[-1]), beta * abs(vectors[-1, -1]))
+        found = Eigenvalue(
+            float(values[-1]), float(beta * abs(rotation[-1, -1]))
+        )
         if report is not None:
             report(found)
-        if not np.isfinite(scale + beta):
-            break
         # The second: everything that the start can reach was seen.
         if found.error <= tolerance * abs(found.value) or beta <= 1e-7 * scale:
             break
         beside.append(beta)
-        before, vector = vector, following * (1.0 / beta)
+        before, vector = vector, vectors.scaled(1.0 / beta, following)
     return found
 
 
-def trace(product, parts, probe, products):
+def trace(product, vectors, parts, probe, products):
     """The trace, by Hutch++: a part of the matrix exactly, the rest by lot.
 
     A third of the products finds the space in which the matrix is large, a
@@ -77,6 +67,7 @@ def trace(product, parts, probe, products):
 
     Args:
         product: Function.
+        vectors: `Vectors`.
         parts: Function `(left, right)`, the inner products of pieces of two
             vectors, a NumPy array: the trace comes in these pieces.
         probe: Function from an int to a vector of random signs.
@@ -84,30 +75,28 @@ def trace(product, parts, probe, products):
 
     Returns:
         A `Trace`: `parts`, an array, and `samples`, the spread of which tells
-        the error: arrays of the sums that `parts` is the mean of.
+        the error: the sums that the sum of `parts` is the mean of.
     """
     third = products // 3
+
+    def without(basis, vector):
+        # Twice: the first time leaves rounding errors behind.
+        for other in [*basis, *basis]:
+            part = vectors.inner(vector, other)
+            vector = vectors.plus(vector, -part, other)
+        return vector
+
     basis = []
     for i in range(third):
         direction = product(probe(i))
-        size = norm(direction)
-        # Twice: the first time leaves rounding errors behind.
-        for _ in range(2):
-            direction = _without(direction, basis)
-        rest = norm(direction)
+        size = vectors.norm(direction)
+        direction = without(basis, direction)
+        rest = vectors.norm(direction)
         if rest > 1e-5 * size:
-            basis.append(direction * (1.0 / rest))
+            basis.append(vectors.scaled(1.0 / rest, direction))
     known = sum(parts(vector, product(vector)) for vector in basis)
     samples = []
     for i in range(third, products - third):
-        vector = probe(i)
-        for _ in range(2):
-            vector = _without(vector, basis)
+        vector = without(basis, probe(i))
         samples.append(known + parts(vector, product(vector)))
     return Trace(np.mean(samples, axis=0), [float(s.sum()) for s in samples])
-
-
-def _without(vector, basis):
-    for other in basis:
-        vector = vector - inner(vector, other) * other
-    return vector
