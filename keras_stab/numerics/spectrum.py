@@ -30,16 +30,15 @@ def largest_eigenvalue(product, vectors, start, most, tolerance, report=None):
         An `Eigenvalue`.
     """
     diagonal, beside = [], []
-    vector, before = vectors.scaled(1.0 / vectors.norm(start), start), None
+    vector = vectors.scaled(1.0 / vectors.norm(start), start)
+    before, beta = vector, 0.0
     for _ in range(most):
-        following = product(vector)
-        if before is not None:
-            following = vectors.plus(following, -beside[-1], before)
-        diagonal.append(vectors.inner(following, vector))
-        following = vectors.plus(following, -diagonal[-1], vector)
-        beta = vectors.norm(following)
-        if not np.isfinite(diagonal[-1] + beta):
+        following, along, beta = vectors.three_terms(
+            product(vector), beta, before, vector
+        )
+        if not np.isfinite(along + beta):
             return Eigenvalue(float("nan"), float("nan"))
+        diagonal.append(along)
         values, rotation = np.linalg.eigh(
             np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
         )

@@ -16,6 +16,7 @@ class Vectors:
         self._plus = compiled(_plus)
         self._scaled = compiled(_scaled)
         self._times = compiled(_times)
+        self._three_terms = compiled(_three_terms)
 
     def inner(self, left, right):
         """The inner product, a float."""
@@ -32,6 +33,19 @@ class Vectors:
     def scaled(self, factor, vector):
         """`factor * vector` for a float."""
         return self._scaled(_as_tensor(factor, vector), vector)
+
+    def three_terms(self, following, beta, before, vector):
+        """One step of Lanczos, with one read.
+
+        Returns:
+            What is left of `following - beta * before` beside the unit vector
+            `vector`, its inner product with that, and its norm.
+        """
+        rest, figures = self._three_terms(
+            following, _as_tensor(beta, following), before, vector
+        )
+        along, square = keras.ops.convert_to_numpy(figures).tolist()
+        return rest, along, square**0.5
 
     def times(self, left, right):
         """The product of the elements."""
@@ -59,3 +73,10 @@ def _scaled(factor, vector):
 
 def _times(left, right):
     return [a * b for a, b in zip(left, right)]
+
+
+def _three_terms(following, beta, before, vector):
+    following = _plus(following, -beta, before)
+    along = _inner(following, vector)
+    rest = _plus(following, -along, vector)
+    return rest, keras.ops.stack([along, _inner(rest, rest)])
