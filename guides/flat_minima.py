@@ -125,7 +125,7 @@ def train(arm, seed, data, epochs, on_epoch):
 """
 ## The shape of a minimum
 
-Along random directions in which every filter counts by its own size, so that
+Along random directions in which every weight counts by its own size, so that
 models with large and small weights compare; and straight up the gradient.
 """
 
@@ -134,19 +134,22 @@ DISTANCES = np.linspace(-0.3, 0.3, 13)
 
 def loss_around(model, x, y, directions):
     """Mean loss at relative distances along random directions."""
-    slices = [
-        keras_stab.loss_landscape(
+    weights = model.get_weights()
+    random = np.random.default_rng(1)
+    losses = []
+    for _ in range(directions):
+        direction = [np.abs(w) * random.normal(size=w.shape) for w in weights]
+        found = keras_stab.loss_landscape(
             model,
             (x, y),
+            directions=[direction],
             distance=DISTANCES[-1],
             points=len(DISTANCES),
             batch_size=500,
-            seed=seed,
             verbose=0,
         )
-        for seed in range(directions)
-    ]
-    return np.mean([found.losses for found in slices], axis=0)
+        losses.append(found.losses)
+    return np.mean(losses, axis=0)
 
 
 def gap_uphill(model, x, y, radius=0.05):
@@ -210,7 +213,7 @@ def draw(results, path):
         accuracies = [run["test_accuracy"] for run in own]
         right.scatter(gaps, accuracies, color=COLORS[arm], label=arm)
     left.set_yscale("log")
-    left.set_xlabel("Distance, relative to the size of each filter")
+    left.set_xlabel("Distance, relative to the size of each weight")
     left.set_ylabel("Training loss")
     left.set_title("The loss around each minimum (random directions)")
     left.legend(frameon=False)
