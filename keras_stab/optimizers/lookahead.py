@@ -2,8 +2,10 @@
 
 import keras
 
+from keras_stab import keras_internals
 from keras_stab.constraints import is_convex
 from keras_stab.gradients import autodiff
+from keras_stab.nesting import nest
 from keras_stab.optimizers.arguments import checked_choice
 from keras_stab.optimizers.arguments import checked_count
 from keras_stab.optimizers.arguments import checked_number
@@ -209,9 +211,19 @@ class Lookahead(IterateMethod):
     def evaluation_values(self):
         if not self.built:
             return []
-        if int(autodiff.read(self._position)) == 0:
-            return [None] * len(self._slots)
-        return [None if s is None else s.value for s in self._slots]
+        at_rest = int(autodiff.read(self._position)) == 0
+        values = [
+            None if slot is None or at_rest else autodiff.read(slot)
+            for slot in self._slots
+        ]
+        for each in nest(self.inner_optimizer):
+            # Weights that may leave their sets between two steps.
+            if hasattr(each, "feasible"):
+                weights = keras_internals.built_variables(self)
+                return each.feasible(
+                    list(map(autodiff.read, weights)) if at_rest else values
+                )
+        return values
 
     def get_config(self):
         config = super().get_config()
