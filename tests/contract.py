@@ -231,17 +231,20 @@ ROWS = [
         "Transparent(GRAIN)",
         lambda inner: Transparent(_grain(groups=4)(inner)),
         grain_steps(4),
+        nested=True,
     ),
     Row(
         "GRAIN(Transparent)",
         lambda inner: _grain(groups=4)(Transparent(inner)),
         grain_steps(4),
+        nested=True,
     ),
     Row(
         "AskingNothing(GRAIN-1)",
         lambda inner: AskingNothing(_grain(groups=1)(inner)),
         plain_steps,
         is_inner=True,
+        nested=True,
     ),
     Row(
         "SAM",
