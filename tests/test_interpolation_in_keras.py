@@ -167,6 +167,27 @@ def test_rows_without_a_gradient_go_back_to_the_anchor():
         np.testing.assert_array_equal(moved[others], start[others])
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "reset", "pullback", "separate"])
+def test_state_is_saved_at_every_phase(kind):
+    make = KINDS.get(kind)
+    if kind == "separate":
+        make = lambda: ExtraGradient(Adam(0.1), moments=kind)  # noqa: E731
+    elif make is None:
+        make = lambda: Lookahead(  # noqa: E731
+            SGD(0.1, momentum=0.9), inner_state=kind
+        )
+    wanted, _ = fed(make(), GRADIENTS)
+    for stop in range(1, 6):
+        first = make()
+        _, pair = fed(first, GRADIENTS[:stop])
+        second = make()
+        second.build(pair)
+        for variable, saved in zip(second.variables, first.variables):
+            variable.assign(saved.numpy())
+        rest = feed(second, GRADIENTS[stop:], pair)
+        np.testing.assert_array_equal(rest, wanted[stop:])
+
+
 def test_gradients_a_step_and_memory():
     counts = {kind: make().evaluations_per_step for kind, make in KINDS.items()}
     assert counts == {
@@ -238,7 +259,6 @@ COSINE = keras.optimizers.schedules.CosineDecay(0.1, 9)
             lambda: Lookahead(players(SGD(), RAPP())).evaluations_per_step,
             "different numbers",
         ),
-        (lambda: keras_stab.WeightAveraging(RAPP()), "multiples of 3"),
     ],
 )
 def test_what_is_refused(make, message):
