@@ -1,5 +1,6 @@
 """What every optimizer and nesting must honour, on every backend."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,12 @@ import reference
 
 import keras_stab
 
-ROWS = pytest.mark.parametrize("row", contract.ROWS, ids=lambda r: r.name)
+ROWS = pytest.mark.parametrize("row", contract.parameters(contract.ROWS))
 WHOLE_ROWS = pytest.mark.parametrize(
-    "row",
-    [row for row in contract.ROWS if not row.nested],
-    ids=lambda r: r.name,
+    "row", contract.parameters(r for r in contract.ROWS if not r.nested)
 )
 WRAPPERS = pytest.mark.parametrize(
-    "row",
-    [row for row in contract.ROWS if row.wraps],
-    ids=lambda r: r.name,
+    "row", contract.parameters(r for r in contract.ROWS if r.wraps)
 )
 
 JAX_OR_TORCH = keras.backend.backend() != "tensorflow"
@@ -57,8 +54,7 @@ def regression(rows=(12, 12, 12, 10, 3, 12), seed=0):
 
 @pytest.mark.parametrize(
     "row",
-    [row for row in contract.ROWS if row.reference is not None],
-    ids=lambda r: r.name,
+    contract.parameters(r for r in contract.ROWS if r.reference is not None),
 )
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_golden_steps(row, run_eagerly):
@@ -169,26 +165,36 @@ def test_config_round_trip(row, inner):
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("resume")
+def resume(tmp_path_factory):
+    """The folder to which the quick, or the slow, rows were saved."""
+
+    @functools.cache
+    def of(speed):
+        folder = tmp_path_factory.mktemp("resume")
+        _save_and_resume(folder, speed)
+        return folder
+
+    return of
+
+
+def _save_and_resume(folder, speed):
     worker = Path(__file__).parent / "workers" / "resume.py"
     for phase in ("save", "resume"):
         done = subprocess.run(
-            [sys.executable, str(worker), phase, str(folder)],
+            [sys.executable, str(worker), phase, str(folder), speed],
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr[-4000:]
-    return folder
 
 
-@pytest.mark.parametrize(
-    "row, inner", contract.RESUMED, ids=lambda v: getattr(v, "name", v)
-)
+@pytest.mark.parametrize("row, inner", contract.parameters(contract.RESUMED))
 @pytest.mark.parametrize("kind", ["keras", "weights"])
-def test_resume_in_a_fresh_process(row, inner, kind, resumed):
+def test_resume_in_a_fresh_process(row, inner, kind, resume):
+    folder = resume("slow" if row.slow else "quick")
+
     def load(name):
-        with np.load(resumed / f"{row.name}-{inner}-{name}.npz") as arrays:
+        with np.load(folder / f"{row.name}-{inner}-{name}.npz") as arrays:
             return [arrays[k] for k in arrays.files]
 
     contract.assert_same_bits(load(kind), load("through"))
