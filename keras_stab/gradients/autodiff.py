@@ -301,6 +301,51 @@ def stop_gradient(value):
     return keras.ops.stop_gradient(value)
 
 
+def noticing_gradient(value, notice):
+    """The same value; `notice()` is called when a gradient arrives there.
+
+    TensorFlow only: the others can tell beforehand, see `checking_dependence`.
+    """
+    if BACKEND != "tensorflow":
+        return value
+
+    @tf.custom_gradient
+    def passed(value):
+        def gradient(upstream):
+            notice()
+            return upstream
+
+        return tf.identity(value), gradient
+
+    return passed(value)
+
+
+def checking_dependence(scalar, missing):
+    """The same scalar; calls `missing()` when no weight has a part in it.
+
+    On TensorFlow this cannot be seen before differentiation.
+    """
+    if BACKEND == "torch" and torch.is_grad_enabled():
+        if not scalar.requires_grad:
+            missing()
+    if BACKEND != "jax":
+        return scalar
+
+    @jax.custom_jvp
+    def passed(scalar):
+        return scalar
+
+    @functools.partial(passed.defjvp, symbolic_zeros=True)
+    def differentiated(primals, tangents):
+        (tangent,) = tangents
+        if isinstance(tangent, jax.custom_derivatives.SymbolicZero):
+            missing()
+            tangent = jnp.zeros_like(primals[0])
+        return primals[0], tangent
+
+    return passed(scalar)
+
+
 def no_gradients():
     """A scope in which nothing is recorded for differentiation."""
     if BACKEND == "torch":
