@@ -30,10 +30,10 @@ class Game(keras.Model):
     one backward pass serves all players, `fit` works as for any model, and
     the optimizer decides what to do with F.
 
-    The log shows `<name>_loss` of every player (with turns the mean over its own
-    turns, 0 before the first of them). The joint sum is not shown:
-    it says nothing (in a zero-sum game it is 0). `evaluate` gives the same
-    figures; `predict` runs one layer, see `predict_with`.
+    The log shows `<name>_loss` of every player; with turns the mean over its
+    own turns, 0 before the first of them in an epoch. The joint sum is not
+    shown: it says nothing (in a zero-sum game it is 0). `evaluate` gives the
+    same figures; `predict` runs one layer, see `predict_with`.
 
     Players are evaluated in their order, each from the state (seeds,
     batch-norm statistics, spectral vectors) that the one before has left. Two
