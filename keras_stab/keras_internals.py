@@ -227,3 +227,9 @@ def layout(variable):
 def has_value(variable):
     """Whether the variable holds a value; on JAX not during `fit`."""
     return variable._value is not None
+
+
+def rate_variable(optimizer):
+    """The variable that holds the learning rate, `None` of a schedule."""
+    rate = optimizer._learning_rate
+    return rate if isinstance(rate, keras.Variable) else None

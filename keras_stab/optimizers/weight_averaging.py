@@ -245,11 +245,18 @@ class WeightAveraging(IterateMethod):
             return 0
         return int(autodiff.read(self._count))
 
-    def evaluation_slots(self):
-        return self.averages
+    def evaluation_values(self):
+        return [None if s is None else s.value for s in self._slots]
 
     def has_evaluation_weights(self):
         return self.averaged > 0
+
+    def nothing_to_lend(self):
+        return (
+            f"There is no average yet: averaging starts at update "
+            f"{self.start_step}. Received: an optimizer after {self.updates} "
+            "updates"
+        )
 
     def finalize_variable_values(self, var_list):
         super().finalize_variable_values(var_list)
