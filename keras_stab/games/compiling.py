@@ -6,6 +6,7 @@ from keras_stab.games.player_optimizers import JointOptimizer
 from keras_stab.games.player_optimizers import PlayerOptimizers
 from keras_stab.nesting import whole_nest
 from keras_stab.optimizers.ire import IRE
+from keras_stab.optimizers.iterate_method import evaluations_per_step
 from keras_stab.optimizers.wrapper import GradientMethod
 from keras_stab.optimizers.wrapper import Wrapper
 
@@ -76,10 +77,8 @@ def _one_each(optimizer, owned):
     """A copy of a plain optimizer for each player, who take turns."""
     names = ", ".join(f"{name!r}: ..." for name in owned)
     kind = type(optimizer).__name__
-    joint = isinstance(
-        optimizer, (Wrapper, keras.optimizers.MultiOptimizer)
-    ) or hasattr(optimizer, "evaluations_per_step")
-    if joint:
+    joint = (Wrapper, keras.optimizers.MultiOptimizer)
+    if isinstance(optimizer, joint) or evaluations_per_step(optimizer) > 1:
         raise ValueError(
             f"{kind} moves all players together, but in this game they take "
             f"turns. Give each player its own, optimizer={{{names}}}, or put "

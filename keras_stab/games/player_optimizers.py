@@ -6,6 +6,7 @@ import keras
 
 from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
+from keras_stab.optimizers.iterate_method import evaluations_per_step
 from keras_stab.optimizers.wrapper import Wrapper
 
 
@@ -147,7 +148,7 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
         rounds = 1
         order = self.turns or range(len(self.by_player))
         for i, optimizer in enumerate(self.by_player.values()):
-            needed = getattr(optimizer, "evaluations_per_step", 1)
+            needed = evaluations_per_step(optimizer)
             share = list(order).count(i)
             rounds = math.lcm(rounds, needed // math.gcd(needed, share))
         return rounds * (len(self.turns) if self.turns else 1)

@@ -24,6 +24,7 @@ class Point(keras.layers.Layer):
             shape=np.shape(start), name="z", constraint=constraint
         )
         self.z.assign(start)
+        self.built = True
 
 
 @dataclasses.dataclass
@@ -120,8 +121,7 @@ def quadratic(L=3.0, rho=-1.0 / 9.0, radius=None):
     rho = checked_number("rho", rho)
     if abs(rho * L) > 1.0:
         raise ValueError(
-            "`rho` must be at most 1 / L in size. Received: "
-            f"rho={rho}, L={L}"
+            f"`rho` must be at most 1 / L in size. Received: rho={rho}, L={L}"
         )
     a, b = math.sqrt(max(L**2 - L**4 * rho**2, 0.0)), L**2 * rho
     return _saddle(
