@@ -125,7 +125,8 @@ def test_twenty_graph_runs_are_right():
         ]
     )
     game.compile(SGD(0.1), jit_compile=False)
-    for _ in range(20):
+    repeats = 20 if keras.backend.backend() == "tensorflow" else 2
+    for _ in range(repeats):
         a.assign(np.ones(10))
         b.assign(np.ones(10))
         run(game, 20)
@@ -260,31 +261,26 @@ def test_a_gan(turns, kind, tmp_path):
             np.testing.assert_array_equal(values([a]), values([b]))
     counts = [int(o.iterations) for o in game.player_optimizers.values()]
     assert counts == ([12, 12] if turns == "simultaneous" else [8, 4])
-    # It trains: real points are told from fakes, fakes move towards them.
     figures = game.evaluate(points(), batch_size=8, verbose=0, return_dict=True)
     assert set(figures) == {"D_loss", "G_loss"}
     noise = np.random.default_rng(1).normal(size=(5, 3)).astype("float32")
     made = game.predict(noise, verbose=0)
-    generator = game.get_layer("generator")
-    np.testing.assert_allclose(
-        made, generator.predict(noise, verbose=0), rtol=1e-6
-    )
+    by_hand = values([game.get_layer("generator")(noise)])[0]
+    np.testing.assert_allclose(made, by_hand, rtol=1e-5, atol=1e-6)
 
 
 def test_compiled_in_other_ways():
     """Several steps at once and XLA end where the plain steps do."""
     ways = [{}]
     if keras.backend.backend() != "torch":
-        ways.append({"steps_per_execution": 2, "jit_compile": True})
+        ways.append({"steps_per_execution": 3, "jit_compile": True})
     ends = []
     for way in ways:
-        game = make_gan(("D", "G"))
-        game.compile(OPTIMIZERS["dict"](), **way)
-        fit(game)
-        ends.append(game.get_weights())
-    for end in ends:
-        for a, b in zip(end, ends[0]):
-            np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+        game, variables, _ = three_players(turns=("x", "z", "y"))
+        game.compile(Adam(0.1), **way)
+        run(game, 6)
+        ends.append(values(variables))
+    np.testing.assert_allclose(ends[-1], ends[0], rtol=1e-5)
 
 
 # ---- Turns ----------------------------------------------------------------
@@ -295,7 +291,7 @@ def test_players_off_turn_stay_as_they_are():
     game.compile({"D": Adam(0.02), "G": Adam(0.02)})
     optimizers = game.player_optimizers
     seeds = game.seed_generator.state
-    for turn in "DDGDDG":
+    for turn in "DDGD":
         before = {
             name: values([*game.owned()[name], *optimizers[name].variables])
             for name in optimizers
@@ -308,7 +304,7 @@ def test_players_off_turn_stay_as_they_are():
             new = values([*game.owned()[name], *optimizers[name].variables])
             same = [(a == b).all() for a, b in zip(old, new)]
             assert all(same) == (name != turn)
-    assert [int(o.iterations) for o in optimizers.values()] == [4, 2]
+    assert [int(o.iterations) for o in optimizers.values()] == [3, 1]
 
 
 def test_a_joint_optimizer_is_copied_for_turns():

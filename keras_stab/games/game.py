@@ -228,7 +228,8 @@ class Game(keras.Model):
         """The stock step, told whose turn it is."""
         with self._in_step(state_and_data[0]):
             result = super().train_step(*state_and_data)
-            self._step.check()
+            for joint in self._step.joint_losses:
+                joint.check_dependence()
         return result
 
     def test_step(self, *state_and_data):
@@ -278,10 +279,8 @@ class Game(keras.Model):
         else:
             shown = [None] * len(self.players)
             total, losses, state = self._of_all(joint, values, state)
-            if self._step and training:
-                self._step.checks.append(
-                    lambda: joint.check_arrived(self.players)
-                )
+        if self._step and training:
+            self._step.joint_losses.append(joint)
         for variable, value in zip(joint.carried, state):
             if id(variable) in joint.written:
                 variable.assign(value)
@@ -423,12 +422,7 @@ class _Step:
 
     def __init__(self, turn):
         self.turn = turn
-        self.checks = []
-
-    def check(self):
-        if keras.backend.backend() == "tensorflow":
-            for check in self.checks:
-                check()
+        self.joint_losses = []
 
 
 def _checked_turns(turns, players):

@@ -2,7 +2,6 @@
 
 import keras
 
-from keras_stab.games.player import Player
 from keras_stab.gradients import autodiff
 from keras_stab.gradients.scope import RecordingScope
 from keras_stab.numerics.norms import in_full_precision
@@ -30,7 +29,7 @@ class JointLoss:
             *game.metrics_variables,
         ]
         self.written = set()
-        self.arrived = set()
+        self.evaluated, self.dependent = set(), set()
 
     def __call__(self, values, state, who=None):
         """The joint loss of some players, all by default.
@@ -102,11 +101,14 @@ class JointLoss:
         for player, own in zip(players, owned):
             if own and read.isdisjoint(id(w) for w in own):
                 self._independent(player)
-        loss = self._scalar(players[0], loss)
-        if self.training:
-            loss = autodiff.checking_dependence(
-                loss, lambda: self._independent(players[0])
-            )
+        names = {player.name for player, own in zip(players, owned) if own}
+        self.evaluated |= names
+        loss = autodiff.noticing_dependence(
+            self._scalar(players[0], loss),
+            lambda: self.dependent.update(names),
+        )
+        if keras.backend.backend() == "torch" and self.training:
+            self.check_dependence()  # before anything is moved
         after = []
         for variable, value in zip(self.carried, state):
             if id(variable) in scope.assigned:
@@ -150,7 +152,7 @@ class JointLoss:
                 "the owner's loss"
             )
 
-    def _independent(self, player: Player):
+    def _independent(self, player):
         raise ValueError(
             f"The loss of player {player.name!r} does not depend on the "
             "player's own variables, so that it could never move. Compute "
@@ -159,15 +161,18 @@ class JointLoss:
             "way"
         )
 
-    def check_arrived(self, players):
-        """Raises when no gradient came back to a player (TensorFlow)."""
-        for player in players:
-            if player.name not in self.arrived:
+    def check_dependence(self):
+        """Raises for a player whose loss does not depend on its weights.
+
+        On TensorFlow and JAX only after the loss was differentiated.
+        """
+        for player in self.game.players:
+            if player.name in self.evaluated - self.dependent:
                 self._independent(player)
 
     def _noticed(self, player, value):
         return autodiff.noticing_gradient(
-            value, lambda: self.arrived.add(player.name)
+            value, lambda: self.dependent.add(player.name)
         )
 
     def _owns(self, player, weight):

@@ -309,49 +309,50 @@ def stop_gradient(value):
     return keras.ops.stop_gradient(value)
 
 
-def noticing_gradient(value, notice):
-    """The same value; `notice()` is called when a gradient arrives there.
+# Whether a loss depends on some weights shows in another place on each
+# backend: when a gradient comes back to them (TensorFlow), when a tangent
+# arrives at the loss (JAX), at once (PyTorch).
 
-    TensorFlow only: the others can tell beforehand, see `checking_dependence`.
-    """
+
+def noticing_gradient(weight, notice):
+    """The same tensor; TensorFlow calls `notice()` if its gradient is made."""
     if BACKEND != "tensorflow":
-        return value
+        return weight
 
     @tf.custom_gradient
-    def passed(value):
+    def passed(weight):
         def gradient(upstream):
             notice()
             return upstream
 
-        return tf.identity(value), gradient
+        return tf.identity(weight), gradient
 
-    return passed(value)
+    return passed(weight)
 
 
-def checking_dependence(scalar, missing):
-    """The same scalar; calls `missing()` when no weight has a part in it.
+def noticing_dependence(loss, notice):
+    """The same scalar; `notice()` is called if it depends on weights.
 
-    On TensorFlow this cannot be seen before differentiation.
+    By JAX while the loss is differentiated, by PyTorch at once.
     """
-    if BACKEND == "torch" and torch.is_grad_enabled():
-        if not scalar.requires_grad:
-            missing()
+    if BACKEND == "torch" and loss.requires_grad:
+        notice()
     if BACKEND != "jax":
-        return scalar
+        return loss
 
     @jax.custom_jvp
-    def passed(scalar):
-        return scalar
+    def passed(loss):
+        return loss
 
     @functools.partial(passed.defjvp, symbolic_zeros=True)
     def differentiated(primals, tangents):
-        (tangent,) = tangents
+        (loss,), (tangent,) = primals, tangents
         if isinstance(tangent, jax.custom_derivatives.SymbolicZero):
-            missing()
-            tangent = jnp.zeros_like(primals[0])
-        return primals[0], tangent
+            return loss, jnp.zeros_like(loss)
+        notice()
+        return loss, tangent
 
-    return passed(scalar)
+    return passed(loss)
 
 
 def no_gradients():
