@@ -14,11 +14,16 @@ from keras_stab.gradients.train_step import TrainStep
 from keras_stab.gradients.train_step import install
 from keras_stab.gradients.train_step import uninstall
 from keras_stab.optimizers.averaged_sgd import AveragedSGD
+from keras_stab.optimizers.cegplus import CEGPlus
+from keras_stab.optimizers.extragradient import ExtraGradient
 from keras_stab.optimizers.grain import GRAIN
 from keras_stab.optimizers.ire import IRE
 from keras_stab.optimizers.lamb import LAMB
 from keras_stab.optimizers.lars import LARS
 from keras_stab.optimizers.lookahead import Lookahead
+from keras_stab.optimizers.optimistic_gradient import OptimisticGradient
+from keras_stab.optimizers.past_extragradient import PastExtraGradient
+from keras_stab.optimizers.rapp import RAPP
 from keras_stab.optimizers.sam import SAM
 from keras_stab.optimizers.schedule_free import ScheduleFree
 from keras_stab.optimizers.tvlars import TVLARS

@@ -150,8 +150,12 @@ class UpdatesTogether:
     operations are bound by Python.
     """
 
+    # Whether there is something to gain by that on the other backends too.
+    together_everywhere = False
+
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        if keras.backend.backend() != "torch":
+        together = self.together_everywhere and autodiff.replicas() == 1
+        if keras.backend.backend() != "torch" and not together:
             super()._backend_update_step(
                 grads, trainable_variables, learning_rate
             )

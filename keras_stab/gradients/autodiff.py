@@ -670,16 +670,21 @@ def is_known(condition):
     return BACKEND == "torch" and condition.device.type == "cpu"
 
 
-def choose(condition, make_first, make_second):
+def choose(condition, make_first, make_second, often=True):
     """`make_first()` where the boolean tensor holds, else `make_second()`.
 
     Both return lists of tensors of the same shapes and dtypes. Where it costs
     nothing only one of them is computed.
+
+    Args:
+        often: As for `assign_if`.
     """
     if is_known(condition):
         return make_first() if bool(condition) else make_second()
     if BACKEND == "tensorflow" and replicas() == 1:
         return tf.cond(condition, make_first, make_second)
+    if BACKEND == "jax" and not often:
+        return jax.lax.cond(condition, make_first, make_second)
     return [
         keras.ops.where(condition, first, second)
         for first, second in zip(make_first(), make_second())

@@ -148,6 +148,10 @@ class LendsWeights:
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
+        self.load_aside(store)
+
+    def load_aside(self, store):
+        """What was set aside when the file was written."""
         self._aside = None
         kinds = {"weights": {}, "statistics": {}}
         for key in store.keys():

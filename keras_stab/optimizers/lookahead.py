@@ -207,6 +207,8 @@ class Lookahead(IterateMethod):
         return list(self._slots)
 
     def evaluation_values(self):
+        if not self.built:
+            return []
         if int(autodiff.read(self._position)) == 0:
             return [None] * len(self._slots)
         return [None if s is None else s.value for s in self._slots]
