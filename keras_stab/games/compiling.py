@@ -7,6 +7,7 @@ from keras_stab.games.player_optimizers import PlayerOptimizers
 from keras_stab.nesting import whole_nest
 from keras_stab.optimizers.ire import IRE
 from keras_stab.optimizers.iterate_method import evaluations_per_step
+from keras_stab.optimizers.phase_optimizer import PhaseOptimizer
 from keras_stab.optimizers.wrapper import GradientMethod
 from keras_stab.optimizers.wrapper import Wrapper
 
@@ -35,7 +36,7 @@ def prepared(optimizer, owned, turns):
             _check_joint(optimizer)
     if per_player(optimizer) is not None:
         per_player(optimizer).bind(owned, turns)
-    guarded = (Wrapper, PlayerOptimizers)
+    guarded = (Wrapper, PlayerOptimizers, PhaseOptimizer)
     if isinstance(optimizer, guarded):
         return optimizer
     return JointOptimizer(optimizer)
