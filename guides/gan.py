@@ -30,6 +30,7 @@ import pathlib
 
 import keras
 import numpy as np
+from guide_tools import Start
 from guide_tools import at_least
 from guide_tools import read_fashion_mnist
 from guide_tools import tidy
@@ -166,11 +167,11 @@ CYCLE = 30
 ## The measure
 
 A classifier is trained on the real images first. The Frechet distance between
-the normal distributions that fit its features, on real test images and on fakes,
-is small when fakes look like the real ones in the features' eyes: the FID with
-the classifier of this guide, to be compared only with itself. The entropy of the
-classes that it sees in the fakes tells of classes that are missing: ln 10 =
-2.30 is an even spread.
+the normal distributions that fit its features, on real test images and on
+fakes, is small when fakes look like the real ones in the features' eyes: the
+FID with the classifier of this guide, to be compared only with itself. The
+entropy of the classes that it sees in the fakes tells of classes that are
+missing: ln 10 = 2.30 is an even spread.
 """
 
 
@@ -216,7 +217,7 @@ class Judge:
         )[1]
         self.model = keras.Model(
             classifier.inputs,
-            [classifier.get_layer("features").output, classifier.output],
+            [classifier.get_layer("features").output, *classifier.outputs],
         )
         self.real = self._moments(self._look(test)[0])
 
@@ -275,20 +276,30 @@ class Images(keras.utils.PyDataset):
         return (self.images[self.rows[index]],)
 
 
-def train(arm, images, judge, seed, options):
-    """Measures after every piece, and some of the last images."""
-    keras.utils.set_random_seed(seed)
-    game = make_game(options.width, seed)
-    game.compile(ARMS[arm]())
-    noise = np.random.default_rng(seed).normal(size=(options.fakes, NOISE))
-    noise = noise.astype("float32")
-    steps = options.gradients // options.pieces // CYCLE * CYCLE
-    measures = []
-    for piece in range(options.pieces):
-        game.fit(Images(images, steps, [seed, piece]), verbose=0)
-        made = game.predict(noise, batch_size=500, verbose=0)
-        measures.append(judge(made))
-    return np.array(measures), made[:10]
+class Contestant:
+    """A compiled game of one arm, trained anew for every seed."""
+
+    def __init__(self, arm, options):
+        self.options = options
+        self.game = make_game(options.width, seed=0)
+        self.game.compile(ARMS[arm]())
+        self._start = Start(self.game, lambda: make_game(options.width, seed=0))
+
+    def run(self, images, judge, seed):
+        """Measures after every piece, and some of the last images."""
+        options = self.options
+        self._start.rewind(seed)
+        self.game.seed_generator.state.assign([seed, 0])
+        noise = np.random.default_rng(seed).normal(size=(options.fakes, NOISE))
+        noise = noise.astype("float32")
+        steps = options.gradients // options.pieces
+        measures = []
+        for piece in range(options.pieces):
+            batches = Images(images, steps, [seed, piece])
+            self.game.fit(batches, shuffle=False, verbose=0)
+            made = self.game.predict(noise, batch_size=500, verbose=0)
+            measures.append(judge(made))
+        return np.array(measures), made[:10]
 
 
 def study(options, console):
@@ -305,11 +316,11 @@ def study(options, console):
     )
     shape = (len(ARMS), options.seeds, options.pieces, 2)
     measures, samples = np.zeros(shape), {}
-    # Arms inside: a run that is cut short has paired seeds.
-    pairs = [(s, arm) for s in range(options.seeds) for arm in ARMS]
-    for seed, arm in track(pairs, "Training", console=console):
-        own, made = train(arm, images, judge, seed, options)
-        measures[list(ARMS).index(arm), seed] = own
+    contestants = [Contestant(arm, options) for arm in ARMS]
+    pairs = [(s, i) for s in range(options.seeds) for i in range(len(ARMS))]
+    for seed, i in track(pairs, "Training", console=console):
+        own, made = contestants[i].run(images, judge, seed)
+        measures[i, seed], arm = own, list(ARMS)[i]
         samples.setdefault(arm, made)
     return measures, samples, images[:10]
 
