@@ -184,6 +184,7 @@ class Walk:
 
     def __init__(self, optimizer, field, start, domain=None):
         self.optimizer = optimizer
+        # The two players are the first axis; further ones are other games.
         self.field = lambda z: keras.ops.stack(field(z[0], z[1]))
         self.z = keras.Variable(np.array(start), dtype=keras.config.floatx())
         self.z.constraint = domain
@@ -196,7 +197,12 @@ class Walk:
         def body(_, state):
             weights, slots = state
             gradient = self.field(weights[0])
-            return self.optimizer.stateless_apply(slots, [gradient], weights)
+            return list(
+                map(
+                    list,
+                    self.optimizer.stateless_apply(slots, [gradient], weights),
+                )
+            )
 
         many = jax.jit(
             lambda n, state: jax.lax.fori_loop(0, n, body, state),

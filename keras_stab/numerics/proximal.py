@@ -14,9 +14,9 @@ ops = keras.ops
 def box(value, lower, upper):
     """Entries between two bounds; `None` where there is none."""
     if lower is not None:
-        value = ops.where(value < lower, ops.cast(lower, value.dtype), value)
+        value = ops.where(value < lower, _number(lower, value), value)
     if upper is not None:
-        value = ops.where(value > upper, ops.cast(upper, value.dtype), value)
+        value = ops.where(value > upper, _number(upper, value), value)
     return value
 
 
@@ -36,7 +36,7 @@ def simplex(value, total, axis=-1):
     """
     flat = value if axis is not None else ops.reshape(value, (-1,))
     along = -1 if axis is None else axis
-    sums = ops.cumsum(-ops.sort(-flat, axis=along), axis=along)
+    sums = _cumulative_sums(-ops.sort(-flat, axis=along), along)
     shape = [1] * len(flat.shape)
     shape[along] = -1
     counts = ops.arange(1, flat.shape[along] + 1)
@@ -59,7 +59,7 @@ def l1_ball(value, radius, axis=None):
 def spectral_ball(matrix, radius):
     """Matrices whose singular values are at most `radius`."""
     return _with_singular_values(
-        matrix, lambda s: ops.where(s > radius, ops.cast(radius, s.dtype), s)
+        matrix, lambda s: ops.where(s > radius, _number(radius, s), s)
     )
 
 
@@ -92,4 +92,16 @@ def _norm(value, axis):
 
 def _with_singular_values(matrix, change):
     left, values, right = ops.svd(matrix, full_matrices=False)
-    return ops.matmul(left * change(values)[..., None, :], right)
+    return (left * change(values)[..., None, :]) @ right
+
+
+def _number(number, like):
+    """A scalar tensor; `keras.ops.cast` would go through float32."""
+    return ops.convert_to_tensor(number, like.dtype)
+
+
+def _cumulative_sums(value, axis):
+    """On PyTorch `keras.ops.cumsum` rounds double precision to float32."""
+    if hasattr(value, "cumsum"):
+        return value.cumsum(axis)
+    return ops.cumsum(value, axis=axis)

@@ -14,6 +14,7 @@ from keras_stab.optimizers.averaging_rules import checked_rule
 from keras_stab.optimizers.averaging_rules import coefficient
 from keras_stab.optimizers.averaging_rules import rule
 from keras_stab.optimizers.iterate_method import IterateMethod
+from keras_stab.optimizers.iterate_method import evaluations_per_step
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -144,6 +145,18 @@ class WeightAveraging(IterateMethod):
         self.compensated = compensated
         refuse_other_averages(type(self).__name__, self.inner_optimizer)
 
+    def _check_cycle(self):
+        """Whether averages are taken at the end of a method's steps."""
+        count = evaluations_per_step(self.inner_optimizer)
+        if (self.start_step + 1) % count or self.period % count:
+            raise ValueError(
+                f"A step of the inner optimizer takes {count} updates, and in "
+                "between the weights are look-ahead points, which would be "
+                "averaged too: `start_step + 1` and `period` must be "
+                f"multiples of {count}. Received: start_step="
+                f"{self.start_step}, period={self.period}"
+            )
+
     @classmethod
     def from_run(cls, *args, epochs, steps_per_epoch, tail=0.25, **kwargs):
         """The optimizer that averages the last part of a run.
@@ -168,9 +181,10 @@ class WeightAveraging(IterateMethod):
             )
         optimizer = cls(*args, **kwargs)
         updates = epochs * steps // _batches_an_update(optimizer)
-        optimizer.start_step = min(
-            round((1.0 - tail) * updates), max(updates - 1, 0)
-        )
+        start = min(round((1.0 - tail) * updates), max(updates - 1, 0))
+        # The end of a step of the inner optimizer.
+        count = evaluations_per_step(optimizer.inner_optimizer)
+        optimizer.start_step = start // count * count + count - 1
         return optimizer
 
     def build(self, variables):
@@ -178,6 +192,7 @@ class WeightAveraging(IterateMethod):
             return
         variables = list(variables)
         super().build(variables)
+        self._check_cycle()
         self._count = self.add_variable(
             shape=(),
             dtype="int32",
