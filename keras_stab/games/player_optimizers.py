@@ -62,8 +62,8 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
 
     >>> from keras_stab.games import PlayerOptimizers
     >>> optimizer = PlayerOptimizers({"D": "adam", "G": "sgd"})
-    >>> [each.name for each in optimizer.optimizers]
-    ['adam', 'SGD']
+    >>> [type(each).__name__ for each in optimizer.optimizers]
+    ['Adam', 'SGD']
     """
 
     def __init__(self, optimizers, name=None):
