@@ -69,12 +69,13 @@ def test_gan(tmp_path, capsys, monkeypatch):
         arrays[f"y_{part}"] = random.integers(0, 10, 128).astype("uint8")
     np.savez(tmp_path / "fashion_mnist.npz", **arrays)
     guide = load_script("guides/gan.py")
-    arms = ("Lookahead(Adam)", "RAPP")
-    monkeypatch.setattr(guide, "ARMS", {arm: guide.ARMS[arm] for arm in arms})
+    assert all(callable(make().apply) for make in guide.ARMS.values())
+    arms = {"ExtraAdam": guide.ARMS["ExtraAdam"]}  # one, for the time it takes
+    monkeypatch.setattr(guide, "ARMS", arms)
     monkeypatch.setattr(guide, "BATCH", 8)
-    monkeypatch.setattr(guide, "CYCLE", 3)
+    monkeypatch.setattr(guide, "CYCLE", 2)
     folder = str(tmp_path)
-    small = ["--seeds", "2", "--gradients", "3", "--pieces", "1"]
+    small = ["--seeds", "2", "--gradients", "2", "--pieces", "1"]
     small += ["--width", "2", "--rows", "64", "--fakes", "100"]
     guide.main(
         ["--data", folder, "--output", folder, "--judge-epochs", "1", *small]
@@ -84,9 +85,9 @@ def test_gan(tmp_path, capsys, monkeypatch):
         assert picture.read_bytes().startswith(b"\x89PNG")
     numbers = json.loads((tmp_path / "gan.json").read_text())
     measures = np.array(numbers["measures"])
-    assert measures.shape == (2, 2, 1, 2)
+    assert measures.shape == (1, 2, 1, 2)
     assert np.isfinite(measures).all() and (measures[..., 0] > 0).all()
-    assert len(np.unique(measures[..., 0])) == 4
+    assert len(np.unique(measures[..., 0])) == 2
     assert "Least on the way" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        guide.main(["--data", folder, "--gradients", "4"])
+        guide.main(["--data", folder, "--gradients", "5"])
