@@ -487,16 +487,17 @@ RESUMED = [(row, "adamw") for row in ROWS] + [
 
 
 def parameters(rows):
-    """The rows, or rows with something else, for `pytest.mark.parametrize`."""
-    for row in rows:
-        rest = row[1:] if isinstance(row, tuple) else ()
-        first = row[0] if rest else row
-        yield pytest.param(
-            first,
+    """The rows, or tuples of a row and strings, for `parametrize`."""
+    rows = [row if isinstance(row, tuple) else (row,) for row in rows]
+    return [
+        pytest.param(
+            row,
             *rest,
-            id="-".join([first.name, *rest]),
-            marks=pytest.mark.slow if first.slow else (),
+            id="-".join([row.name, *rest]),
+            marks=pytest.mark.slow if row.slow else (),
         )
+        for row, *rest in rows
+    ]
 
 
 BATCH = 16

@@ -312,6 +312,23 @@ def test_without_relaxation_there_is_a_warning():
         RAPP(relaxation=1.0)
 
 
+@pytest.mark.parametrize("rate", [0.5, 1.5])
+def test_diagnostics_of_rapp(rate):
+    """In the game x y the estimate is the rate, and the residual |z|."""
+    optimizer = RAPP(rate, 3, track_diagnostics=True)
+    walk = cases.Walk(optimizer, cases.FIELDS["bilinear"], [3.0, 4.0])
+    walk.step(3)
+    if rate >= 1.0:
+        with pytest.warns(UserWarning, match="do not contract"):
+            figures = optimizer.diagnostics()
+    else:
+        figures = optimizer.diagnostics()
+    assert figures["contraction"] == pytest.approx(rate, rel=1e-5)
+    assert figures["residual"] == pytest.approx(5.0, rel=1e-5)
+    with pytest.raises(ValueError, match="track_diagnostics"):
+        RAPP().diagnostics()
+
+
 def test_operators_are_saved():
     by_path = {"kernel": SquaredL2(2.0), "bias": Box(-1.0, None)}
     for proximal in (by_path, SquaredL2(2.0), keras.constraints.NonNeg()):
