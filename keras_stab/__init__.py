@@ -13,6 +13,8 @@ from keras_stab.diagnostics.monitor import StabilityMonitor
 from keras_stab.diagnostics.power import seeds_needed
 from keras_stab.diagnostics.report import stability_report
 from keras_stab.diagnostics.sharpness import sharpness
+from keras_stab.games import Game
+from keras_stab.games import Player
 from keras_stab.gradients.layer_rules import register_layer_rule
 from keras_stab.gradients.small_problems import min_norm_weights
 from keras_stab.gradients.train_step import TrainStep

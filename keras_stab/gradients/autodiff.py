@@ -391,6 +391,52 @@ def stop_gradient(value):
     return keras.ops.stop_gradient(value)
 
 
+# Whether a loss depends on some weights shows in another place on each
+# backend: when a gradient comes back to them (TensorFlow), when a tangent
+# arrives at the loss (JAX), at once (PyTorch).
+
+
+def noticing_gradient(weight, notice):
+    """The same tensor; TensorFlow calls `notice()` if its gradient is made."""
+    if BACKEND != "tensorflow":
+        return weight
+
+    @tf.custom_gradient
+    def passed(weight):
+        def gradient(upstream):
+            notice()
+            return upstream
+
+        return tf.identity(weight), gradient
+
+    return passed(weight)
+
+
+def noticing_dependence(loss, notice):
+    """The same scalar; `notice()` is called if it depends on weights.
+
+    By JAX while the loss is differentiated, by PyTorch at once.
+    """
+    if BACKEND == "torch" and loss.requires_grad:
+        notice()
+    if BACKEND != "jax":
+        return loss
+
+    @jax.custom_jvp
+    def passed(loss):
+        return loss
+
+    @functools.partial(passed.defjvp, symbolic_zeros=True)
+    def differentiated(primals, tangents):
+        (loss,), (tangent,) = primals, tangents
+        if isinstance(tangent, jax.custom_derivatives.SymbolicZero):
+            return loss, jnp.zeros_like(loss)
+        notice()
+        return loss, tangent
+
+    return passed(loss)
+
+
 def no_gradients():
     """A scope in which nothing is recorded for differentiation."""
     if BACKEND == "torch":
