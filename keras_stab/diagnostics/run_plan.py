@@ -5,6 +5,7 @@ import functools
 import hashlib
 import inspect
 import json
+import numbers
 import textwrap
 from typing import NamedTuple
 
@@ -70,9 +71,9 @@ def _as_seeds(seed, vary):
 
 def _is_int(value):
     return (
-        hasattr(value, "__index__")
+        isinstance(value, numbers.Integral)
         and not isinstance(value, bool)
-        and int(value) >= 0
+        and value >= 0
     )
 
 

@@ -6,6 +6,7 @@ import keras
 
 from keras_stab import tables
 from keras_stab._version import __version__
+from keras_stab.diagnostics import power
 from keras_stab.diagnostics import words
 
 ARMS = (
@@ -165,6 +166,7 @@ def as_markdown(report, pictures):
             "Seeds that find a mean difference four times in five; s is the "
             "standard deviation of the differences, seed by seed.",
             _table(titles, seeds_rows(report)),
+            "\n".join(_seeds_for_spread(report)),
         ]
     failures = _failures(report)
     if failures:
@@ -172,6 +174,17 @@ def as_markdown(report, pictures):
     parts += [f"![{title}]({name})" for title, name in pictures]
     parts += ["## How to read this", NOTES]
     return "\n\n".join(parts) + "\n"
+
+
+def _seeds_for_spread(report):
+    for arm, own in report.comparisons.items():
+        count = power.seeds_needed_for_ratio(
+            0.5, own.correlation, level=own.level
+        )
+        yield (
+            f"- That {arm} halves the standard deviation of {own.baseline} "
+            f"would take about {count} seeds to see."
+        )
 
 
 def _failures(report):

@@ -40,7 +40,9 @@ def percent(level):
 
 def decimals(interval):
     """Digits behind the point that show an interval to three figures."""
-    half = (interval.high - interval.low) / 2 or abs(interval.value)
+    half = (interval.high - interval.low) / 2
+    # An interval without width still has a last digit.
+    half = max(half, 1e-3 * abs(interval.value))
     if not half or not math.isfinite(half):
         return 2
     return max(0, 2 - math.floor(math.log10(half)))
