@@ -26,6 +26,7 @@ def test_public_names():
         "batch_norm",
         "batches",
         "callbacks",
+        "diagnostics",
         "gradients",
         "keras_internals",
         "nesting",
@@ -54,11 +55,14 @@ def test_public_names():
         "WarmupPolynomial",
         "WeightAveraging",
         "averaged_weights",
+        "compare_scores",
         "export_averaged",
         "install",
         "min_norm_weights",
         "reestimate_batch_norm",
         "register_layer_rule",
+        "seeds_needed",
+        "stability_report",
         "uninstall",
     }
     assert re.fullmatch(r"\d+\.\d+\.\d+", keras_stab.__version__)
