@@ -148,7 +148,9 @@ def _axes(run, name):
 
 def mirrored_strategy_takes_the_stock_steps(folder):
     result = answer(
-        start("mirrored.py", "stock_steps", "refusals", "sharpness")
+        start(
+            "mirrored.py", "stock_steps", "refusals", "sharpness", "averaging"
+        )
     )
     for policy, runs in result["stock_steps"].items():
         for name in runs:
@@ -163,6 +165,13 @@ def mirrored_strategy_takes_the_stock_steps(folder):
     assert errors["synchronised, stock"] is None
     boosted = result["sharpness"]
     assert_same_run(boosted["one"], boosted["two"])
+    averaged = result["averaging"]
+    assert_same_run(averaged["one"], averaged["two"])
+    assert largest_difference(*averaged.values(), "average") < WEIGHTS
+    # It is not the last weights.
+    two = averaged["two"]
+    difference = flat(two["average"][0][0]) - flat(two["weights"][-1][0])
+    assert np.max(np.abs(difference)) > 10 * WEIGHTS
 
 
 def mirrored_strategy_forms_groups_over_all_replicas(folder):

@@ -159,10 +159,14 @@ def test_a_long_mean(compensated):
     assert error < 1e-6 if compensated else error > 1e-5
 
 
-def test_a_mean_of_100000_weights():
-    # PyTorch runs the loop in Python.
-    count = 10_000 if keras.backend.backend() == "torch" else 100_000
+# PyTorch runs the loop in Python.
+LONG = [10_000, pytest.param(100_000, marks=pytest.mark.slow)]
 
+
+@pytest.mark.parametrize(
+    "count", LONG if keras.backend.backend() == "torch" else [100_000]
+)
+def test_a_mean_of_many_weights(count):
     def one_more(i, state):
         average, error = state
         i = keras.ops.cast(i, "float32")
@@ -652,6 +656,18 @@ def test_theory():
     assert abs(np.mean(average[1])) < 0.15
     assert np.mean(well(last[1])) > 0.15
     assert np.mean(well(average[1])) < 0.1 * np.mean(well(last[1]))
+
+
+@pytest.mark.slow
+def test_theory_of_the_well_at_full_length():
+    """The average of 10,000 weights is as good as the whole objective says."""
+    last, average = run_toys(20_000, 10_000)["well"]
+    assert np.mean(np.abs(average[0] - 2.0) < 0.3) >= 0.99
+    assert np.mean(np.abs(last[0] - 2.0) < 0.3) >= 0.99
+    assert abs(np.mean(average[1])) < 0.15
+    assert np.std(average[1]) < 0.09
+    assert np.mean(well(average[1])) < 0.002
+    assert np.mean(well(last[1])) > 0.15
 
 
 def test_a_run_that_ends_before_the_first_average_warns():

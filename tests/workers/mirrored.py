@@ -53,6 +53,10 @@ def run(scope, make_optimizer, epochs, x=None, **model_options):
         network = toy.model(**model_options)
         optimizer = make_optimizer()
         result = toy.train(network, optimizer, x, y, ROWS, epochs)
+        if isinstance(optimizer, keras_stab.WeightAveraging):
+            with keras_stab.averaged_weights(network):
+                average = [w.tolist() for w in network.get_weights()]
+            result["average"] = [average]
     if isinstance(network.optimizer, keras.optimizers.LossScaleOptimizer):
         result["scale"] = float(network.optimizer.dynamic_scale.numpy())
     return result
@@ -144,6 +148,19 @@ def sharpness():
     return {
         "one": run(one, boosted, epochs, batch_norm=False),
         "two": run(two, boosted, epochs, batch_norm=False),
+    }
+
+
+def averaging():
+    """Every replica holds the one average of the weights they share."""
+
+    def averaged():
+        return keras_stab.WeightAveraging(sgd(), start_step=1)
+
+    epochs = [ROWS, 2 * ROWS]
+    return {
+        "one": run(one, averaged, epochs, batch_norm=False),
+        "two": run(two, averaged, epochs, batch_norm=False),
     }
 
 
