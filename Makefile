@@ -4,7 +4,7 @@
 # make benchmark  step times against the stock Keras step
 # make docs       the site with all pages and the reference, in build/docs
 # make guides     every guide in full; DATA=folder with the data sets
-# make support    the table of what was tested, from a run on each backend
+# make support    guides/support.md from what the last `make test` found
 # KERAS_BACKEND=torch make demo   picks the backend (jax, tensorflow, torch)
 
 PYTHON ?= python3
@@ -30,7 +30,8 @@ demo: .venv/demo-$(DEMO_BACKEND)
 test: .venv/test lint docs
 	@set -e; for backend in $(BACKENDS); do \
 	  echo "== $$backend"; \
-	  KERAS_BACKEND=$$backend $(PYTEST) -m "not slow"; \
+	  KERAS_BACKEND=$$backend $(PYTEST) -m "not slow" \
+	    --record-support=build/support/$$backend.json; \
 	done
 
 test-all: .venv/test lint docs
@@ -55,6 +56,10 @@ guides: .venv/test
 	    ../../guides/$$name.py \
 	    $${data:+--data "$(abspath $(DATA))/$${data#:}"}; \
 	done
+
+support: .venv/test
+	$(BIN)/python tests/support.py build/support/*.json \
+	  --output guides/support.md
 
 lint: .venv/test
 	$(BIN)/ruff check .
