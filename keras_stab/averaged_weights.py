@@ -1,13 +1,12 @@
 """A model's averaged weights: look at them, evaluate them, export them."""
 
 import contextlib
-import warnings
 
 import keras
 
-from keras_stab.batch_norm import batch_norm_layers
 from keras_stab.batch_norm import reestimate_batch_norm
-from keras_stab.optimizers.iterate_method import iterate_methods
+from keras_stab.optimizers.lent_weights import lenders
+from keras_stab.optimizers.lent_weights import lent_weights
 from keras_stab.optimizers.weight_averaging import WeightAveraging
 
 
@@ -48,32 +47,19 @@ def averaged_weights(model, data=None, steps=None, verbose=0):
     ...     loss = model.evaluate(x, y, verbose=0)
     """
     methods = averaging_methods(model)
-    if any(method.swapped for method in methods):
-        if data is not None:
-            raise ValueError(
-                "The model holds the average already, with the batch-norm "
-                "statistics that came with it. Pass `data` to the outer "
-                "`averaged_weights` or callback. Received: "
-                f"data of type {type(data).__name__}"
-            )
-        yield model
-        return
-    for method in methods:
-        if not method.has_evaluation_weights():
-            raise ValueError(
-                f"There is no {method.evaluation_name} yet: averaging starts "
-                f"at update {method.start_step}. Received: an optimizer after "
-                f"{method.updates} updates"
-            )
+    if data is not None and any(method.swapped for method in methods):
+        raise ValueError(
+            "The model holds the average already, with the batch-norm "
+            "statistics that came with it. Pass `data` to the outer "
+            "`averaged_weights` or callback. Received: "
+            f"data of type {type(data).__name__}"
+        )
 
     def refresh():
         reestimate_batch_norm(model, data, steps=steps, verbose=verbose)
 
-    swap_in(model, methods, refresh if data is not None else None)
-    try:
+    with lent_weights(model, methods, None if data is None else refresh):
         yield model
-    finally:
-        swap_out(model, methods)
 
 
 def export_averaged(model, data=None, steps=None, verbose=0):
@@ -108,51 +94,20 @@ def export_averaged(model, data=None, steps=None, verbose=0):
     return clone
 
 
-def averaging_methods(model, kind=WeightAveraging):
-    """The methods of a kind in the model's optimizer.
+def averaging_methods(model):
+    """The methods in the model's optimizer that average.
 
     Raises:
         ValueError: If there are none.
     """
-    methods = iterate_methods(model.optimizer, kind)
+    methods = lenders(model.optimizer, WeightAveraging)
     if not methods:
         raise ValueError(
-            f"The model's optimizer holds no {kind.__name__}; compile with "
-            f"one, for example {kind.__name__}(optimizer). Received: "
+            "The model's optimizer holds no WeightAveraging; compile with "
+            "one, for example WeightAveraging(optimizer). Received: "
             f"optimizer {type(model.optimizer).__name__}"
         )
     return methods
-
-
-def swap_in(model, methods, refresh=None):
-    """Puts the evaluation weights of all methods into the model.
-
-    Args:
-        methods: List of `IterateMethod`.
-        refresh: Function without arguments that computes the batch-norm
-            statistics anew, or `None`.
-    """
-    if refresh is None and batch_norm_layers(model):
-        warnings.warn(
-            "The model has batch-norm layers, whose statistics belong to the "
-            "trained weights, not to the average: pass training data to "
-            "compute them for the average",
-            stacklevel=4,
-        )
-    try:
-        for i, method in enumerate(methods):
-            method.swap_in(model, statistics=refresh is not None and i == 0)
-        if refresh is not None:
-            refresh()
-    except BaseException:
-        swap_out(model, methods)
-        raise
-
-
-def swap_out(model, methods):
-    """Puts the trained weights of all methods back."""
-    for method in methods:
-        method.swap_out(model)
 
 
 def _clone(model):

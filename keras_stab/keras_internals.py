@@ -150,8 +150,12 @@ class UpdatesTogether:
     operations are bound by Python.
     """
 
+    # Whether there is something to gain by that on the other backends too.
+    together_everywhere = False
+
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        if keras.backend.backend() != "torch":
+        together = self.together_everywhere and autodiff.replicas() == 1
+        if keras.backend.backend() != "torch" and not together:
             super()._backend_update_step(
                 grads, trainable_variables, learning_rate
             )
@@ -227,3 +231,9 @@ def layout(variable):
 def has_value(variable):
     """Whether the variable holds a value; on JAX not during `fit`."""
     return variable._value is not None
+
+
+def rate_variable(optimizer):
+    """The variable that holds the learning rate, `None` of a schedule."""
+    rate = optimizer._learning_rate
+    return rate if isinstance(rate, keras.Variable) else None

@@ -10,7 +10,9 @@ def nest(optimizer):
 
 def whole_nest(optimizer):
     """As `nest`, with the several optimizers that a `MultiOptimizer` holds."""
-    for each in nest(optimizer):
-        yield each
-        for part in getattr(each, "optimizers", None) or []:
-            yield from whole_nest(part)
+    last = None
+    for last in nest(optimizer):
+        yield last
+    # Of the innermost only: a wrapper shows those of the one inside it.
+    for part in getattr(last, "optimizers", None) or []:
+        yield from whole_nest(part)

@@ -5,23 +5,20 @@ import warnings
 import keras
 
 from keras_stab.averaged_weights import averaging_methods
-from keras_stab.averaged_weights import swap_in
-from keras_stab.averaged_weights import swap_out
 from keras_stab.batch_norm import moving_statistics
 from keras_stab.batch_norm import reestimate_batch_norm
-from keras_stab.optimizers.iterate_method import IterateMethod
-from keras_stab.optimizers.weight_averaging import WeightAveraging
+from keras_stab.optimizers.lent_weights import outermost_lenders
+from keras_stab.optimizers.lent_weights import swap_in
+from keras_stab.optimizers.lent_weights import swap_out
 
 
 class SwapWeights(keras.callbacks.Callback):
-    """Evaluates with the evaluation weights of an `IterateMethod`.
+    """Base of callbacks that lend the model an optimizer's other weights.
 
     Args:
         batch_norm_data, batch_norm_steps, swap_on_epoch: As in
             `AveragedWeights`.
     """
-
-    kind = IterateMethod
 
     def __init__(
         self, batch_norm_data=None, batch_norm_steps=None, swap_on_epoch=False
@@ -59,7 +56,8 @@ class SwapWeights(keras.callbacks.Callback):
         swap_out(self.model, self._methods())
 
     def _methods(self):
-        return averaging_methods(self.model, self.kind)
+        """The methods that lend, one at least."""
+        raise NotImplementedError
 
     def _swap_in(self):
         """Whether this call has put the evaluation weights in."""
@@ -135,4 +133,47 @@ class AveragedWeights(SwapWeights):
     ... )
     """
 
-    kind = WeightAveraging
+    def _methods(self):
+        return averaging_methods(self.model)
+
+
+class SwapSlowWeights(SwapWeights):
+    """Evaluates, predicts and saves with the slow weights.
+
+    Between two synchronisations a model that is trained by `Lookahead`,
+    `RAPP` or an extragradient method holds look-ahead points. With this
+    callback the validation in `fit`, and `evaluate` and `predict` where it is
+    given there, use the weights that the outermost such method calls its
+    iterate: slow weights or anchor, `CEGPlus` projects it too. At the end of
+    a cycle these are the weights themselves. The trained weights always come
+    back bit for bit, also when a call raises.
+
+    Args:
+        batch_norm_data, batch_norm_steps, swap_on_epoch: As in
+            `AveragedWeights`, with the slow weights in place of the average.
+
+    Raises:
+        ValueError: In `fit`, `evaluate` and `predict`, when the model's
+            optimizer keeps no second set of weights.
+
+    Example:
+
+    >>> import keras, keras_stab
+    >>> model = keras.Sequential([keras.layers.Dense(1)])
+    >>> model.compile(keras_stab.Lookahead("sgd"), loss="mse")
+    >>> x, y = keras.ops.ones((8, 3)), keras.ops.ones((8, 1))
+    >>> history = model.fit(
+    ...     x, y, validation_data=(x, y), verbose=0,
+    ...     callbacks=[keras_stab.SwapSlowWeights()],
+    ... )
+    """
+
+    def _methods(self):
+        methods = outermost_lenders(self.model.optimizer)
+        if not methods:
+            raise ValueError(
+                "The model's optimizer keeps no slow weights; compile with "
+                "one that does, for example keras_stab.Lookahead(optimizer). "
+                f"Received: optimizer {type(self.model.optimizer).__name__}"
+            )
+        return methods

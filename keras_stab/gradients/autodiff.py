@@ -58,6 +58,14 @@ def read_after(variable):
     return read(variable)
 
 
+def concrete_value(variable):
+    """The value as an array, also while a step is traced by TensorFlow."""
+    if BACKEND == "tensorflow":
+        with tf.init_scope():
+            return variable.value.numpy()
+    return keras.ops.convert_to_numpy(variable.value)
+
+
 def value_and_gradients(function, values):
     """Evaluates `function(values) -> (scalar, aux)` and differentiates it.
 
@@ -433,10 +441,19 @@ def each_value(variables):
 
 
 def each_sum(tensors, others, factor=1.0):
-    """`tensor + factor * other`; the factor is a number."""
+    """`tensor + factor * other`; the factor is a float or scalar tensor."""
     if BACKEND == "torch":
+        if torch.is_tensor(factor):
+            if factor.device.type != "cpu":
+                others = torch._foreach_mul(others, factor)
+            factor = 1.0 if factor.device.type != "cpu" else factor.item()
         return torch._foreach_add(tensors, others, alpha=factor)
-    return [t + factor * other for t, other in zip(tensors, others)]
+    if isinstance(factor, float):
+        return [t + factor * other for t, other in zip(tensors, others)]
+    return [
+        t + keras.ops.cast(factor, t.dtype) * other
+        for t, other in zip(tensors, others)
+    ]
 
 
 def each_product(tensors, factors):
@@ -459,6 +476,13 @@ def each_product(tensors, factors):
         t * (f if isinstance(f, float) else keras.ops.cast(f, t.dtype))
         for t, f in zip(tensors, factors)
     ]
+
+
+def each_between(tensors, others, weight):
+    """`tensor + weight * (other - tensor)`; the weight is a float."""
+    if BACKEND == "torch":
+        return torch._foreach_lerp(tensors, others, weight)
+    return [t + weight * (other - t) for t, other in zip(tensors, others)]
 
 
 def each_quotient(tensors, others, epsilon):
@@ -495,8 +519,11 @@ def common_dtype(tensors):
 def assign_each(optimizer, variables, values):
     """Assigns as Keras's own optimizers do, in the dtype of the variable."""
     if BACKEND == "torch":
-        with torch.no_grad():
-            torch._foreach_copy_([v.value for v in variables], values)
+        pairs = [(v.value, new) for v, new in zip(variables, values)]
+        pairs = [(old, new) for old, new in pairs if new is not old]
+        if pairs:
+            with torch.no_grad():
+                torch._foreach_copy_(*zip(*pairs))
         return
     for variable, value in zip(variables, values):
         optimizer.assign(variable, keras.ops.cast(value, variable.dtype))
@@ -592,6 +619,32 @@ def _average_at_once(first, coefficient, values, averages, errors):
         torch._foreach_add_(errors, old)
 
 
+def is_known(condition):
+    """Whether Python can look at a boolean tensor without any waiting."""
+    return BACKEND == "torch" and condition.device.type == "cpu"
+
+
+def choose(condition, make_first, make_second, often=True):
+    """`make_first()` where the boolean tensor holds, else `make_second()`.
+
+    Both return lists of tensors of the same shapes and dtypes. Where it costs
+    nothing only one of them is computed.
+
+    Args:
+        often: As for `assign_if`.
+    """
+    if is_known(condition):
+        return make_first() if bool(condition) else make_second()
+    if BACKEND == "tensorflow" and replicas() == 1:
+        return tf.cond(condition, make_first, make_second)
+    if BACKEND == "jax" and not often:
+        return jax.lax.cond(condition, make_first, make_second)
+    return [
+        keras.ops.where(condition, first, second)
+        for first, second in zip(make_first(), make_second())
+    ]
+
+
 def assign_if(condition, often, variables, make_values):
     """Assigns `make_values()` where the boolean tensor holds.
 
@@ -607,6 +660,13 @@ def assign_if(condition, often, variables, make_values):
             return True
 
         tf.cond(condition, assign, lambda: False)
+        return
+    if is_known(condition):
+        if bool(condition):
+            with torch.no_grad():
+                torch._foreach_copy_(
+                    [v.value for v in variables], make_values()
+                )
         return
     if BACKEND == "jax" and not often:
         values = jax.lax.cond(

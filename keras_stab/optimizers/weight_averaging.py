@@ -14,6 +14,7 @@ from keras_stab.optimizers.averaging_rules import checked_rule
 from keras_stab.optimizers.averaging_rules import coefficient
 from keras_stab.optimizers.averaging_rules import rule
 from keras_stab.optimizers.iterate_method import IterateMethod
+from keras_stab.optimizers.iterate_method import evaluations_per_step
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -143,6 +144,19 @@ class WeightAveraging(IterateMethod):
             )
         self.compensated = compensated
         refuse_other_averages(type(self).__name__, self.inner_optimizer)
+        self._check_cycle()
+
+    def _check_cycle(self):
+        """Whether averages are taken at the end of a method's steps."""
+        count = evaluations_per_step(self.inner_optimizer)
+        if (self.start_step + 1) % count or self.period % count:
+            raise ValueError(
+                f"A step of the inner optimizer takes {count} updates, and in "
+                "between the weights are look-ahead points, which would be "
+                "averaged too: `start_step + 1` and `period` must be "
+                f"multiples of {count}. Received: start_step="
+                f"{self.start_step}, period={self.period}"
+            )
 
     @classmethod
     def from_run(cls, *args, epochs, steps_per_epoch, tail=0.25, **kwargs):
@@ -245,11 +259,18 @@ class WeightAveraging(IterateMethod):
             return 0
         return int(autodiff.read(self._count))
 
-    def evaluation_slots(self):
-        return self.averages
+    def evaluation_values(self):
+        return [None if s is None else s.value for s in self._slots]
 
     def has_evaluation_weights(self):
         return self.averaged > 0
+
+    def nothing_to_lend(self):
+        return (
+            f"There is no average yet: averaging starts at update "
+            f"{self.start_step}. Received: an optimizer after {self.updates} "
+            "updates"
+        )
 
     def finalize_variable_values(self, var_list):
         super().finalize_variable_values(var_list)

@@ -79,8 +79,8 @@ class Wrapper(keras.optimizers.Optimizer):
         return self.inner_optimizer.iterations
 
     def completed_updates(self):
-        """`iterations` as an int32 tensor that later updates do not change."""
-        count = keras.ops.convert_to_tensor(self.iterations)
+        """Updates inside, an int32 tensor that later ones do not change."""
+        count = keras.ops.convert_to_tensor(self.inner_optimizer.iterations)
         return keras.ops.cast(count, "int32") + 0
 
     @property
@@ -93,6 +93,16 @@ class Wrapper(keras.optimizers.Optimizer):
         inner = getattr(self, "inner_optimizer", None)
         if inner is not None:
             inner.loss_scale_factor = factor
+
+    def __getattr__(self, name):
+        # Keras's callbacks reach the rates of a `MultiOptimizer` through an
+        # attribute that no other optimizer may have.
+        inner = vars(self).get("inner_optimizer")
+        if name == "optimizers" and hasattr(inner, name):
+            return inner.optimizers
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}"
+        )
 
     def scale_loss(self, loss):
         return self.inner_optimizer.scale_loss(loss)

@@ -1,0 +1,244 @@
+"""Optimizers that train some weights, to be evaluated with others."""
+
+import contextlib
+import dataclasses
+import warnings
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.batch_norm import batch_norm_layers
+from keras_stab.batch_norm import moving_statistics
+from keras_stab.gradients import autodiff
+from keras_stab.nesting import nest
+from keras_stab.nesting import whole_nest
+
+
+@dataclasses.dataclass
+class _Aside:
+    """The trained weights, and the statistics that go with them."""
+
+    weights: list
+    statistics: list
+
+
+class LendsWeights:
+    """Mixin of optimizers that keep a second set of weights, for evaluation.
+
+    `swap_in` puts that set into the model and sets the trained weights aside;
+    `swap_out` puts them back, bit for bit. What is set aside is saved with
+    the optimizer, so a file that is written in between holds both sets, and
+    comes back before the next training step.
+
+    It stands in front of a Keras optimizer in the list of bases.
+    """
+
+    evaluation_name = "second set of weights"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._aside = None
+
+    def evaluation_values(self):
+        """One tensor a built variable, `None` where the weights will do."""
+        raise NotImplementedError
+
+    def has_evaluation_weights(self):
+        """Whether there are any yet; read from the device."""
+        return True
+
+    def nothing_to_lend(self):
+        """What is said when there are none."""
+        return f"There is no {self.evaluation_name} yet"
+
+    @property
+    def updates(self):
+        """Int, the updates made so far; read from the device."""
+        iterations = self.iterations
+        if isinstance(iterations, keras.Variable):
+            iterations = autodiff.read(iterations)
+        return int(iterations)
+
+    @property
+    def swapped(self):
+        """Whether the model holds the evaluation weights now."""
+        return self._aside is not None
+
+    def swap_in(self, model, statistics=False):
+        """Puts the evaluation weights into the model.
+
+        Args:
+            model: The model that the optimizer was built for.
+            statistics: Whether batch-norm statistics, which are going to be
+                changed, are set aside too.
+        """
+        values = self.evaluation_values()
+        variables = keras_internals.built_variables(self)
+        self._aside = _Aside([None] * len(values), [])
+        for i, (variable, value) in enumerate(zip(variables, values)):
+            if value is not None:
+                value = keras.ops.cast(value, variable.dtype)
+                self._aside.weights[i] = autodiff.exchange(
+                    variable, keras.ops.copy(value)
+                )
+        if statistics:
+            self._aside.statistics = [
+                autodiff.exchange(variable, keras.ops.copy(variable.value))
+                for variable in moving_statistics(model)
+            ]
+
+    def swap_out(self, model):
+        """Puts back what `swap_in`, or the saved state, has set aside."""
+        if self._aside is None:
+            return
+        aside, self._aside = self._aside, None
+        pairs = list(zip(keras_internals.built_variables(self), aside.weights))
+        if aside.statistics:
+            statistics = moving_statistics(model)
+            if len(statistics) != len(aside.statistics):
+                self._aside = aside
+                raise ValueError(
+                    "The batch-norm layers of the model are not those that "
+                    "the optimizer was saved with. Received: "
+                    f"{len(statistics)} statistics, expected "
+                    f"{len(aside.statistics)}"
+                )
+            pairs += zip(statistics, aside.statistics)
+        for variable, value in pairs:
+            if value is not None:
+                autodiff.exchange(variable, value)
+
+    @contextlib.contextmanager
+    def swap_weights(self, model):
+        """Puts the evaluation weights into the model, and the own ones back.
+
+        Inside the `with` block the model holds the weights to evaluate, to
+        predict with, or to save. On leaving, also by an exception, the
+        trained weights are back bit for bit. Blocks may be nested.
+
+        Args:
+            model: The model that the optimizer was built for.
+
+        Yields:
+            The model.
+
+        Raises:
+            ValueError: If there are no evaluation weights yet.
+
+        Example:
+
+        ```python
+        with optimizer.swap_weights(model):
+            model.evaluate(x, y)
+        ```
+        """
+        with lent_weights(model, [self]):
+            yield model
+
+    # ---- Saving -----------------------------------------------------------
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        aside = vars(self._aside) if self.swapped else {}
+        for kind, values in aside.items():
+            for i, value in enumerate(values):
+                if value is not None:
+                    value = keras.ops.convert_to_numpy(value)
+                    store[f"{kind}_{i}"] = value
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self.load_aside(store)
+
+    def load_aside(self, store):
+        """What was set aside when the file was written."""
+        self._aside = None
+        kinds = {"weights": {}, "statistics": {}}
+        for key in store.keys():
+            kind, _, index = key.partition("_")
+            if kind in kinds:
+                kinds[kind][int(index)] = store[key]
+        if not self.built or not any(kinds.values()):
+            return
+        variables = keras_internals.built_variables(self)
+        weights, statistics = kinds.values()
+        self._aside = _Aside(
+            weights=[
+                keras.ops.convert_to_tensor(weights[i], variable.dtype)
+                if i in weights
+                else None
+                for i, variable in enumerate(variables)
+            ],
+            statistics=[
+                keras.ops.convert_to_tensor(statistics[i])
+                for i in sorted(statistics)
+            ],
+        )
+
+
+def lenders(optimizer, kind=LendsWeights):
+    """The optimizers of a kind inside an optimizer, the outermost first."""
+    return [o for o in whole_nest(optimizer) if isinstance(o, kind)]
+
+
+def outermost_lenders(optimizer):
+    """Those that decide what is evaluated: the first of every nest."""
+    for each in nest(optimizer):
+        if isinstance(each, LendsWeights):
+            return [each]
+    parts = getattr(optimizer, "optimizers", None) or []
+    return [method for part in parts for method in outermost_lenders(part)]
+
+
+@contextlib.contextmanager
+def lent_weights(model, methods, refresh=None):
+    """Lends the model the evaluation weights of all methods.
+
+    Args:
+        model: The model.
+        methods: List of `LendsWeights`. When one has lent already, this does
+            nothing.
+        refresh: As for `swap_in`.
+    """
+    if any(method.swapped for method in methods):
+        yield model
+        return
+    for method in methods:
+        if not method.has_evaluation_weights():
+            raise ValueError(method.nothing_to_lend())
+    swap_in(model, methods, refresh)
+    try:
+        yield model
+    finally:
+        swap_out(model, methods)
+
+
+def swap_in(model, methods, refresh=None):
+    """Puts the evaluation weights of all methods into the model.
+
+    Args:
+        methods: List of `LendsWeights`.
+        refresh: Function without arguments that computes the batch-norm
+            statistics anew, or `None`.
+    """
+    if refresh is None and batch_norm_layers(model):
+        warnings.warn(
+            "The model has batch-norm layers, whose statistics belong to the "
+            f"trained weights, not to the {methods[0].evaluation_name}: pass "
+            "training data to compute them anew",
+            stacklevel=5,
+        )
+    try:
+        for i, method in enumerate(methods):
+            method.swap_in(model, statistics=refresh is not None and i == 0)
+        if refresh is not None:
+            refresh()
+    except BaseException:
+        swap_out(model, methods)
+        raise
+
+
+def swap_out(model, methods):
+    """Puts the trained weights of all methods back."""
+    for method in methods:
+        method.swap_out(model)
