@@ -18,7 +18,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # Each guide and the data that it wants, below the folder `DATA`.
 GUIDES := demo averaging:fashion_mnist flat_minima:fashion_mnist \
   large_batch:fashion_mnist faster_pretraining:tinyshakespeare/input.txt \
-  fine_tuning:glue/SST-2
+  fine_tuning:glue/SST-2 pictures
 export TF_CPP_MIN_LOG_LEVEL := 3
 
 .PHONY: demo test test-all benchmark docs guides support lint clean

@@ -43,6 +43,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import argparse
 import csv
+import gc
 import pathlib
 
 import keras
@@ -161,6 +162,8 @@ class FineTuning:
         self.test_tokens = self._tokens(test[0])
 
     def __call__(self, optimizer, seeds):
+        # What the last run built, hundreds of megabytes, goes at once.
+        gc.collect()
         sentences, labels = draw_rows(*self.train, self.rows, seeds.order)
         classifier = keras_hub.models.BertTextClassifier(
             keras_hub.models.Backbone.from_preset(self.preset),

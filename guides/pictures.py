@@ -65,7 +65,8 @@ class Surface(keras.Model):
 
     def compute_loss(self, x, y, y_pred, sample_weight, training=True):
         u, v = ops.squeeze(self.u), ops.squeeze(self.v)
-        slope = ops.mean(x, axis=0)
+        # A third column tells two kinds of rows apart.
+        slope = ops.mean(x[:, :2], axis=0)
         return ops.mean(self.function(u, v, x)) + slope[0] * u + slope[1] * v
 
     def point(self):
@@ -83,11 +84,10 @@ def paths(function, start, make_optimizer, steps, seeds, noise, extra=None):
         model.compile(optimizer=optimizer)
         points = [model.point()]
         for _ in range(steps):
-            x = noise * random.normal(size=(8, 2))
+            x = noise * random.normal(size=(8, 3))
+            x[:, 2] = np.arange(8) % 2
             model.train_on_batch(x.astype("float32"))
-            points.append(
-                extra(optimizer, model) if extra else model.point()
-            )
+            points.append(extra(optimizer, model) if extra else model.point())
         result.append(points)
     return np.array(result)
 
@@ -119,7 +119,7 @@ def contours(axes, function, limits):
     u, v = np.meshgrid(
         np.linspace(left, right, 120), np.linspace(low, high, 120)
     )
-    rows = keras.ops.zeros((1, 2))
+    rows = ops.zeros((1, 3))
     z = ops.convert_to_numpy(
         ops.vectorized_map(
             lambda p: ops.mean(function(p[0], p[1], rows)),
@@ -174,7 +174,7 @@ sgd = keras.optimizers.SGD
 
 def two_minds(u, v, x):
     """Rows pull to (-1, 0), softly, or to (1, 0), hard: every other one."""
-    hard = ops.cast(ops.arange(ops.shape(x)[0]) % 2, "float32")
+    hard = x[:, 2]
     soft = (u + 1.0) ** 2 + v**2
     steep = 6.0 * ((u - 1.0) ** 2 + (v - 0.6) ** 2)
     return (1.0 - hard) * soft + hard * steep
@@ -293,9 +293,12 @@ def lamb(seeds):
         for i, style in ((0, "-"), (1, "--")):
             start = points[:, :1, i]
             relative = np.abs(points[:, :, i] / start)
-            axes.plot(relative.mean(0), style, color=color, label=(
-                f"{label}, {('large', 'small')[i]} weight"
-            ))
+            axes.plot(
+                relative.mean(0),
+                style,
+                color=color,
+                label=(f"{label}, {('large', 'small')[i]} weight"),
+            )
             axes.fill_between(
                 range(relative.shape[1]),
                 relative.min(0),
@@ -307,7 +310,7 @@ def lamb(seeds):
     axes.axhline(0.25, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_xlabel("update (dotted: where both minima are)")
     axes.set_ylabel("weight over its first value")
-    axes.set_ylim(0, 4)
+    axes.set_ylim(0, 1.3)
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -357,9 +360,7 @@ def weight_averaging(seeds):
 
     runs = {
         "last weights": paths(bowl, (2.7, 1.2), make, 60, seeds, 1.5),
-        "their average": paths(
-            bowl, (2.7, 1.2), make, 60, seeds, 1.5, average
-        ),
+        "their average": paths(bowl, (2.7, 1.2), make, 60, seeds, 1.5, average),
     }
     trajectories(axes, runs)
     return figure
