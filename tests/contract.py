@@ -234,7 +234,7 @@ class Row:
     period: int = 1
     accumulates: bool = True
     # Whether it is a wrapper, not an optimizer in its own right: that one
-    # takes no more than the learning rate from `inner`.
+    # takes learning rate and accumulation from `inner`, no more.
     wraps: bool = True
     # Whether its parts have rows of their own: then its mathematics and its
     # state are tested, and no more.
@@ -274,9 +274,16 @@ def _alone(kind, **arguments):
     def build(inner):
         inner = keras.optimizers.get(inner)
         rate = float(keras.ops.convert_to_numpy(inner.learning_rate))
-        return kind(rate, **arguments)
+        steps = inner.gradient_accumulation_steps
+        return kind(rate, gradient_accumulation_steps=steps, **arguments)
 
     return build
+
+
+def _schedule_free(learning_rate, **arguments):
+    return keras_stab.ScheduleFree(
+        keras.optimizers.SGD(learning_rate, **arguments)
+    )
 
 
 ROWS = [
@@ -461,7 +468,7 @@ ROWS = [
     ),
     Row(
         "ScheduleFree",
-        _alone(keras_stab.ScheduleFree.sgd),
+        _alone(_schedule_free),
         schedule_free_steps,
         accumulates=False,
         wraps=False,
