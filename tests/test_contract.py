@@ -125,15 +125,16 @@ class Bilinear(keras.Model):
 
 @pytest.mark.parametrize(
     "row",
-    [
-        row
-        for row in contract.ROWS
-        # GRAIN-1 is the inner optimizer, with this too; only TensorFlow runs
-        # the assignments of a step in an order of its own.
-        if row.wraps and row.bilinear is not None and row.name != "GRAIN-1"
-        if row.name == "Transparent" or not JAX_OR_TORCH
-    ],
-    ids=lambda r: r.name,
+    contract.parameters(
+        [
+            row
+            for row in contract.ROWS
+            # GRAIN-1 is the inner optimizer, with this too; only TensorFlow
+            # runs the assignments of a step in an order of its own.
+            if row.wraps and row.bilinear is not None and row.name != "GRAIN-1"
+            if row.name == "Transparent" or not JAX_OR_TORCH
+        ]
+    ),
 )
 def test_no_assignment_overtakes_a_gradient(row):
     """TensorFlow's stock step in graph mode is wrong here, most times."""
@@ -245,8 +246,9 @@ def test_weights_move_once_a_period(row):
 
 @pytest.mark.parametrize(
     "row",
-    [row for row in contract.ROWS if row.accumulates and row.reference],
-    ids=lambda r: r.name,
+    contract.parameters(
+        row for row in contract.ROWS if row.accumulates and row.reference
+    ),
 )
 def test_gradient_accumulation_of_the_inner_optimizer(row):
     """Four batches at the same weights make one step of their mean."""
@@ -275,12 +277,13 @@ def test_gradient_accumulation_of_the_inner_optimizer(row):
 
 @pytest.mark.parametrize(
     "row",
-    [
-        row
-        for row in contract.ROWS
-        if not (row.nested or (row.accumulates and row.reference))
-    ],
-    ids=lambda r: r.name,
+    contract.parameters(
+        [
+            row
+            for row in contract.ROWS
+            if not (row.nested or (row.accumulates and row.reference))
+        ]
+    ),
 )
 def test_gradient_accumulation_in_windows(row, record_property):
     """Four batches move the weights as their union does, at the fourth."""
