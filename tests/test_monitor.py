@@ -166,6 +166,32 @@ def test_flat_masks_and_what_an_optimizer_of_ones_own_tells():
     }
 
 
+TWO_SETS = {
+    "lookahead": keras_stab.Lookahead(keras.optimizers.SGD(1.0), 2),
+    "rapp": keras_stab.RAPP(1.0, inner_steps=2, track_diagnostics=True),
+    "extragradient": keras_stab.ExtraGradient(keras.optimizers.SGD(1.0)),
+}
+
+
+@pytest.mark.parametrize("name", TWO_SETS)
+def test_methods_with_anchors_tell_how_far_they_are(name):
+    optimizer = TWO_SETS[name]
+    nothing = {"distance": 0.0, "phase": 0.0}
+    if name != "rapp":
+        found = method_figures(optimizer)
+        assert found == {f"{name}/{key}": v for key, v in nothing.items()}
+    w = keras.Variable([3.0, 4.0])
+    optimizer.apply([keras.ops.convert_to_tensor([-3.0, -4.0])], [w])
+    found = method_figures(optimizer)
+    assert found[f"{name}/distance"] == pytest.approx(0.5)  # from 5 to 10
+    assert found[f"{name}/phase"] == 1
+    if name == "rapp":
+        assert found["rapp/residual"] == pytest.approx(5.0)
+    optimizer.apply([keras.ops.convert_to_tensor([-3.0, -4.0])], [w])
+    found = method_figures(optimizer)
+    assert found[f"{name}/distance"] == found[f"{name}/phase"] == 0
+
+
 def test_noise_scale_of_simulated_gradients():
     """Row i has the gradient x_i: every figure is known."""
     random = np.random.default_rng(0)
