@@ -146,10 +146,9 @@ class StabilityMonitor(keras.callbacks.Callback):
         self._sample_if_due()
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.params.get("steps") is None:
-            self._step += self.model.steps_per_execution
-        else:
-            self._step = self._begun + self.params["steps"]
+        self._step += self.model.steps_per_execution
+        if self.params.get("steps") is not None:
+            self._step = min(self._step, self._begun + self.params["steps"])
         self._sample_if_due()
         if len(self.samples) == self._first_sample:
             self._take_sample()
