@@ -65,7 +65,8 @@ class StabilityMonitor(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is out of range; in `fit`, if there is no
-            probe and no optimizer that has something to tell, or no batch.
+            probe and no optimizer has something to tell (LARS without
+            `track_trust_ratios=True` has not), or a probe without batches.
         ImportError: If `tensorboard` is asked for and not installed.
 
     Example:
@@ -174,6 +175,13 @@ class StabilityMonitor(keras.callbacks.Callback):
                 )
             measures = self._probe.measure().items()
             figures.update((f"probe/{key}", value) for key, value in measures)
+        if not figures:
+            raise ValueError(
+                "The optimizer keeps no figures: make it with "
+                "track_trust_ratios=True, or pass "
+                "StabilityMonitor(probe=(x, y)). Received: optimizer "
+                f"{self.model.optimizer.name!r}"
+            )
         figures.update(_noise_scales(figures))
         row = {"step": self._step, "epoch": self._epoch, **figures}
         self.samples.append(row)
