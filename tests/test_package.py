@@ -26,6 +26,7 @@ def test_public_names():
         "batch_norm",
         "batches",
         "callbacks",
+        "diagnostics",
         "gradients",
         "keras_internals",
         "nesting",
@@ -51,6 +52,7 @@ def test_public_names():
         "PastExtraGradient",
         "RAPP",
         "SAM",
+        "StabilityMonitor",
         "StartBoostAtLoss",
         "ScheduleFree",
         "SwapSlowWeights",
@@ -61,12 +63,18 @@ def test_public_names():
         "WarmupPolynomial",
         "WeightAveraging",
         "averaged_weights",
+        "compare_scores",
         "constraints",
         "export_averaged",
         "install",
+        "loss_landscape",
         "min_norm_weights",
+        "plot_loss_landscape",
         "reestimate_batch_norm",
         "register_layer_rule",
+        "seeds_needed",
+        "stability_report",
+        "sharpness",
         "uninstall",
     }
     assert re.fullmatch(r"\d+\.\d+\.\d+", keras_stab.__version__)
@@ -130,10 +138,13 @@ def test_the_public_things_have_an_example():
         keras_stab.RAPP,
         keras_stab.SAM,
         keras_stab.ScheduleFree,
+        keras_stab.StabilityMonitor,
         keras_stab.TVLARS,
         keras_stab.WeightAveraging,
+        keras_stab.loss_landscape,
         keras_stab.min_norm_weights,
         keras_stab.reestimate_batch_norm,
+        keras_stab.sharpness,
     ):
         assert ">>>" in thing.__doc__
         for heading in ("Args:", "Departures from the paper:", "References:"):

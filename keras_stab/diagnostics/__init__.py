@@ -1,0 +1,1 @@
+"""What happened in training, and whether a method helped."""
