@@ -16,7 +16,8 @@ import keras_stab
 
 ROWS = pytest.mark.parametrize("row", contract.parameters(contract.ROWS))
 WHOLE_ROWS = pytest.mark.parametrize(
-    "row", contract.parameters(r for r in contract.ROWS if not r.nested)
+    "row",
+    contract.parameters((r for r in contract.ROWS if not r.nested), whole=True),
 )
 WRAPPERS = pytest.mark.parametrize(
     "row", contract.parameters(r for r in contract.ROWS if r.wraps)
