@@ -20,7 +20,8 @@ class Player:
         loss: The player's loss. Called as `loss(batch, training)` with what
             `fit` was given (`x`, or `(x, y)`, or `(x, y, sample_weight)`), it
             returns a scalar. With a parameter named `game` it is called as
-            `loss(batch, training, game=game)`.
+            `loss(batch, training, game=game)`. Regularizers of the player's
+            weights are added to what it descends on, not to the log.
         sense: `"min"` or `"max"`: whether the player wants the loss small or
             large. Logs show the loss as it is. Defaults to `"min"`.
         weight: Float above 0, by which the loss is multiplied in the joint
