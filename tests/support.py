@@ -166,8 +166,8 @@ backends. "refused": a clear error says what to do instead, and a test sees
 it. "not in Keras": Keras itself has it not on that backend.
 
 A wrapper was tested around SGD, SGD with momentum, AdamW or LAMB, as the
-check has it; `GRAIN-K` has K groups. How to choose: [How to choose a
-method](how_to_choose.md).
+check has it; `GRAIN-K` has K groups. [How to choose a
+method](how_to_choose.md) tells what each is for.
 
 {features}
 

@@ -1,7 +1,10 @@
 """The pages of `guides/`: complete, linked, and with figures that were read."""
 
 import inspect
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import contract
@@ -93,30 +96,81 @@ def test_figures_of_a_card_are_those_of_the_benchmarks(card):
         assert any(figure in result for result in results), figure
 
 
-def test_the_table_of_what_was_tested():
+def make_records():
+    rows = {"A": dict.fromkeys(support.COLUMNS, "passed"), "B-2": {}}
+    return {
+        backend: {"backend": backend, "keras": "3", "rows": rows}
+        for backend in support.BACKENDS
+    }
+
+
+def test_the_page_of_what_was_tested(tmp_path):
+    """Every cell is filled; one without a test stops the command."""
+    records = make_records()
+    paths = [tmp_path / f"{backend}.json" for backend in records]
+
+    def join():
+        for path, record in zip(paths, records.values()):
+            path.write_text(json.dumps(record))
+        output = tmp_path / "page.md"
+        support.main([*map(str, paths), "--output", str(output)])
+        return output.read_text()
+
+    with pytest.raises(SystemExit, match="untested"):
+        join()
+    for record in records.values():
+        record["rows"]["B-2"] = {
+            **record["rows"]["A"],
+            "accumulation": "refused",
+        }
+    for part in join().split("## Callbacks"):
+        lines = [line for line in part.splitlines() if line.startswith("|")]
+        cells = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in lines
+        ]
+        assert [line[0] for line in cells[2:]] == ["`A`", "`B-2`"]
+        assert {len(line) for line in cells} == {len(cells[0])}
+        assert all(cell for line in cells for cell in line)
+    assert "| refused |" in join()
+    paths.pop()
+    with pytest.raises(SystemExit):
+        join()
+
+
+def test_the_page_names_every_method_and_no_gap():
     text = (GUIDES / "support.md").read_text()
     for bad in ("untested", "failed"):
         assert support.OUTCOMES[bad] not in text
-    features, callbacks = text.split("## Callbacks")
     rows = [
         row.name
         for row in contract.ROWS
         if not row.nested
         and not any(helper in row.name for helper in support.HELPERS)
     ]
-    columns = [c for c in support.COLUMNS if support.CALLBACKS[0] not in c]
-    assert len(columns) == len(support.COLUMNS) - 1
-    for part in (features, callbacks):
-        lines = [line for line in part.splitlines() if line.startswith("|")]
-        cells = [
-            [cell.strip() for cell in line.strip("|").split("|")]
-            for line in lines
-        ]
+    for part in text.split("## Callbacks"):
         # Run `make support` after a change of the rows.
-        assert [line[0].strip("`") for line in cells[2:]] == rows
-        assert {len(line) for line in cells} == {len(cells[0])}
-        assert all(cell for line in cells for cell in line)
-        assert set(cells[0][1:]) <= set(support.COLUMNS)
+        listed = re.findall(r"^\| `([^`]+)` \|", part, re.M)
+        assert listed == rows
+
+
+@pytest.mark.slow
+def test_outcomes_of_a_session_are_recorded(tmp_path):
+    """Through pytest itself, also from other processes."""
+    record = tmp_path / "record.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/test_contract.py", "-n", "1"]
+        + ["-k", "config_round_trip and LARS and sgd"]
+        + [f"--record-support={record}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    rows = json.loads(record.read_text())["rows"]
+    assert rows == {
+        name: {"save and resume": "passed"} for name in ("LARS", "TVLARS")
+    }
 
 
 def test_a_cell_is_the_worst_outcome():
