@@ -591,6 +591,25 @@ def each_sum(tensors, others, factor=1.0):
     ]
 
 
+def assign_sum(optimizer, variables, tensors, others, factor):
+    """`assign_each` of `each_sum`, without a copy where that can be.
+
+    The tensors may be the values of the variables themselves.
+    """
+    in_place = BACKEND == "torch" and all(
+        v.value.dtype == t.dtype == other.dtype and t.device.type == "cpu"
+        for v, t, other in zip(variables, tensors, others)
+    )
+    if not in_place:
+        sums = each_sum(tensors, others, factor)
+        assign_each(optimizer, variables, sums)
+        return
+    factor = float(factor)
+    with torch.no_grad():
+        for variable, tensor, other in zip(variables, tensors, others):
+            torch.add(tensor, other, alpha=factor, out=variable.value)
+
+
 def each_product(tensors, factors):
     """`factor * tensor`.
 

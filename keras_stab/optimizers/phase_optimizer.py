@@ -128,6 +128,10 @@ class PhaseOptimizer(
             for i, tensor in zip(indices, tensors)
         ]
 
+    def is_free(self, indices):
+        """Whether none of these variables has an operator."""
+        return all(self._operators[i] is None for i in indices)
+
     # ---- Evaluation, saving -----------------------------------------------
 
     def at_rest(self):

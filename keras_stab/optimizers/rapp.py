@@ -141,25 +141,34 @@ class RAPP(PhaseOptimizer):
             lambda: self._feasible_at_first(indices, values),
             lambda: autodiff.each_value(slots),
         )
+        last = phase == self.inner_steps - 1
+        rate = self._step_size.value
+        # Of the last step too the anchors need not be kept: they are the
+        # weights that the next cycle starts from.
+        autodiff.assign_each(self, slots, anchors)
+        if not self.track_diagnostics and self.is_free(indices):
+            part = keras.ops.where(last, self.relaxation, 1.0)
+            part = keras.ops.cast(part, rate.dtype)
+            autodiff.assign_sum(
+                self, variables, anchors, gradients, -rate * part
+            )
+            return
         points = self.proximal_points(
-            indices,
-            autodiff.each_sum(anchors, gradients, -self._step_size.value),
+            indices, autodiff.each_sum(anchors, gradients, -rate)
         )
         if self.track_diagnostics:
             self._track(phase == 0, values, points)
-
-        def relaxed():
-            if self.relaxation == 1.0:
-                return points
-            return autodiff.each_between(anchors, points, self.relaxation)
-
         ends = autodiff.choose(
-            phase == self.inner_steps - 1,
-            lambda: 2 * relaxed(),
-            lambda: [*anchors, *points],
+            last,
+            lambda: self._relaxed(anchors, points),
+            lambda: points,
         )
-        autodiff.assign_each(self, slots, ends[: len(slots)])
-        autodiff.assign_each(self, variables, ends[len(slots) :])
+        autodiff.assign_each(self, variables, ends)
+
+    def _relaxed(self, anchors, points):
+        if self.relaxation == 1.0:
+            return points
+        return autodiff.each_between(anchors, points, self.relaxation)
 
     def _feasible_at_first(self, indices, values):
         """Anchors are feasible points, if the initial weights are not."""
