@@ -22,7 +22,9 @@ class StabilityMonitor(keras.callbacks.Callback):
     rate, $|d| / |\bar g|$, solver gap; SAM for the rise of the loss; IRE for
     its flat fraction and the churn of its mask; LARS, LAMB and TVLARS made
     with `track_trust_ratios=True` for the ratio of every layer;
-    `WeightAveraging` for the distance of the weights from their average. An
+    `WeightAveraging` for the distance of the weights from their average;
+    Lookahead, RAPP and the extragradient family for their phase and the
+    distance from their anchor. An
     optimizer of your own joins with a method `stability_metrics()` that
     returns a dict of numbers, scalar tensors or variables, or lists and dicts
     of them; it is called only when a sample is taken.
