@@ -2,6 +2,9 @@
 # make test       install everything and run the suite on the three backends
 # make test-all   the same with the slow tests
 # make benchmark  step times against the stock Keras step
+# make docs       the site with all pages and the reference, in build/docs
+# make guides     every guide in full; DATA=folder with the data sets
+# make support    guides/support.md from the contract suite, slow rows too
 # KERAS_BACKEND=torch make demo   picks the backend (jax, tensorflow, torch)
 
 PYTHON ?= python3
@@ -12,21 +15,26 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Two processes; more gain nothing where the backends use every core. By file:
 # the tests of one may share what takes long to make.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Each guide and the data that it wants, below the folder `DATA`.
+GUIDES := demo averaging:fashion_mnist flat_minima:fashion_mnist \
+  large_batch:fashion_mnist faster_pretraining:tinyshakespeare/input.txt \
+  fine_tuning:glue/SST-2 did_it_help:fashion_mnist min_max \
+  gan:fashion_mnist pictures
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: demo test test-all benchmark lint clean
+.PHONY: demo test test-all benchmark docs guides support lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo-$(DEMO_BACKEND)
 	KERAS_BACKEND=$(DEMO_BACKEND) $(BIN)/python guides/demo.py
 
-test: .venv/test lint
+test: .venv/test lint docs
 	@set -e; for backend in $(BACKENDS); do \
 	  echo "== $$backend"; \
 	  KERAS_BACKEND=$$backend $(PYTEST) -m "not slow"; \
 	done
 
-test-all: .venv/test lint
+test-all: .venv/test lint docs
 	@set -e; for backend in $(BACKENDS); do \
 	  echo "== $$backend"; \
 	  HYPOTHESIS_PROFILE=search KERAS_BACKEND=$$backend $(PYTEST); \
@@ -34,6 +42,29 @@ test-all: .venv/test lint
 
 benchmark: .venv/test
 	$(BIN)/python benchmarks/step_time.py
+
+docs: .venv/test
+	$(BIN)/python docs/build.py
+
+guides: .venv/test
+	@test -d "$(DATA)" || { echo "make guides DATA=folder, with the data sets" \
+	  "in folders of their names: $(GUIDES)"; exit 1; }
+	mkdir -p build/guides
+	@set -e; cd build/guides; for guide in $(GUIDES); do \
+	  name=$${guide%%:*}; data=$${guide#$$name}; echo "== $$name"; \
+	  KERAS_BACKEND=$(DEMO_BACKEND) ../../$(BIN)/python \
+	    ../../guides/$$name.py \
+	    $${data:+--data "$(abspath $(DATA))/$${data#:}"}; \
+	done
+
+support: .venv/test
+	@set -e; for backend in $(BACKENDS); do \
+	  echo "== $$backend"; \
+	  KERAS_BACKEND=$$backend $(PYTEST) tests/test_contract.py \
+	    --record-support=build/support/$$backend.json; \
+	done
+	$(BIN)/python tests/support.py build/support/*.json \
+	  --output guides/support.md
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -53,7 +84,7 @@ lint: .venv/test
 
 .venv/test: .venv/python pyproject.toml constraints.txt
 	@echo "Installing keras_stab and the three backends"
-	$(INSTALL) --editable ".[tensorflow,jax,torch,demo,test]"
+	$(INSTALL) --editable ".[tensorflow,jax,torch,demo,docs,test]"
 	touch $@
 
 clean:

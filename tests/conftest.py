@@ -40,6 +40,9 @@ if keras.backend.backend() == "tensorflow":
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+from support import pytest_addoption  # noqa: E402,F401
+from support import pytest_collection_modifyitems  # noqa: E402,F401
+from support import pytest_configure  # noqa: E402,F401
 
 # The same examples every time, so that a failure is one of the change that
 # was made; `HYPOTHESIS_PROFILE=search` looks for new ones (make test-all).

@@ -234,7 +234,7 @@ class Row:
     period: int = 1
     accumulates: bool = True
     # Whether it is a wrapper, not an optimizer in its own right: that one
-    # takes no more than the learning rate from `inner`.
+    # takes learning rate and accumulation from `inner`, no more.
     wraps: bool = True
     # Whether its parts have rows of their own: then its mathematics and its
     # state are tested, and no more.
@@ -243,8 +243,10 @@ class Row:
     drops_nan: bool = True
     # Whether the inner optimizer may average weights by itself.
     averages: bool = True
-    # Whether its tests run with the slow ones.
+    # Whether its tests run with the slow ones; or only those that a nested
+    # row does not have.
     slow: bool = False
+    slow_whole: bool = False
     # Weights w, all equal, after a step of rate 0.1 for the loss `sum(a b)`,
     # of twice ten weights; None for a row that refuses a loss of that kind,
     # or whose steps are not alike.
@@ -274,9 +276,16 @@ def _alone(kind, **arguments):
     def build(inner):
         inner = keras.optimizers.get(inner)
         rate = float(keras.ops.convert_to_numpy(inner.learning_rate))
-        return kind(rate, **arguments)
+        steps = inner.gradient_accumulation_steps
+        return kind(rate, gradient_accumulation_steps=steps, **arguments)
 
     return build
+
+
+def _schedule_free(learning_rate, **arguments):
+    return keras_stab.ScheduleFree(
+        keras.optimizers.SGD(learning_rate, **arguments)
+    )
 
 
 ROWS = [
@@ -409,6 +418,7 @@ ROWS = [
         rapp_steps(3, 0.5),
         accumulates=False,
         wraps=False,
+        slow_whole=True,
     ),
     Row(
         "CEGPlus",
@@ -461,7 +471,7 @@ ROWS = [
     ),
     Row(
         "ScheduleFree",
-        _alone(keras_stab.ScheduleFree.sgd),
+        _alone(_schedule_free),
         schedule_free_steps,
         accumulates=False,
         wraps=False,
@@ -486,15 +496,21 @@ RESUMED = [(row, "adamw") for row in ROWS] + [
 ]
 
 
-def parameters(rows):
-    """The rows, or tuples of a row and strings, for `parametrize`."""
+def parameters(rows, whole=False):
+    """The rows, or tuples of a row and strings, for `parametrize`.
+
+    Args:
+        whole: Whether the test is one that nested rows do not have.
+    """
     rows = [row if isinstance(row, tuple) else (row,) for row in rows]
     return [
         pytest.param(
             row,
             *rest,
             id="-".join([row.name, *rest]),
-            marks=pytest.mark.slow if row.slow else (),
+            marks=pytest.mark.slow
+            if row.slow or (whole and row.slow_whole)
+            else (),
         )
         for row, *rest in rows
     ]

@@ -1,6 +1,7 @@
 """What every optimizer and nesting must honour, on every backend."""
 
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import keras_stab
 
 ROWS = pytest.mark.parametrize("row", contract.parameters(contract.ROWS))
 WHOLE_ROWS = pytest.mark.parametrize(
-    "row", contract.parameters(r for r in contract.ROWS if not r.nested)
+    "row",
+    contract.parameters((r for r in contract.ROWS if not r.nested), whole=True),
 )
 WRAPPERS = pytest.mark.parametrize(
     "row", contract.parameters(r for r in contract.ROWS if r.wraps)
@@ -124,15 +126,16 @@ class Bilinear(keras.Model):
 
 @pytest.mark.parametrize(
     "row",
-    [
-        row
-        for row in contract.ROWS
-        # GRAIN-1 is the inner optimizer, with this too; only TensorFlow runs
-        # the assignments of a step in an order of its own.
-        if row.wraps and row.bilinear is not None and row.name != "GRAIN-1"
-        if row.name == "Transparent" or not JAX_OR_TORCH
-    ],
-    ids=lambda r: r.name,
+    contract.parameters(
+        [
+            row
+            for row in contract.ROWS
+            # GRAIN-1 is the inner optimizer, with this too; only TensorFlow
+            # runs the assignments of a step in an order of its own.
+            if row.wraps and row.bilinear is not None and row.name != "GRAIN-1"
+            if row.name == "Transparent" or not JAX_OR_TORCH
+        ]
+    ),
 )
 def test_no_assignment_overtakes_a_gradient(row):
     """TensorFlow's stock step in graph mode is wrong here, most times."""
@@ -244,8 +247,9 @@ def test_weights_move_once_a_period(row):
 
 @pytest.mark.parametrize(
     "row",
-    [row for row in contract.ROWS if row.accumulates and row.reference],
-    ids=lambda r: r.name,
+    contract.parameters(
+        row for row in contract.ROWS if row.accumulates and row.reference
+    ),
 )
 def test_gradient_accumulation_of_the_inner_optimizer(row):
     """Four batches at the same weights make one step of their mean."""
@@ -270,6 +274,83 @@ def test_gradient_accumulation_of_the_inner_optimizer(row):
         for actual, wanted in zip(model.get_weights(), expected):
             np.testing.assert_allclose(actual, wanted, atol=2e-6, rtol=1e-5)
     assert int(model.optimizer.iterations) == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    contract.parameters(
+        [
+            row
+            for row in contract.ROWS
+            if not (row.nested or (row.accumulates and row.reference))
+        ]
+    ),
+)
+def test_gradient_accumulation_in_windows(row, record_property):
+    """Four batches move the weights as their union does, at the fourth."""
+    inner = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
+    if row.period > 1:
+        with pytest.raises(ValueError, match="gradient_accumulation_steps"):
+            row.build(inner)
+        record_property("support", "refused")
+        return
+    batches, kernel, bias = regression(rows=(12,) * 8)
+    batches = [[a.astype("float32") for a in batch] for batch in batches]
+    model = linear_model(row.build(inner), kernel, bias)
+    whole = linear_model(row.build(keras.optimizers.SGD(0.1)), kernel, bias)
+    for window in (batches[:4], batches[4:]):
+        for batch in window[:3]:
+            before = model.get_weights()
+            model.train_on_batch(*batch)
+            contract.assert_same_bits(before, model.get_weights())
+        model.train_on_batch(*window[3])
+        assert not np.array_equal(before[0], model.get_weights()[0])
+        if row.reference is None:
+            continue  # it draws labels of the last batch, not of the union
+        whole.train_on_batch(*[np.concatenate(parts) for parts in zip(*window)])
+        for actual, wanted in zip(model.get_weights(), whole.get_weights()):
+            np.testing.assert_allclose(actual, wanted, atol=2e-6, rtol=1e-5)
+    assert int(model.optimizer.iterations) == 2
+
+
+# ---- Several devices ------------------------------------------------------
+
+DEVICE_BATCHES = (12, 12, 12)
+
+if keras.backend.backend() == "jax":
+
+    @pytest.fixture(scope="module")
+    def on_two_devices(tmp_path_factory):
+        path = tmp_path_factory.mktemp("devices") / "weights.npz"
+        worker = Path(__file__).parent / "workers" / "data_parallel.py"
+        # Compiling takes most of the time of so small a model.
+        flags = "--xla_force_host_platform_device_count=2"
+        flags += " --xla_backend_optimization_level=0"
+        done = subprocess.run(
+            [sys.executable, str(worker), str(path)],
+            env={**os.environ, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        with np.load(path) as arrays:
+            return dict(arrays)
+
+    @WHOLE_ROWS
+    def test_data_parallel(row, on_two_devices):
+        batches, kernel, bias = regression(DEVICE_BATCHES)
+        if row.reference is not None:
+            problem = reference.LinearRegression(kernel, bias)
+            *_, wanted = row.reference(problem, batches, 0.1)
+        else:
+            optimizer = row.build(keras.optimizers.SGD(0.1))
+            model = linear_model(optimizer, kernel, bias)
+            for batch in batches:
+                model.train_on_batch(*[a.astype("float32") for a in batch])
+            wanted = model.get_weights()
+        for i, weights in enumerate(wanted):
+            actual = on_two_devices[f"{row.name}/{i}"]
+            np.testing.assert_allclose(actual, weights, atol=2e-6, rtol=1e-5)
 
 
 # ---- Precision ------------------------------------------------------------
@@ -364,7 +445,7 @@ def test_no_retrace_after_the_second_step(row, jit_compile):
 
 
 @WHOLE_ROWS
-def test_ways_to_execute_agree(row):
+def test_ways_to_execute_agree(row, record_property):
     """Step by step, compiled, and several steps in one call."""
     x, y = contract.data(4)
     # XLA draws other random numbers than eager TensorFlow: no dropout, and no
@@ -373,6 +454,8 @@ def test_ways_to_execute_agree(row):
     ways = [{"run_eagerly": True}, {"jit_compile": jit}]
     if SEVERAL_STEPS:
         ways.append({"jit_compile": jit, "steps_per_execution": 2})
+    else:
+        record_property("support", {"`steps_per_execution`": "absent"})
     results = []
     for arguments in ways:
         model = contract.compiled(

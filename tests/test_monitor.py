@@ -166,6 +166,32 @@ def test_flat_masks_and_what_an_optimizer_of_ones_own_tells():
     }
 
 
+TWO_SETS = {
+    "lookahead": keras_stab.Lookahead(keras.optimizers.SGD(1.0), 2),
+    "rapp": keras_stab.RAPP(1.0, inner_steps=2, track_diagnostics=True),
+    "extragradient": keras_stab.ExtraGradient(keras.optimizers.SGD(1.0)),
+}
+
+
+@pytest.mark.parametrize("name", TWO_SETS)
+def test_methods_with_anchors_tell_how_far_they_are(name):
+    optimizer = TWO_SETS[name]
+    nothing = {"distance": 0.0, "phase": 0.0}
+    if name != "rapp":
+        found = method_figures(optimizer)
+        assert found == {f"{name}/{key}": v for key, v in nothing.items()}
+    w = keras.Variable([3.0, 4.0])
+    optimizer.apply([keras.ops.convert_to_tensor([-3.0, -4.0])], [w])
+    found = method_figures(optimizer)
+    assert found[f"{name}/distance"] == pytest.approx(0.5)  # from 5 to 10
+    assert found[f"{name}/phase"] == 1
+    if name == "rapp":
+        assert found["rapp/residual"] == pytest.approx(5.0)
+    optimizer.apply([keras.ops.convert_to_tensor([-3.0, -4.0])], [w])
+    found = method_figures(optimizer)
+    assert found[f"{name}/distance"] == found[f"{name}/phase"] == 0
+
+
 def test_noise_scale_of_simulated_gradients():
     """Row i has the gradient x_i: every figure is known."""
     random = np.random.default_rng(0)
@@ -269,3 +295,41 @@ def test_nothing_to_look_at():
         fit(model, keras_stab.StabilityMonitor())
     with pytest.raises(ValueError, match="`probe` holds no batches"):
         fit(model, keras_stab.StabilityMonitor(probe=[]))
+    model = network(keras_stab.LARS(0.1))
+    model.optimizer.build(model.trainable_variables)
+    monitor = keras_stab.StabilityMonitor()
+    monitor.set_model(model)
+    monitor.set_params({"steps": 5})
+    monitor.on_train_begin()
+    monitor.on_epoch_begin(0)
+    with pytest.raises(ValueError, match="track_trust_ratios=True"):
+        monitor.on_epoch_end(0)
+
+
+def test_nothing_is_read_between_samples():
+    """Keras reads the loss after each batch for those who ask to see it."""
+    stock = keras.callbacks.Callback
+    for name in ("on_train_batch_end", "on_batch_end"):
+        assert getattr(keras_stab.StabilityMonitor, name) is getattr(
+            stock, name
+        )
+
+    class Asked(keras.optimizers.SGD):
+        times = 0
+
+        def stability_metrics(self):
+            Asked.times += 1
+            return {"times": Asked.times}
+
+    monitor = keras_stab.StabilityMonitor(every=3)
+    monitor.set_model(network(Asked(0.1)))
+    monitor.set_params({"steps": 10})
+    monitor.on_train_begin()
+    monitor.on_epoch_begin(0)
+    for batch in range(10):
+        monitor.on_train_batch_begin(batch)
+        monitor.on_train_batch_end(batch)
+    logs = {}
+    monitor.on_epoch_end(0, logs)
+    assert [s["step"] for s in monitor.samples] == [3, 6, 9]
+    assert Asked.times == 3 and logs == {"asked/times": 2.0}

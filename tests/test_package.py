@@ -17,7 +17,7 @@ MODULES = [
     module.name
     for module in pkgutil.walk_packages(keras_stab.__path__, "keras_stab.")
 ]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "guides").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "guides").rglob("*.md"))]
 
 
 def test_public_names():
@@ -159,7 +159,7 @@ def test_the_public_things_have_an_example():
 def test_snippets_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
-    assert snippets
+    assert snippets or page.stem == "support"
     scope = {"__name__": "page"}
     for snippet in snippets:
         exec(compile(snippet, page.name, "exec"), scope)

@@ -381,6 +381,41 @@ def test_layers_of_many_kinds(recurrent):
     assert again._functions is not whole._functions
 
 
+class Cube(layers.Layer):
+    """With a gradient of its own."""
+
+    def call(self, inputs):
+        @keras.ops.custom_gradient
+        def cube(x):
+            def gradient(*args, upstream=None):
+                (upstream,) = args if upstream is None else (upstream,)
+                return 3.0 * x**2 * upstream
+
+            return x**3, gradient
+
+        return cube(inputs)
+
+
+def test_half_precision_warns_and_gradients_of_ones_own_work():
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            layers.Dense(1, use_bias=False, kernel_initializer="ones"),
+            Cube(),
+        ]
+    )
+    data = (np.ones((2, 1), "float32"), np.zeros((2, 1), "float32"))
+    # L = w^6
+    found = keras_stab.sharpness(
+        model, data, "mse", measures="eigenvalue", verbose=0
+    )
+    assert found.largest_eigenvalue == pytest.approx(30.0, rel=1e-4)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1)])
+    with pytest.warns(UserWarning, match="half precision"):
+        keras_stab.sharpness(model, data, "mse", measures="sam", verbose=0)
+
+
 def test_a_model_is_not_kept_alive():
     model, x, y, _ = quadratic()
     found = weakref.ref(model)

@@ -112,7 +112,7 @@ class DatasetLoss:
         """The loss there, a float.
 
         Args:
-            shift: Flat vector.
+            shift: Vector.
             state: From `state_towards`, or `None` for that of the model.
         """
         return self._mean(self._over_batches("loss", shift, state))

@@ -65,7 +65,8 @@ class StabilityMonitor(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is out of range; in `fit`, if there is no
-            probe and no optimizer that has something to tell, or no batch.
+            probe and no optimizer has something to tell (LARS without
+            `track_trust_ratios=True` has not), or a probe without batches.
         ImportError: If `tensorboard` is asked for and not installed.
 
     Example:
@@ -146,10 +147,9 @@ class StabilityMonitor(keras.callbacks.Callback):
         self._sample_if_due()
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.params.get("steps") is None:
-            self._step += self.model.steps_per_execution
-        else:
-            self._step = self._begun + self.params["steps"]
+        self._step += self.model.steps_per_execution
+        if self.params.get("steps") is not None:
+            self._step = min(self._step, self._begun + self.params["steps"])
         self._sample_if_due()
         if len(self.samples) == self._first_sample:
             self._take_sample()
@@ -175,6 +175,13 @@ class StabilityMonitor(keras.callbacks.Callback):
                 )
             measures = self._probe.measure().items()
             figures.update((f"probe/{key}", value) for key, value in measures)
+        if not figures:
+            raise ValueError(
+                "The optimizer keeps no figures: make it with "
+                "track_trust_ratios=True, or pass "
+                "StabilityMonitor(probe=(x, y)). Received: optimizer "
+                f"{self.model.optimizer.name!r}"
+            )
         figures.update(_noise_scales(figures))
         row = {"step": self._step, "epoch": self._epoch, **figures}
         self.samples.append(row)

@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_stab import keras_internals
 from keras_stab.diagnostics.dataset_loss import DatasetLoss
 from keras_stab.diagnostics.layers import variables_of_layers
 from keras_stab.diagnostics.sharpness_figures import Sharpness
@@ -131,6 +132,7 @@ def sharpness(
     checked_count("seed", seed, 0)
     whole = DatasetLoss(model, data, loss, training, steps, batch_size)
     parts = variables_of_layers(model, layers, whole.variables)
+    _warn_of_half_precision(model)
     bar = _Bar(whole, verbose)
     here, gradient = whole.with_gradient(whole.zeros())
     bar.update()
@@ -144,8 +146,10 @@ def sharpness(
     if "trace" in measures:
         _measure_trace(whole, probe, trace_products, result, parts, known, bar)
     for name, own in [(None, result), *result.layers.items()]:
-        variables = whole.variables if name is None else parts[name]
-        only = functools.partial(whole.vectors.times, whole.mask(variables))
+        only = _unchanged
+        if name is not None:
+            mask = whole.mask(parts[name])
+            only = functools.partial(whole.vectors.times, mask)
         start = only(whole.random(keras.random.normal, _seed(seed, 0)))
         if "eigenvalue" in measures:
             _measure_eigenvalue(
@@ -159,6 +163,10 @@ def sharpness(
     result.passes = whole.passes
     bar.close()
     return result
+
+
+def _unchanged(vector):
+    return vector
 
 
 def _start(whole, here, gradient, sizes):
@@ -219,7 +227,7 @@ def _check_convergence(own, name, tolerance):
 
 def _measure_sam(whole, only, gradient, start, rho, steps, own, bar):
     uphill = only(gradient)
-    if not own.gradient_norm > 0.0:
+    if own.gradient_norm == 0.0:
         uphill = start
     shift = whole.vectors.scaled(rho / whole.vectors.norm(uphill), uphill)
     rises = []
@@ -230,7 +238,8 @@ def _measure_sam(whole, only, gradient, start, rho, steps, own, bar):
         _check_finite("The loss on the way up", there)
         uphill = only(uphill)
         size = whole.vectors.norm(uphill)
-        if not size > 0.0:
+        _check_finite("The gradient on the way up", size)
+        if size == 0.0:
             break
         shift = whole.vectors.scaled(rho / size, uphill)
     own.sam_first_order = rises[0] if own.gradient_norm > 0.0 else 0.0
@@ -270,6 +279,18 @@ class _Bar:
     def close(self):
         if self._bar is not None:
             self._bar.update(self._whole.passes, finalize=True)
+
+
+def _warn_of_half_precision(model):
+    for layer in [model, *keras_internals.all_layers(model)]:
+        if layer.compute_dtype in ("float16", "bfloat16"):
+            warnings.warn(
+                "Second derivatives in half precision are rounded by a percent "
+                "or more. Measure a float32 copy of the model. Received: layer "
+                f"{layer.name!r} that computes in {layer.compute_dtype}",
+                stacklevel=3,
+            )
+            return
 
 
 def _checked_measures(measures):

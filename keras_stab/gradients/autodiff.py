@@ -273,7 +273,14 @@ def hessian_vector_product(function, values, vectors):
     on a value.
     """
     if BACKEND == "jax":
-        return jax.jvp(jax.grad(function), (values,), (vectors,))[1]
+        gradient = jax.grad(function)
+        try:
+            return jax.jvp(gradient, (values,), (vectors,))[1]
+        except TypeError as error:
+            if "custom_vjp" not in str(error):
+                raise
+            # A layer brings a gradient of its own, which has no forward mode.
+            return jax.vjp(gradient, values)[1](vectors)[0]
     if BACKEND == "tensorflow":
         with (
             _moments_of_second_order(),

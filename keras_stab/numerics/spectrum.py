@@ -81,8 +81,7 @@ def trace(product, vectors, parts, probe, products):
     def without(basis, vector):
         # Twice: the first time leaves rounding errors behind.
         for other in [*basis, *basis]:
-            part = vectors.inner(vector, other)
-            vector = vectors.plus(vector, -part, other)
+            vector = vectors.without(vector, other)
         return vector
 
     basis = []

@@ -16,6 +16,7 @@ class Vectors:
         self._plus = compiled(_plus)
         self._scaled = compiled(_scaled)
         self._times = compiled(_times)
+        self._without = compiled(_without)
         self._three_terms = compiled(_three_terms)
 
     def inner(self, left, right):
@@ -33,6 +34,10 @@ class Vectors:
     def scaled(self, factor, vector):
         """`factor * vector` for a float."""
         return self._scaled(_as_tensor(factor, vector), vector)
+
+    def without(self, vector, other):
+        """The vector less its part along the unit vector `other`."""
+        return self._without(vector, other)
 
     def three_terms(self, following, beta, before, vector):
         """One step of Lanczos, with one read.
@@ -73,6 +78,10 @@ def _scaled(factor, vector):
 
 def _times(left, right):
     return [a * b for a, b in zip(left, right)]
+
+
+def _without(vector, other):
+    return _plus(vector, -_inner(vector, other), other)
 
 
 def _three_terms(following, beta, before, vector):

@@ -228,6 +228,14 @@ class Lookahead(IterateMethod):
                 )
         return values
 
+    def stability_metrics(self):
+        """For `StabilityMonitor`: the distance of fast and slow weights.
+
+        `phase` counts the updates since the last synchronisation.
+        """
+        phase = autodiff.read(self._position) if self.built else 0
+        return {"distance": self.distance(), "phase": phase}
+
     def get_config(self):
         config = super().get_config()
         config.update(

@@ -134,6 +134,11 @@ class PhaseOptimizer(
         """Whether a step has just ended; read from the device."""
         return self.updates % self.evaluations_per_step == 0
 
+    def stability_metrics(self):
+        """For `StabilityMonitor`: how far the weights are from the anchor."""
+        phase = self.updates % self.evaluations_per_step
+        return {"distance": self.distance(), "phase": phase}
+
     def load_own_variables(self, store):
         # Keras counts the entries, and what is set aside is among them.
         own = {k: store[k] for k in store.keys() if k.isdigit()}

@@ -225,6 +225,11 @@ class RAPP(PhaseOptimizer):
             return [None] * len(self._known())
         return [None if a is None else a.value for a in self._anchors]
 
+    def stability_metrics(self):
+        """For `StabilityMonitor`: also `diagnostics()`, if they are tracked."""
+        more = self.diagnostics() if self.track_diagnostics else {}
+        return {**super().stability_metrics(), **more}
+
     def get_config(self):
         config = super().get_config()
         config.update(

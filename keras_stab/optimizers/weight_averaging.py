@@ -8,7 +8,6 @@ from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
-from keras_stab.numerics.ascent import global_norm
 from keras_stab.optimizers.arguments import checked_count
 from keras_stab.optimizers.arguments import checked_number
 from keras_stab.optimizers.averaging_rules import checked_rule
@@ -267,25 +266,7 @@ class WeightAveraging(IterateMethod):
         `distance` is $|w - a| / |w|$ for the trained weights w, 0 before the
         first average; `averaged` how many weights were averaged.
         """
-        averaged = self.averaged
-        if not averaged:
-            return {"averaged": 0, "distance": 0.0}
-        aside = (
-            self._aside.weights if self.swapped else [None] * len(self._slots)
-        )
-        variables = keras_internals.built_variables(self)
-        pairs = []
-        for variable, average, value in zip(variables, self._slots, aside):
-            if average is not None:
-                value = autodiff.read(variable) if value is None else value
-                value = keras.ops.cast(value, average.dtype)
-                pairs.append((value, autodiff.read(average)))
-        distance = global_norm([w - a for w, a in pairs])
-        size = global_norm([w for w, _ in pairs])
-        return {
-            "averaged": averaged,
-            "distance": distance / keras.ops.maximum(size, 1e-30),
-        }
+        return {"averaged": self.averaged, "distance": self.distance()}
 
     def evaluation_values(self):
         return [None if s is None else s.value for s in self._slots]

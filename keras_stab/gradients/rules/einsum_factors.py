@@ -94,8 +94,12 @@ def einsum_lora(equation, a, b, inputs, gradient, count_tokens):
     middle = keras.ops.einsum(
         f"{group}{source},{kernel[:-1]}{rank}->{group}{narrow}", inputs, a
     )
+    # Under a loss scale gradients are float32 and what enters is not; on
+    # PyTorch an einsum does not bring two types together by itself.
     back = keras.ops.einsum(
-        f"{group}{target},{rank}{last}->{group}{narrow}", gradient, b
+        f"{group}{target},{rank}{last}->{group}{narrow}",
+        gradient,
+        keras.ops.cast(b, gradient.dtype),
     )
     products = (
         einsum_product(first, a.shape, inputs, back, count_tokens),

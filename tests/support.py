@@ -1,0 +1,217 @@
+"""What was tested of which method: recorded by pytest, joined to a page.
+
+    pytest tests/test_contract.py --record-support=build/support/jax.json
+    python tests/support.py build/support/*.json --output guides/support.md
+
+`make support` does both, on every backend, slow rows included. A cell of the
+page is the worst outcome of all checks of the contract suite behind it.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+
+# Title of a column: the checks behind it, as patterns of the tests' names.
+COLUMNS = {
+    "`fit`, compiled as eager": "test_ways_to_execute_agree|test_golden_steps",
+    "`mixed_float16`": r"test_mixed_precision\[mixed_float16|"
+    r"test_mixed_precision\[.*-mixed_float16",
+    "`mixed_bfloat16`": r"test_mixed_precision\[(.*-)?mixed_bfloat16",
+    "accumulation": "test_gradient_accumulation",
+    "`steps_per_execution`": "test_ways_to_execute_agree",
+    "frozen layers": "test_frozen_layers_and_variables_without_gradient",
+    "save and resume": "test_resume_in_a_fresh_process|test_two_fits_are_one|"
+    "test_config_round_trip",
+    "`DataParallel` (JAX)": "test_data_parallel",
+}
+CALLBACKS = (
+    "LearningRateScheduler",
+    "ReduceLROnPlateau",
+    "ModelCheckpoint",
+    "EarlyStopping",
+    "BackupAndRestore",
+    "CSVLogger",
+    "TerminateOnNaN",
+)
+COLUMNS |= {f"`{name}`": "test_callbacks" for name in CALLBACKS}
+# Checked on one backend because Keras has it on no other.
+ONLY = {"`DataParallel` (JAX)": ("jax",)}
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+# From the best outcome to the worst.
+OUTCOMES = {
+    "passed": "yes",
+    "absent": "not in Keras",
+    "refused": "refused",
+    "untested": "**untested**",
+    "failed": "**fails**",
+}
+# Rows of the contract table that are no methods of ours.
+HELPERS = ("Transparent", "AskingNothing")
+
+
+def columns_of(name):
+    """Titles of the columns that a test, by its name, stands for."""
+    return [
+        title for title, pattern in COLUMNS.items() if re.match(pattern, name)
+    ]
+
+
+# ---- Recording: hooks of pytest, which conftest.py imports ------------------
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--record-support", help="file for what the contract suite found"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--record-support"):
+        return
+    for item in items:
+        row = getattr(item, "callspec", None)
+        row = row and row.params.get("row")
+        titles = columns_of(item.name)
+        if row is None or not titles or row.nested:
+            continue
+        if not any(helper in row.name for helper in HELPERS):
+            # These travel with the reports of other processes.
+            item.user_properties.append(("row", row.name))
+            item.user_properties.append(("columns", titles))
+
+
+def pytest_configure(config):
+    path = config.getoption("--record-support")
+    # Of several processes the first one hears all reports.
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(path), "support recorder")
+
+
+class Recorder:
+    """Writes the outcome of every method and column of a session."""
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.rows = {}
+
+    def pytest_runtest_logreport(self, report):
+        told = {name: value for name, value in report.user_properties}
+        if "row" not in told or (report.when != "call" and report.passed):
+            return
+        said = told.get("support", "passed")
+        if not report.passed:
+            said = "failed" if report.failed else "untested"
+        cells = self.rows.setdefault(told["row"], {})
+        for title in told["columns"]:
+            # Of one column, or of all columns that the check stands for.
+            one = isinstance(said, dict)
+            outcome = said.get(title, "passed") if one else said
+            cells[title] = worst(cells.get(title, "passed"), outcome)
+
+    def pytest_sessionfinish(self):
+        import keras
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "backend": keras.backend.backend(),
+            "keras": keras.version(),
+            "rows": self.rows,
+        }
+        self.path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+# ---- Joining ---------------------------------------------------------------
+
+
+def worst(*outcomes):
+    return max(outcomes, key=list(OUTCOMES).index)
+
+
+def cell(records, row, title):
+    """What a column says of a row, on all backends."""
+    found = {
+        backend: records[backend]["rows"].get(row, {}).get(title, "untested")
+        for backend in ONLY.get(title, BACKENDS)
+    }
+    if len(set(found.values())) == 1:
+        return OUTCOMES[next(iter(found.values()))]
+    usual = [b for b, outcome in found.items() if outcome == "passed"]
+    words = ["yes"] if usual else []
+    words += [
+        f"{BACKENDS[backend]}: {OUTCOMES[outcome]}"
+        for backend, outcome in found.items()
+        if backend not in usual
+    ]
+    return "; ".join(words)
+
+
+def table(records, titles):
+    rows = dict.fromkeys(
+        row for backend in BACKENDS for row in records[backend]["rows"]
+    )
+    lines = [["method", *titles], ["---"] * (len(titles) + 1)]
+    for row in rows:
+        cells = [cell(records, row, title) for title in titles]
+        lines.append([f"`{row}`", *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+PAGE = """# What was tested
+
+Made from the outcomes of the contract suite (`tests/test_contract.py`) on
+TensorFlow, JAX and PyTorch, Keras {keras}; no cell is written by hand
+(`make support`). "yes": the checks passed on the three
+backends. "refused": a clear error says what to do instead, and a test sees
+it. "not in Keras": Keras itself has it not on that backend.
+
+A wrapper was tested around SGD, SGD with momentum, AdamW or LAMB, as the
+check has it; `GRAIN-K` has K groups. [How to choose a
+method](how_to_choose.md) tells what each is for.
+
+{features}
+
+Several devices: `DataParallel` is Keras's own and works on JAX. What was
+tested under `tf.distribute` and PyTorch's DDP is in
+`tests/test_distribution.py`; the cards of the methods tell the limits.
+
+## Callbacks
+
+{callbacks}
+
+`keras.callbacks.SwapEMAWeights` swaps the averages of an optimizer with
+`use_ema=True`, as it does without keras_stab. For the averages of
+`WeightAveraging` use `keras_stab.AveragedWeights`.
+"""
+
+
+def page(records):
+    callbacks = [f"`{name}`" for name in CALLBACKS]
+    return PAGE.format(
+        keras=records["jax"]["keras"],
+        features=table(records, [t for t in COLUMNS if t not in callbacks]),
+        callbacks=table(records, callbacks),
+    )
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=pathlib.Path, nargs="+")
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    options = parser.parse_args(argv)
+    records = {}
+    for path in options.records:
+        record = json.loads(path.read_text())
+        records[record["backend"]] = record
+    missing = sorted(set(BACKENDS) - set(records))
+    if missing:
+        parser.error(f"there is no record of {', '.join(missing)}")
+    text = page(records)
+    options.output.write_text(text)
+    for bad in ("untested", "failed"):
+        if OUTCOMES[bad] in text:
+            raise SystemExit(f"{options.output}: some cells are {bad}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The pages of `guides/`: complete, linked, and with figures that were read."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import contract
+import keras
+import pytest
+import support
+from scripts import load_script
+
+import keras_stab
+
+ROOT = Path(__file__).parents[1]
+GUIDES = ROOT / "guides"
+CARDS = sorted((GUIDES / "cards").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(GUIDES.rglob("*.md"))]
+METHODS = [
+    name
+    for name, thing in vars(keras_stab).items()
+    if inspect.isclass(thing) and issubclass(thing, keras.optimizers.Optimizer)
+]
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+
+
+def section(page, title):
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page, re.S | re.M)[1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_card(method):
+    titles = [card.read_text().splitlines()[0] for card in CARDS]
+    found = [title for title in titles if re.search(rf"\b{method}\b", title)]
+    assert len(found) == 1
+    assert f"`{method}" in (GUIDES / "how_to_choose.md").read_text()
+
+
+def nested(outer, inner):
+    return getattr(keras_stab, outer)(inner)
+
+
+INNER = {
+    "plain optimizer": lambda: "sgd",
+    "`GRAIN`": lambda: keras_stab.GRAIN("sgd"),
+    "`SAM`": lambda: keras_stab.SAM("sgd"),
+    "`IRE`": lambda: keras_stab.IRE("sgd"),
+    "`LARS`, `LAMB`": lambda: keras_stab.LARS(),
+    "averages": lambda: keras_stab.WeightAveraging("sgd"),
+}
+
+
+def test_what_goes_with_what():
+    """Each cell of the table is tried."""
+    text = section(
+        (GUIDES / "how_to_choose.md").read_text(), "What goes with what"
+    )
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    assert lines[0][1:] == list(INNER)
+    for outer, *cells in lines[2:]:
+        for title, cell in zip(INNER, cells, strict=True):
+            if cell.startswith("yes"):
+                nested(outer.strip("`"), INNER[title]())
+            else:
+                with pytest.raises(ValueError):
+                    nested(outer.strip("`"), INNER[title]())
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda p: p.stem)
+def test_figures_of_a_card_are_those_of_the_benchmarks(card):
+    text = card.read_text()
+    for title in ("When not", "Cost", "Sharp edges", "Known negative results"):
+        assert section(text, title).strip()
+    assert re.search(r"arXiv:\d{4}\.\d{5}", text)
+    cost = section(text, "Cost")
+    results = [
+        (card.parent / target).read_text()
+        for target in LINK.findall(cost)
+        if target.endswith(".md")
+    ]
+    assert results
+    for figure in re.findall(r"\b\d\.\d\d+\b", cost):
+        assert any(figure in result for result in results), figure
+
+
+def make_records():
+    rows = {"A": dict.fromkeys(support.COLUMNS, "passed"), "B-2": {}}
+    return {
+        backend: {"backend": backend, "keras": "3", "rows": rows}
+        for backend in support.BACKENDS
+    }
+
+
+def test_the_page_of_what_was_tested(tmp_path):
+    """Every cell is filled; one without a test stops the command."""
+    records = make_records()
+    paths = [tmp_path / f"{backend}.json" for backend in records]
+
+    def join():
+        for path, record in zip(paths, records.values()):
+            path.write_text(json.dumps(record))
+        output = tmp_path / "page.md"
+        support.main([*map(str, paths), "--output", str(output)])
+        return output.read_text()
+
+    with pytest.raises(SystemExit, match="untested"):
+        join()
+    for record in records.values():
+        record["rows"]["B-2"] = {
+            **record["rows"]["A"],
+            "accumulation": "refused",
+        }
+    for part in join().split("## Callbacks"):
+        lines = [line for line in part.splitlines() if line.startswith("|")]
+        cells = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in lines
+        ]
+        assert [line[0] for line in cells[2:]] == ["`A`", "`B-2`"]
+        assert {len(line) for line in cells} == {len(cells[0])}
+        assert all(cell for line in cells for cell in line)
+    assert "| refused |" in join()
+    paths.pop()
+    with pytest.raises(SystemExit):
+        join()
+
+
+def test_the_page_names_every_method_and_no_gap():
+    text = (GUIDES / "support.md").read_text()
+    for bad in ("untested", "failed"):
+        assert support.OUTCOMES[bad] not in text
+    rows = [
+        row.name
+        for row in contract.ROWS
+        if not row.nested
+        and not any(helper in row.name for helper in support.HELPERS)
+    ]
+    for part in text.split("## Callbacks"):
+        # Run `make support` after a change of the rows.
+        listed = re.findall(r"^\| `([^`]+)` \|", part, re.M)
+        assert listed == rows
+
+
+@pytest.mark.slow
+def test_outcomes_of_a_session_are_recorded(tmp_path):
+    """Through pytest itself, also from other processes."""
+    record = tmp_path / "record.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/test_contract.py", "-n", "1"]
+        + ["-k", "config_round_trip and LARS and sgd"]
+        + [f"--record-support={record}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    rows = json.loads(record.read_text())["rows"]
+    assert rows == {
+        name: {"save and resume": "passed"} for name in ("LARS", "TVLARS")
+    }
+
+
+def test_a_cell_is_the_worst_outcome():
+    records = {
+        backend: {"rows": {"A": {"accumulation": "passed"}}}
+        for backend in support.BACKENDS
+    }
+    assert support.cell(records, "A", "accumulation") == "yes"
+    assert "untested" in support.cell(records, "A", "frozen layers")
+    records["jax"]["rows"]["A"]["accumulation"] = "refused"
+    assert support.cell(records, "A", "accumulation") == "yes; JAX: refused"
+    assert support.worst("passed", "failed", "refused") == "failed"
+    assert (
+        support.cell(records, "A", "`DataParallel` (JAX)")
+        == (support.OUTCOMES["untested"])
+    )
+
+
+def test_the_checks_behind_the_columns_exist():
+    names = re.findall(
+        r"def (test_\w+)", (ROOT / "tests/test_contract.py").read_text()
+    )
+    for title, pattern in support.COLUMNS.items():
+        for part in pattern.split("|"):
+            name = part.split(r"\[")[0]
+            assert any(re.match(name, each) for each in names), title
+
+
+def test_a_guide_becomes_a_page():
+    build = load_script(Path("docs/build.py"))
+    page = build.page_of_a_guide(GUIDES / "fine_tuning.py")
+    assert page.startswith("# Fine-tuning a pretrained encoder with KerasHub")
+    code = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert "class FineTuning" in "".join(code)
+    for part in code:
+        compile(part, "page", "exec")
+    assert '"""\n##' not in page
+
+
+def test_make_runs_every_guide():
+    listed = re.search(
+        r"^GUIDES := (.*?)^\w", (ROOT / "Makefile").read_text(), re.S | re.M
+    )[1]
+    names = {word.split(":")[0] for word in listed.split() if word != "\\"}
+    assert names == {
+        path.stem
+        for path in GUIDES.glob("*.py")
+        if path.read_text().startswith('"""\nTitle:')
+    }
