@@ -29,14 +29,14 @@ On JAX a short run (`--seeds 2 --gradients 720 --pieces 4 --rows 10000
 
 What the result says: all four train the same game in the same `fit`, and after
 720 gradients the images have the outlines of clothes and no more. Adam with
-extragradient or Lookahead is not clearly better than Adam alone, and RAPP, whose
-plain steps were not tuned, is behind all the way.
+extragradient or Lookahead is not clearly better than Adam alone, and RAPP,
+whose plain steps were not tuned, is behind all the way.
 
 What it does not say: which method is best. Two seeds and so few gradients tell
 the beginning of training only, and it depends on the rates: in a run of 600
 gradients with 0.4 times the rates of Adam, and those not doubled for ExtraAdam
-and Lookahead, the distances were 21.6, 105.0, 89.8 and, RAPP as above, 30.3. The
-default settings, which take several times as long, have not been run.
+and Lookahead, the distances were 21.6, 105.0, 89.8 and, RAPP as above, 30.3.
+The default settings, which take several times as long, have not been run.
 """
 
 import os
