@@ -17,7 +17,26 @@ each of them, the same number of gradients for all, and measures the images.
 The folder must hold `fashion_mnist.npz` with the arrays `x_train`, `y_train`,
 `x_test` and `y_test`. Two pictures and a table come out.
 
-RESULTS
+On JAX a short run (`--seeds 2 --gradients 720 --pieces 4 --rows 10000
+--judge-epochs 2 --fakes 1000`) ended at these distances to the real images
+(mean and standard deviation of two seeds; real images of the two splits are
+0.24 apart):
+
+    Adam             15.3 ± 0.2
+    ExtraAdam        14.2 ± 0.4
+    Lookahead(Adam)  12.0 ± 2.9
+    RAPP             31.7 ± 0.4
+
+What the result says: all four train the same game in the same `fit`, and after
+720 gradients the images have the outlines of clothes and no more. Adam with
+extragradient or Lookahead is not clearly better than Adam alone, and RAPP,
+whose plain steps were not tuned, is behind all the way.
+
+What it does not say: which method is best. Two seeds and so few gradients tell
+the beginning of training only, and it depends on the rates: in a run of 600
+gradients with 0.4 times the rates of Adam, and those not doubled for ExtraAdam
+and Lookahead, the distances were 21.6, 105.0, 89.8 and, RAPP as above, 30.3.
+The default settings, which take several times as long, have not been run.
 """
 
 import os

@@ -18,6 +18,15 @@ solutions and draws what happens.
 Two pictures and a table come out. Methods that take two or more gradients for
 a step are compared by gradients, which is what costs.
 
+On PyTorch, with the default settings, the distance stayed below 1e-4 after so
+many gradients (in the order of the methods below; - means never):
+
+    bilinear           -  180    -    80   57  340  150
+    quadratic          -    -    -   654   84    -  130
+    polar              - 1617  522  1622 1569 5560 2810
+    global forsaken    -  266   80   296  315  960  600
+    forsaken           -    -    -     - 8870  705 1200
+
 What the result does not say: these are games of two numbers without noise.
 Which method trains a GAN best is another question (see gan.py).
 """
@@ -321,13 +330,13 @@ def draw_distances(runs, path):
 def make_table(runs):
     table = Table(
         title=f"Gradients until the distance stays below {CLOSE:g} "
-        f"({keras.backend.backend()})"
+        f"({keras.backend.backend()}); below each game rho L"
     )
-    table.add_column("Method")
+    table.add_column("Method", no_wrap=True)
     problems = {name: GAMES[name]() for name in runs}
     for name, problem in problems.items():
         table.add_column(
-            f"{name}, rho L {problem.rho * problem.L:.2f}", justify="right"
+            f"{name}\n{problem.rho * problem.L:.2f}", justify="right"
         )
     for method in next(iter(runs.values())):
         table.add_row(method, *(own[method].verdict for own in runs.values()))
