@@ -232,6 +232,8 @@ class Row:
     is_inner: bool = False
     # Batches until the weights move.
     period: int = 1
+    # Updates until the inner optimizer itself makes one.
+    inner_every: int = 1
     accumulates: bool = True
     # Whether it is a wrapper, not an optimizer in its own right: that one
     # takes learning rate and accumulation from `inner`, no more.
@@ -442,6 +444,7 @@ ROWS = [
         "ExtraGradient-separate",
         lambda inner: keras_stab.ExtraGradient(inner, moments="separate"),
         rapp_steps(2, 1.0),
+        inner_every=2,
         accumulates=False,
         nested=True,
         drops_nan=False,

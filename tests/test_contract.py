@@ -214,11 +214,13 @@ def test_two_fits_are_one(row):
     contract.fit(twice, x[5 * contract.BATCH :], y[5 * contract.BATCH :])
     contract.assert_same_bits(contract.state(once), contract.state(twice))
     if row.wraps:
-        forwards_to(inner, twice.optimizer, updates=12 // row.period)
+        updates = 12 // row.period
+        assert int(inner.iterations) == updates // row.inner_every
+        forwards_to(inner, twice.optimizer, updates)
 
 
 def forwards_to(inner, optimizer, updates):
-    assert int(optimizer.iterations) == int(inner.iterations) == updates
+    assert int(optimizer.iterations) == updates
     optimizer.learning_rate = 0.25
     assert float(inner.learning_rate) == 0.25
     assert float(optimizer.learning_rate) == 0.25

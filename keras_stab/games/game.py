@@ -250,7 +250,7 @@ class Game(keras.Model):
         parts = per_player(self.optimizer)
         if parts is None or parts.turn is None:
             return None
-        if keras.backend.backend() != "jax":
+        if not autodiff.STATELESS:
             return parts.player_on_turn(autodiff.read(parts.turn))
         # In `fit` it has no value but the one that the step is given.
         for variable, value in zip(self.optimizer.variables, state[2]):

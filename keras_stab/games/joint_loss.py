@@ -107,7 +107,7 @@ class JointLoss:
             self._scalar(players[0], loss),
             lambda: self.dependent.update(names),
         )
-        if keras.backend.backend() == "torch" and self.training:
+        if autodiff.EAGER and self.training:
             self.check_dependence()  # before anything is moved
         after = []
         for variable, value in zip(self.carried, state):

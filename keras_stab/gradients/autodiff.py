@@ -14,6 +14,10 @@ from keras_stab.numerics import averaging
 from keras_stab.numerics.norms import in_full_precision
 
 BACKEND = keras.backend.backend()
+# Whether variables hold no values of their own inside the steps of `fit`.
+STATELESS = BACKEND == "jax"
+# Whether Python runs every step, instead of tracing the first.
+EAGER = BACKEND == "torch"
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
