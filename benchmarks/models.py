@@ -14,6 +14,7 @@ def build_model(name):
     keras.utils.set_random_seed(1)
     makers = {
         "mlp": _mlp,
+        "wide": _wide,
         "cnn": lambda: _residual(1),
         "resnet": lambda: _residual(3),
         "transformer": _transformer,
@@ -29,6 +30,16 @@ def _mlp():
     inputs = layers.Input((784,))
     x = layers.Dense(512, activation="relu")(inputs)
     x = layers.Dense(512, activation="relu")(x)
+    return _classifier(inputs, x)
+
+
+def _wide():
+    """Ten million weights in three matrices."""
+    from keras import layers
+
+    inputs = layers.Input((784,))
+    x = layers.Dense(2048, activation="relu")(inputs)
+    x = layers.Dense(4096, activation="relu")(x)
     return _classifier(inputs, x)
 
 
@@ -126,5 +137,5 @@ def make_data(name, rows):
     if name in ("transformer", "encoder", "lora"):
         shape = (rows, TOKENS)
         return random.integers(0, VOCABULARY, shape).astype("int32"), labels
-    shape = (784,) if name == "mlp" else (32, 32, 3)
+    shape = (784,) if name in ("mlp", "wide") else (32, 32, 3)
     return random.standard_normal((rows, *shape), dtype="float32"), labels

@@ -37,8 +37,10 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import functools
 import json
 import pathlib
+import tempfile
 import textwrap
 import time
 
@@ -53,8 +55,6 @@ try:
     from guide_tools import Shuffled
     from guide_tools import Start
     from guide_tools import at_least
-    from guide_tools import epochs_bar
-    from guide_tools import paired_interval
     from guide_tools import plot_band
     from guide_tools import spread
     from guide_tools import tidy
@@ -136,45 +136,42 @@ def load_data(seed):
 ## Training
 
 One model per arm serves all seeds, because a new one would be compiled anew.
-`Contestant.run` puts weights and optimizer back to the start.
+`Contestant.run` puts weights and optimizer back to the start. Pairing the runs
+and comparing them is left to `keras_stab.stability_report`.
 """
 
 
 class Contestant:
     """A compiled model that can be trained from the start many times."""
 
-    def __init__(self, arm, groups):
-        self.arm = arm
+    def __init__(self, optimizer):
         self.model = make_network()
         self.model.compile(
-            optimizer=make_optimizer(arm, groups),
+            optimizer=optimizer,
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
         self._start = Start(self.model, make_network)
 
-    def run(self, seed, epochs, on_epoch):
+    def run(self, seeds, epochs):
         """Trains once.
 
         Returns:
             Dict of the figures of one run, accuracies in percent.
         """
-        data = load_data(seed)
-        self._start.rewind(seed)
+        data = load_data(seeds.order)
+        self._start.rewind(seeds.initialisation)
         start = time.perf_counter()
         history = self.model.fit(
             # `fit` itself would repeat one order on TensorFlow: GRAIN would
             # keep the same groups throughout, and both memorise sooner.
-            Shuffled(data["x"], data["y"], BATCH_SIZE, seed, keep_rest=True),
+            Shuffled(
+                data["x"], data["y"], BATCH_SIZE, seeds.order, keep_rest=True
+            ),
             shuffle=False,
             epochs=epochs,
             validation_data=(data["x_test"], data["y_test"]),
             validation_batch_size=len(data["y_test"]),
-            callbacks=[
-                keras.callbacks.LambdaCallback(
-                    on_epoch_end=lambda epoch, logs: on_epoch()
-                )
-            ],
             verbose=0,
         )
         seconds = time.perf_counter() - start
@@ -182,9 +179,7 @@ class Contestant:
         fitted = np.argmax(logits, axis=-1) == data["y"]
         curve = [100.0 * a for a in history.history["val_accuracy"]]
         return {
-            "arm": self.arm,
-            "seed": seed,
-            "seconds": seconds,
+            "training_seconds": seconds,
             "test_accuracy": curve[-1],
             "test_accuracy_per_epoch": curve,
             "train_accuracy_on_noisy_labels": 100.0 * float(fitted.mean()),
@@ -192,27 +187,36 @@ class Contestant:
         }
 
 
-def run_all(seeds, epochs, groups, console):
-    """Trains both arms on every seed.
+def make_trainer(epochs):
+    """The function that `stability_report` calls for every run."""
+    contestants = {}
 
-    Returns:
-        Dict from arm to its list of runs, in the order of the seeds.
-    """
-    contestants = [Contestant(arm, groups) for arm in ARMS]
-    runs = {arm: [] for arm in ARMS}
-    with epochs_bar(console) as progress:
-        task = progress.add_task("", total=len(seeds) * len(ARMS) * epochs)
-        for seed in seeds:
-            for contestant in contestants:
-                progress.update(
-                    task, description=f"seed {seed}, {contestant.arm}"
-                )
-                run = contestant.run(
-                    seed, epochs, lambda: progress.advance(task)
-                )
-                runs[contestant.arm].append(run)
-        progress.update(task, description="Trained")
-    return runs
+    def build_and_fit(optimizer, seeds):
+        # A new optimizer of a kind is like the one that is compiled already.
+        kind = type(optimizer)
+        if kind not in contestants:
+            contestants[kind] = Contestant(optimizer)
+        return contestants[kind].run(seeds, epochs)
+
+    return build_and_fit
+
+
+def compare(options, folder):
+    """Trains both arms on every seed; returns what can be said."""
+    return keras_stab.stability_report(
+        make_trainer(options.epochs),
+        {
+            arm: functools.partial(make_optimizer, arm, options.groups)
+            for arm in ARMS
+        },
+        seeds=options.seeds,
+        folder=folder,
+        metric="test_accuracy",
+        questions=("mean",),
+        unit="points",
+        settings={"epochs": options.epochs},
+        pictures=bool(options.report),
+    )
 
 
 """
@@ -220,30 +224,11 @@ def run_all(seeds, epochs, groups, console):
 """
 
 
-def verdict(difference, low, high):
-    """The paired comparison in plain words."""
-    if low <= 0.0 <= high:
-        return (
-            f"We cannot tell: GRAIN minus AdamW is {difference:+.2f} points, "
-            f"95 % interval {low:.2f} to {high:.2f}, which contains 0."
-        )
-    word, sign = ("better", 1) if difference > 0 else ("worse", -1)
-    low, high = sorted((sign * low, sign * high))
-    return (
-        f"GRAIN is {word} by {sign * difference:.2f} points "
-        f"(95 % interval {low:.2f} to {high:.2f})."
-    )
-
-
-def column(runs, key):
-    return np.array([run[key] for run in runs])
-
-
-def make_table(runs, interval, groups):
+def make_table(report, groups):
     """The results as a rich table."""
-    count = len(runs[ARMS[0]])
     table = Table(
-        title=f"Accuracy in %, mean ± standard deviation of {count} seeds "
+        title="Accuracy in %, mean ± standard deviation of "
+        f"{len(report.runs[ARMS[0]])} seeds "
         f"({keras.backend.backend()}, K = {groups})",
         caption="End: clean test rows, last epoch. Best: highest point of "
         "the mean curve (its epoch). Training: on the noisy labels. Wrong "
@@ -255,17 +240,18 @@ def make_table(runs, interval, groups):
     for header in ("End", "Best", "Training", "Wrong\nlearned", "Seconds"):
         table.add_column(header, justify="right")
     for arm in ARMS:
-        mean = column(runs[arm], "test_accuracy_per_epoch").mean(axis=0)
+        mean = report.column(arm, "test_accuracy_per_epoch").mean(axis=0)
+        seconds = np.median(report.column(arm, "training_seconds"))
         table.add_row(
             arm,
-            spread(column(runs[arm], "test_accuracy")),
+            spread(report.scores(arm)),
             f"{mean.max():.1f} ({mean.argmax() + 1})",
-            spread(column(runs[arm], "train_accuracy_on_noisy_labels")),
-            spread(column(runs[arm], "wrong_labels_learned")),
-            f"{np.median(column(runs[arm], 'seconds')):.1f}",
+            spread(report.column(arm, "train_accuracy_on_noisy_labels")),
+            spread(report.column(arm, "wrong_labels_learned")),
+            f"{seconds:.1f}",
             end_section=arm == ARMS[-1],
         )
-    difference, low, high = interval
+    difference, low, high = report.comparisons[ARMS[1]].difference
     table.add_row("Difference", f"{difference:+.1f}")
     table.add_row("95 % interval", f"{low:.1f} to {high:.1f}")
     return table
@@ -278,20 +264,22 @@ def make_table(runs, interval, groups):
 COLORS = {"AdamW": "#4477aa", "GRAIN(AdamW)": "#cc5511"}
 
 
-def draw(runs, sentence, groups, path):
+def draw(report, groups, path):
     """Writes the picture: curves on the left, pairs on the right."""
     figure = Figure(figsize=(10.5, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(
         1, 2, width_ratios=(1.7, 1), gridspec_kw={"wspace": 0.06}
     )
-    figure.suptitle(textwrap.fill(sentence, 72), fontsize=13, fontweight="bold")
-    _draw_curves(left, runs)
-    _draw_pairs(right, runs)
+    figure.suptitle(
+        textwrap.fill(report.verdict, 72), fontsize=13, fontweight="bold"
+    )
+    _draw_curves(left, report)
+    _draw_pairs(right, report)
     figure.supxlabel(
         f"{TRAIN_ROWS} digits, {100 * WRONG_SHARE:.0f} % of the labels wrong; "
         f"MLP, AdamW {LEARNING_RATE:g}, batch {BATCH_SIZE}, K = {groups}; "
-        f"{len(runs[ARMS[0]])} seeds; Keras {keras.version()} on "
+        f"{len(report.runs[ARMS[0]])} seeds; Keras {keras.version()} on "
         f"{keras.backend.backend()}",
         fontsize=8.5,
         color="0.4",
@@ -299,17 +287,17 @@ def draw(runs, sentence, groups, path):
     figure.savefig(path, dpi=150)
 
 
-def _draw_curves(axes, runs):
+def _draw_curves(axes, report):
     for arm in ARMS:
         plot_band(
             axes,
-            column(runs[arm], "test_accuracy_per_epoch"),
+            report.column(arm, "test_accuracy_per_epoch"),
             COLORS[arm],
             linewidth=2,
             label=arm,
         )
     # The first epochs, far below, would flatten what there is to see.
-    ends = [column(runs[arm], "test_accuracy").min() for arm in ARMS]
+    ends = [report.scores(arm).min() for arm in ARMS]
     axes.set_ylim(bottom=max(0.0, min(ends) - 10.0))
     axes.set_title("During training (mean, band: 1 standard deviation)")
     axes.set_xlabel("Epoch")
@@ -319,8 +307,8 @@ def _draw_curves(axes, runs):
     tidy(axes)
 
 
-def _draw_pairs(axes, runs):
-    results = [column(runs[arm], "test_accuracy") for arm in ARMS]
+def _draw_pairs(axes, report):
+    results = [report.scores(arm) for arm in ARMS]
     for pair in zip(*results):
         axes.plot((0, 1), pair, color="0.65", linewidth=1, zorder=1)
     for place, (arm, values) in enumerate(zip(ARMS, results)):
@@ -394,24 +382,27 @@ def parse(argv):
         metavar="PATH",
         help="also write all numbers there",
     )
+    parser.add_argument(
+        "--report",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="keep the runs and the whole report there; what is there already "
+        "is not trained again",
+    )
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     options = parse(argv)
     console = Console()
-    runs = run_all(
-        range(options.seeds), options.epochs, options.groups, console
-    )
-    interval = paired_interval(
-        *(column(runs[arm], "test_accuracy") for arm in ARMS)
-    )
-    sentence = verdict(*interval)
-    console.print(make_table(runs, interval, options.groups))
-    console.print(sentence, style="bold", highlight=False)
-    draw(runs, sentence, options.groups, options.output)
+    with tempfile.TemporaryDirectory() as folder:
+        report = compare(options, options.report or folder)
+    console.print(make_table(report, options.groups))
+    console.print(report.verdict, style="bold", highlight=False)
+    draw(report, options.groups, options.output)
     console.print(f"Picture: {options.output}", highlight=False, soft_wrap=True)
     if options.json:
+        interval = report.comparisons[ARMS[1]].difference
         numbers = {
             "backend": keras.backend.backend(),
             "keras": keras.version(),
@@ -419,8 +410,17 @@ def main(argv=None):
             "epochs": options.epochs,
             "groups": options.groups,
             "difference": dict(zip(("mean", "low", "high"), interval)),
-            "verdict": sentence,
-            "runs": [run for arm in ARMS for run in runs[arm]],
+            "verdict": report.verdict,
+            "runs": [
+                {
+                    "arm": arm,
+                    "seed": run["seeds"][0],
+                    **run["metrics"],
+                    **run["curves"],
+                }
+                for arm in ARMS
+                for run in report.runs[arm]
+            ],
         }
         options.json.write_text(json.dumps(numbers, indent=1) + "\n")
 

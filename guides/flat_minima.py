@@ -136,16 +136,20 @@ def loss_around(model, x, y, directions):
     """Mean loss at relative distances along random directions."""
     weights = model.get_weights()
     random = np.random.default_rng(1)
-    losses = np.zeros((directions, len(DISTANCES)))
-    for i in range(directions):
+    losses = []
+    for _ in range(directions):
         direction = [np.abs(w) * random.normal(size=w.shape) for w in weights]
-        for j, distance in enumerate(DISTANCES):
-            model.set_weights(
-                [w + distance * d for w, d in zip(weights, direction)]
-            )
-            losses[i, j] = model.evaluate(x, y, batch_size=500, verbose=0)[0]
-    model.set_weights(weights)
-    return losses.mean(axis=0)
+        found = keras_stab.loss_landscape(
+            model,
+            (x, y),
+            directions=[direction],
+            distance=DISTANCES[-1],
+            points=len(DISTANCES),
+            batch_size=500,
+            verbose=0,
+        )
+        losses.append(found.losses)
+    return np.mean(losses, axis=0)
 
 
 def gap_uphill(model, x, y, radius=0.05):

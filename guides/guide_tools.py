@@ -1,4 +1,4 @@
-"""What several guides use: data, runs, intervals, progress bars, axes."""
+"""What several guides use: data, runs, progress bars, axes."""
 
 import argparse
 import pathlib
@@ -10,7 +10,6 @@ from rich.progress import MofNCompleteColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
-from scipy import stats
 
 FILE = "fashion_mnist.npz"
 SHAPES = {
@@ -102,32 +101,6 @@ class Start:
         self.model.set_weights(self.make_network().get_weights())
         for variable, value in zip(self.model.optimizer.variables, self._state):
             variable.assign(value)
-
-
-def paired_interval(a, b, level=0.95):
-    """Mean of `b - a` with its t-interval.
-
-    Args:
-        a: Results of the first arm, one per seed; at least two.
-        b: Results of the second arm, in the same order.
-        level: Float, the confidence.
-
-    Returns:
-        Tuple of floats: mean difference, lower end, upper end.
-    """
-    differences = np.subtract(b, a, dtype="float64")
-    count = len(differences)
-    if count < 2:
-        raise ValueError(
-            f"An interval needs at least two pairs. Received: {count} pair(s)"
-        )
-    mean = differences.mean()
-    half = (
-        stats.t.ppf((1 + level) / 2, count - 1)
-        * differences.std(ddof=1)
-        / np.sqrt(count)
-    )
-    return float(mean), float(mean - half), float(mean + half)
 
 
 def epochs_bar(console):

@@ -49,6 +49,7 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_stab
+from keras_stab.diagnostics.statistics import paired_difference
 
 try:
     from guide_tools import FILE
@@ -56,7 +57,6 @@ try:
     from guide_tools import Start
     from guide_tools import at_least
     from guide_tools import epochs_bar
-    from guide_tools import paired_interval
     from guide_tools import plot_band
     from guide_tools import prepared
     from guide_tools import read_fashion_mnist
@@ -425,7 +425,7 @@ def compare(runs, level=0.95):
     single = 1.0 - (1.0 - level) / len(rivals)
     results = []
     for batch, rival in rivals:
-        mean, low, high = paired_interval(
+        mean, low, high = paired_difference(
             accuracies(runs[batch, rival]),
             accuracies(runs[batch, "TVLARS"]),
             single,

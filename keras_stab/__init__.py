@@ -7,8 +7,14 @@ from keras_stab.averaged_weights import export_averaged
 from keras_stab.batch_norm import reestimate_batch_norm
 from keras_stab.callbacks import StartBoostAtLoss
 from keras_stab.diagnostics.comparison import compare_scores
+from keras_stab.diagnostics.landscape import loss_landscape
+from keras_stab.diagnostics.landscape import plot_loss_landscape
+from keras_stab.diagnostics.monitor import StabilityMonitor
 from keras_stab.diagnostics.power import seeds_needed
 from keras_stab.diagnostics.report import stability_report
+from keras_stab.diagnostics.sharpness import sharpness
+from keras_stab.games import Game
+from keras_stab.games import Player
 from keras_stab.gradients.layer_rules import register_layer_rule
 from keras_stab.gradients.small_problems import min_norm_weights
 from keras_stab.gradients.train_step import TrainStep

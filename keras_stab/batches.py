@@ -1,4 +1,4 @@
-"""The inputs of batches, from whatever `fit` takes as data."""
+"""Batches, from whatever `fit` takes as data."""
 
 import keras
 import numpy as np
@@ -12,13 +12,25 @@ def iterate(data, batch_size):
             into batches; or an iterable of batches.
         batch_size: Int, for arrays.
     """
+    return _iterate(data, batch_size, _first_part)
+
+
+def iterate_whole(data, batch_size):
+    """As `iterate`; a batch is the tuple `(x, y, sample_weight)`."""
+    return _iterate(data, batch_size, keras.utils.unpack_x_y_sample_weight)
+
+
+def _iterate(data, batch_size, part):
+    def tensors(batch):
+        return keras.tree.map_structure(_to_tensor, part(batch))
+
     if isinstance(data, (dict, tuple)) or _is_array(data):
-        return _cut(_first_part(data), batch_size)
+        return _cut(part(data), batch_size)
     if isinstance(data, keras.utils.PyDataset):
         count = data.num_batches
         if count is None:
-            return (_inputs(data[i]) for i in _forever()), None
-        return (_inputs(data[i]) for i in range(count)), count
+            return (tensors(data[i]) for i in _forever()), None
+        return (tensors(data[i]) for i in range(count)), count
     try:
         batches = iter(data)
     except TypeError as error:
@@ -26,11 +38,7 @@ def iterate(data, batch_size):
             "`data` must be arrays or an iterable of batches. Received: data "
             f"of type {type(data).__name__}"
         ) from error
-    return map(_inputs, batches), _length(data)
-
-
-def _inputs(batch):
-    return keras.tree.map_structure(_to_tensor, _first_part(batch))
+    return map(tensors, batches), _length(data)
 
 
 def _first_part(batch):
@@ -40,7 +48,7 @@ def _first_part(batch):
 
 def _to_tensor(leaf):
     """Also of another backend: a tf.data.Dataset feeds any of them."""
-    if keras.ops.is_tensor(leaf):
+    if leaf is None or keras.ops.is_tensor(leaf):
         return leaf
     if hasattr(leaf, "detach"):
         leaf = leaf.detach().cpu()
@@ -65,7 +73,12 @@ def _cut(x, batch_size):
 
     def batch(start):
         return keras.tree.map_structure(
-            lambda leaf: _to_tensor(leaf[start : start + batch_size]), x
+            lambda leaf: (
+                None
+                if leaf is None
+                else _to_tensor(leaf[start : start + batch_size])
+            ),
+            x,
         )
 
     return (batch(start) for start in starts), len(starts)

@@ -17,9 +17,7 @@ def build_for(model, data):
     On TensorFlow a subclassed model or an optimizer would otherwise be built
     inside the traced step, in the stateless scope of the loss function.
     """
-    loss = model._compile_loss
-    loss_is_built = loss is None or loss.built
-    if not (model.built and model.optimizer.built and loss_is_built):
+    if not (model.built and model.optimizer.built and loss_is_built(model)):
         model._symbolic_build(data_batch=data)
 
 
@@ -28,11 +26,26 @@ def accepts_training(model):
     return model._call_has_training_arg
 
 
-def compute_loss(model, x, y, y_pred, sample_weight):
-    """The trainer's own call of `compute_loss`, in training mode."""
+def compute_loss(model, x, y, y_pred, sample_weight, training=True):
+    """The trainer's own call of `compute_loss`."""
     return model._compute_loss(
-        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
     )
+
+
+def compile_loss(model):
+    """What `compile` made of the losses, or `None`."""
+    return model._compile_loss
+
+
+def loss_is_built(model):
+    """Whether the losses of `compile` know the outputs that they are for."""
+    return model._compile_loss is None or model._compile_loss.built
+
+
+def build_loss(model, y, y_pred):
+    """Builds the losses of `compile`; that makes variables for metrics."""
+    model._compile_loss.build(y, y_pred)
 
 
 def loss_tracker(model):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import pytest
 
 import keras_stab
 from keras_stab.optimizers.wrapper import GradientMethod
@@ -148,6 +149,67 @@ def schedule_free_steps(problem, batches, learning_rate, beta=0.9):
         yield average
 
 
+def lookahead_steps(period, size, inner=plain_steps):
+    """Back to a point between the start of the cycle and where it led."""
+
+    def steps(problem, batches, learning_rate):
+        slow = start = problem.parameters
+        for t, _ in enumerate(inner(problem, batches, learning_rate)):
+            if t % period == 0:
+                slow = start
+            if t % period == period - 1:
+                problem.parameters = [
+                    z + size * (w - z) for z, w in zip(slow, problem.parameters)
+                ]
+            start = problem.parameters
+            yield start
+
+    return steps
+
+
+def rapp_steps(inner_steps, relaxation):
+    """Every step from the anchor; EG+ where there are two of them."""
+
+    def steps(problem, batches, learning_rate):
+        for t, (x, y) in enumerate(batches):
+            if t % inner_steps == 0:
+                anchor = problem.parameters
+            gradients = problem.gradient(x, y)
+            problem.parameters = anchor
+            _descend(problem, gradients, learning_rate)
+            if t % inner_steps == inner_steps - 1:
+                problem.parameters = [
+                    z + relaxation * (w - z)
+                    for z, w in zip(anchor, problem.parameters)
+                ]
+            yield problem.parameters
+
+    return steps
+
+
+def optimistic_steps(problem, batches, learning_rate):
+    last = None
+    for x, y in batches:
+        gradients = problem.gradient(x, y)
+        last = gradients if last is None else last
+        ahead = [2.0 * g - h for g, h in zip(gradients, last)]
+        _descend(problem, ahead, learning_rate)
+        last = gradients
+        yield problem.parameters
+
+
+def past_steps(problem, batches, learning_rate):
+    """The parameters are the extrapolated point."""
+    iterate = problem.parameters
+    for x, y in batches:
+        gradients = problem.gradient(x, y)
+        problem.parameters = iterate
+        _descend(problem, gradients, learning_rate)
+        iterate = problem.parameters
+        _descend(problem, gradients, learning_rate)
+        yield problem.parameters
+
+
 def _norm(matrix):
     return np.sqrt(np.sum(np.square(matrix)))
 
@@ -181,8 +243,13 @@ class Row:
     drops_nan: bool = True
     # Whether the inner optimizer may average weights by itself.
     averages: bool = True
+    # Whether its tests run with the slow ones; or only those that a nested
+    # row does not have.
+    slow: bool = False
+    slow_whole: bool = False
     # Weights w, all equal, after a step of rate 0.1 for the loss `sum(a b)`,
-    # of twice ten weights; None for a row that refuses a loss of that kind.
+    # of twice ten weights; None for a row that refuses a loss of that kind,
+    # or whose steps are not alike.
     bilinear: Callable | None = lambda w: 0.9 * w
 
 
@@ -238,17 +305,20 @@ ROWS = [
         "Transparent(GRAIN)",
         lambda inner: Transparent(_grain(groups=4)(inner)),
         grain_steps(4),
+        nested=True,
     ),
     Row(
         "GRAIN(Transparent)",
         lambda inner: _grain(groups=4)(Transparent(inner)),
         grain_steps(4),
+        nested=True,
     ),
     Row(
         "AskingNothing(GRAIN-1)",
         lambda inner: AskingNothing(_grain(groups=1)(inner)),
         plain_steps,
         is_inner=True,
+        nested=True,
     ),
     Row(
         "SAM",
@@ -321,6 +391,85 @@ ROWS = [
         wraps=False,
     ),
     Row(
+        "Lookahead",
+        lambda inner: keras_stab.Lookahead(inner, sync_period=4),
+        lookahead_steps(4, 0.5),
+        accumulates=False,
+        drops_nan=False,
+        averages=False,
+        bilinear=None,
+    ),
+    Row(
+        "Lookahead(IRE(GRAIN))",
+        lambda inner: keras_stab.Lookahead(
+            keras_stab.IRE(_grain(groups=4)(inner), update_every=2, seed=1)
+        ),
+        None,
+        accumulates=False,
+        nested=True,
+        drops_nan=False,
+        averages=False,
+        slow=True,
+        bilinear=None,
+    ),
+    Row(
+        "RAPP",
+        _alone(keras_stab.RAPP, inner_steps=3),
+        rapp_steps(3, 0.5),
+        accumulates=False,
+        wraps=False,
+        slow_whole=True,
+    ),
+    Row(
+        "CEGPlus",
+        _alone(keras_stab.CEGPlus, alpha=0.25),
+        rapp_steps(2, 0.25),
+        accumulates=False,
+        wraps=False,
+        slow=True,
+    ),
+    Row(
+        "ExtraGradient",
+        lambda inner: keras_stab.ExtraGradient(inner, update_scale=0.5),
+        rapp_steps(2, 0.5),
+        accumulates=False,
+        drops_nan=False,
+        averages=False,
+        slow=True,
+        bilinear=None,
+    ),
+    Row(
+        "ExtraGradient-separate",
+        lambda inner: keras_stab.ExtraGradient(inner, moments="separate"),
+        rapp_steps(2, 1.0),
+        accumulates=False,
+        nested=True,
+        drops_nan=False,
+        averages=False,
+        slow=True,
+        bilinear=None,
+    ),
+    Row(
+        "OptimisticGradient",
+        keras_stab.OptimisticGradient,
+        optimistic_steps,
+        accumulates=False,
+        drops_nan=False,
+        averages=False,
+        slow=True,
+        bilinear=None,
+    ),
+    Row(
+        "PastExtraGradient",
+        keras_stab.PastExtraGradient,
+        past_steps,
+        accumulates=False,
+        drops_nan=False,
+        averages=False,
+        slow=True,
+        bilinear=None,
+    ),
+    Row(
         "ScheduleFree",
         _alone(_schedule_free),
         schedule_free_steps,
@@ -345,6 +494,27 @@ RESUMED = [(row, "adamw") for row in ROWS] + [
     for row in ROWS
     if row.name in ("GRAIN-4", "GRAIN-batches", "IRE")
 ]
+
+
+def parameters(rows, whole=False):
+    """The rows, or tuples of a row and strings, for `parametrize`.
+
+    Args:
+        whole: Whether the test is one that nested rows do not have.
+    """
+    rows = [row if isinstance(row, tuple) else (row,) for row in rows]
+    return [
+        pytest.param(
+            row,
+            *rest,
+            id="-".join([row.name, *rest]),
+            marks=pytest.mark.slow
+            if row.slow or (whole and row.slow_whole)
+            else (),
+        )
+        for row, *rest in rows
+    ]
+
 
 BATCH = 16
 FEATURES = 6

@@ -167,6 +167,27 @@ def test_rows_without_a_gradient_go_back_to_the_anchor():
         np.testing.assert_array_equal(moved[others], start[others])
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "reset", "pullback", "separate"])
+def test_state_is_saved_at_every_phase(kind):
+    make = KINDS.get(kind)
+    if kind == "separate":
+        make = lambda: ExtraGradient(Adam(0.1), moments=kind)  # noqa: E731
+    elif make is None:
+        make = lambda: Lookahead(  # noqa: E731
+            SGD(0.1, momentum=0.9), inner_state=kind
+        )
+    wanted, _ = fed(make(), GRADIENTS)
+    for stop in range(1, 6):
+        first = make()
+        _, pair = fed(first, GRADIENTS[:stop])
+        second = make()
+        second.build(pair)
+        for variable, saved in zip(second.variables, first.variables):
+            variable.assign(saved.numpy())
+        rest = feed(second, GRADIENTS[stop:], pair)
+        np.testing.assert_array_equal(rest, wanted[stop:])
+
+
 def test_gradients_a_step_and_memory():
     counts = {kind: make().evaluations_per_step for kind, make in KINDS.items()}
     assert counts == {
@@ -238,7 +259,6 @@ COSINE = keras.optimizers.schedules.CosineDecay(0.1, 9)
             lambda: Lookahead(players(SGD(), RAPP())).evaluations_per_step,
             "different numbers",
         ),
-        (lambda: keras_stab.WeightAveraging(RAPP()), "multiples of 3"),
     ],
 )
 def test_what_is_refused(make, message):
@@ -290,6 +310,23 @@ def test_what_is_refused_when_the_weights_are_known(make, constraint, message):
 def test_without_relaxation_there_is_a_warning():
     with pytest.warns(UserWarning, match="relaxation=1"):
         RAPP(relaxation=1.0)
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.5])
+def test_diagnostics_of_rapp(rate):
+    """In the game x y the estimate is the rate, and the residual |z|."""
+    optimizer = RAPP(rate, 3, track_diagnostics=True)
+    walk = cases.Walk(optimizer, cases.FIELDS["bilinear"], [3.0, 4.0])
+    walk.step(3)
+    if rate >= 1.0:
+        with pytest.warns(UserWarning, match="do not contract"):
+            figures = optimizer.diagnostics()
+    else:
+        figures = optimizer.diagnostics()
+    assert figures["contraction"] == pytest.approx(rate, rel=1e-5)
+    assert figures["residual"] == pytest.approx(5.0, rel=1e-5)
+    with pytest.raises(ValueError, match="track_diagnostics"):
+        RAPP().diagnostics()
 
 
 def test_operators_are_saved():

@@ -96,10 +96,14 @@ METHODS = {
     ),
     "AveragedSGD": lambda: keras_stab.AveragedSGD(1.0, momentum=0.9),
     "ScheduleFree": lambda: keras_stab.ScheduleFree.adamw(0.05),
+    "Lookahead": lambda: keras_stab.Lookahead(optimizers.AdamW(0.02)),
+    "RAPP": lambda: keras_stab.RAPP(0.3, inner_steps=2),
     "SAM(GRAIN)": lambda: keras_stab.SAM(
         keras_stab.GRAIN(optimizers.AdamW(0.02), groups=2), rho=0.01
     ),
 }
+# Without momentum or adaptive steps a transformer learns little so fast.
+PLAIN = ("AveragedSGD", "RAPP")
 # These need more of a gradient than the stock step: they are traced longest.
 ASKING = ("GRAIN", "SAM", "IRE", "SAM(GRAIN)")
 
@@ -192,7 +196,7 @@ def test_classification(method):
     batch = preprocessed(task, SENTENCES, LABELS)
     compile_classifier(task, METHODS[method](), run_eagerly=True)
     history = losses(task, batch, epochs=10)
-    assert history[-1] < (0.6 if method != "AveragedSGD" else history[0])
+    assert history[-1] < (history[0] if method in PLAIN else 0.6)
     assert int(task.optimizer.iterations) == 20
 
 
@@ -203,7 +207,7 @@ def test_compiled_classification(method):
     batch = preprocessed(task, SENTENCES, LABELS)
     compile_classifier(task, METHODS[method]())
     history = losses(task, batch, epochs=10)
-    assert history[-1] < (0.6 if method != "AveragedSGD" else history[0])
+    assert history[-1] < (history[0] if method in PLAIN else 0.6)
 
 
 @pytest.mark.parametrize("method", rows(unmarked=["SAM"]))

@@ -90,6 +90,19 @@ def test_compute_loss_and_loss_tracker():
     assert keras_internals.loss_tracker(model) in model.metrics
 
 
+def test_losses_are_built_by_themselves():
+    model = compiled_model()
+    assert keras_internals.compile_loss(model) is model._compile_loss
+    assert not keras_internals.loss_is_built(model)
+    x, y = keras.ops.ones((2, 4)), keras.ops.ones((2, 3))
+    keras_internals.build_loss(model, y, model(x))
+    assert keras_internals.loss_is_built(model)
+    assert not model.optimizer.built
+    model = keras.Sequential()
+    assert keras_internals.compile_loss(model) is None
+    assert keras_internals.loss_is_built(model)
+
+
 def test_all_layers_are_found_however_deep():
     inner = keras.Sequential([keras.layers.Dense(2, name="deep")])
     model = keras.Sequential([keras.Input((2,)), inner])

@@ -1,9 +1,12 @@
 """`stability_report`: what it runs, keeps, refuses and writes."""
 
+import builtins
 import functools
 import json
 import math
 import re
+import sys
+import types
 
 import keras
 import numpy as np
@@ -11,6 +14,8 @@ import pytest
 from workers import report_runs
 
 import keras_stab
+from keras_stab.diagnostics.one_run import is_failure
+from keras_stab.diagnostics.processes import check_sendable
 
 SGD = functools.partial(keras.optimizers.SGD, 0.1)
 ARMS = {"SGD": SGD, "Adam": keras.optimizers.Adam}
@@ -50,7 +55,7 @@ def test_figures_files_and_words(tmp_path):
     assert numbers["verdict"] == found.verdict
     assert numbers["comparisons"]["Adam"]["pairs"] == 6
     assert len(numbers["runs"]) == 12
-    assert "Adam minus SGD" in str(found)
+    assert "Adam against SGD" in str(found)
     # Nothing is left to do; a report on old runs trains nothing.
     again = report(tmp_path, build_and_fit)
     assert len(calls) == 12
@@ -196,6 +201,44 @@ def test_a_run_that_diverges_is_recorded(tmp_path, outcome):
     assert len(calls) == 8
 
 
+@pytest.mark.parametrize(
+    "kind, text, failure",
+    [
+        ("JaxRuntimeError", "RESOURCE_EXHAUSTED: out of memory", True),
+        ("JaxRuntimeError", "INVALID_ARGUMENT: shapes", False),
+        ("InvalidArgumentError", "check_numerics: Tensor had NaN", True),
+        ("InvalidArgumentError", "shapes must agree", False),
+        ("OutOfMemoryError", "CUDA", True),
+        ("ZeroDivisionError", "division by zero", False),
+    ],
+)
+def test_which_errors_are_failures_of_training(kind, text, failure):
+    base = getattr(builtins, kind, RuntimeError)
+    assert is_failure(type(kind, (base,), {})(text)) is failure
+
+
+def test_what_was_defined_in_a_session_cannot_be_sent(monkeypatch):
+    session = types.ModuleType("__main__")
+    session.work = types.FunctionType((lambda: None).__code__, {}, "work")
+    session.work.__module__ = "__main__"
+    session.work.__qualname__ = "work"
+    monkeypatch.setitem(sys.modules, "__main__", session)
+    with pytest.raises(ValueError, match="in a session, not in a file"):
+        check_sendable("`build_and_fit`", session.work)
+
+
+def test_a_difference_below_the_test_set_floor_is_qualified(tmp_path):
+    found = report(tmp_path, test_rows=100)
+    share = found.arms["SGD"].mean / 100
+    floor = 100 * math.sqrt(share * (1 - share) / 100)
+    assert found.arms["SGD"].binomial_floor == pytest.approx(floor)
+    assert floor > found.comparisons["Adam"].difference.value
+    assert "is better" in found.verdict
+    assert "smaller than what a new test set" in found.verdict
+    found = report(tmp_path, test_rows=100_000)
+    assert "new test set" not in found.verdict
+
+
 def test_a_failure_score_counts_runs_that_learned_nothing(tmp_path):
     found = report(tmp_path, failure_score=80.0)
     expected = np.sum(found.scores("SGD") <= 80.0)
@@ -279,13 +322,16 @@ def test_results_that_cannot_be_used(tmp_path, result, message):
         ({"arms": {"A": lambda: "sgd"}}, "must make a Keras optimizer"),
         ({"arms": {3: SGD}}, "name is a string"),
         ({"processes": 0}, "`processes` must be"),
+        ({"level": 95}, "`level` must lie"),
+        ({"questions": "mean"}, "`questions` must be"),
         ({"settings": {"f": print}}, "what JSON can"),
     ],
 )
 def test_bad_arguments(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         report(tmp_path / "none", **options)
-    assert not (tmp_path / "none" / "report.md").exists()
+    # Nothing was trained for it.
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_an_optimizer_in_place_of_a_function(tmp_path):

@@ -45,7 +45,8 @@ class Comparison:
             `"cannot tell"`.
         verdict: String, the answers in words.
 
-    What is `None` could not be computed, mostly for want of pairs.
+    What is `None` was not asked for or could not be computed, mostly for want
+    of pairs.
     """
 
     baseline: str
@@ -157,7 +158,8 @@ def compare_scores(
           Assoc. 82
     """
     a, b = (np.asarray(scores, dtype="float64") for scores in (a, b))
-    _check(a, b, level, questions, relevant_difference)
+    check_options(level, questions, relevant_difference)
+    _check_pairs(a, b)
     if comparisons < 1:
         raise ValueError(
             f"`comparisons` must be at least 1. Received: {comparisons}"
@@ -174,7 +176,14 @@ def compare_scores(
         runs=len(a),
         failed=tuple(int(np.sum(x)) for x in failures),
         level=level,
-        **_figures(a[usable], b[usable], level, relevant_difference, resamples),
+        **_figures(
+            a[usable],
+            b[usable],
+            level,
+            questions,
+            relevant_difference,
+            resamples,
+        ),
     )
     answers, sentences = words.judge(
         comparison,
@@ -189,17 +198,8 @@ def compare_scores(
     )
 
 
-def _check(a, b, level, questions, relevant_difference):
-    if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(
-            "Two lists of scores of the same length are needed, paired seed "
-            f"by seed. Received: shapes {a.shape} and {b.shape}"
-        )
-    if len(a) < 2:
-        raise ValueError(
-            "A comparison needs at least two seeds; five or more are advised. "
-            f"Received: {len(a)}"
-        )
+def check_options(level, questions, relevant_difference):
+    """Raises a `ValueError` for what is out of range."""
     if not 0 < level < 1:
         raise ValueError(
             f"`level` must lie between 0 and 1. Received: level={level}"
@@ -217,7 +217,20 @@ def _check(a, b, level, questions, relevant_difference):
         )
 
 
-def _figures(a, b, level, relevant_difference, resamples):
+def _check_pairs(a, b):
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(
+            "Two lists of scores of the same length are needed, paired seed "
+            f"by seed. Received: shapes {a.shape} and {b.shape}"
+        )
+    if len(a) < 2:
+        raise ValueError(
+            "A comparison needs at least two seeds; five or more are advised. "
+            f"Received: {len(a)}"
+        )
+
+
+def _figures(a, b, level, questions, relevant_difference, resamples):
     """The numbers of a `Comparison`, from complete pairs."""
     pairs = len(a)
     figures = {
@@ -238,23 +251,28 @@ def _figures(a, b, level, relevant_difference, resamples):
     }
     if pairs < 2:
         return figures
-    deviation = float((b - a).std(ddof=1))
-    figures["deviation_of_differences"] = deviation
-    figures["difference"] = statistics.paired_difference(a, b, level)
-    figures["difference_resampled"] = statistics.bootstrap_difference(
-        a, b, level, resamples
-    )
-    figures["detectable"] = power.detectable_difference(
-        deviation, pairs, level=level
-    )
-    if relevant_difference is not None:
-        figures["seeds_needed"] = power.seeds_needed(
-            relevant_difference, deviation, level=level
-        )
-    if pairs > 2:
-        figures["ratio"] = statistics.deviation_ratio(a, b, level)
-        figures["ratio_resampled"] = statistics.bootstrap_ratio(
-            a, b, level, resamples
-        )
-        figures["swap_p_value"] = statistics.swap_test(a, b, resamples)
+    if "mean" in questions:
+        deviation = float((b - a).std(ddof=1))
+        figures |= {
+            "deviation_of_differences": deviation,
+            "difference": statistics.paired_difference(a, b, level),
+            "difference_resampled": statistics.bootstrap_difference(
+                a, b, level, resamples
+            ),
+            "detectable": power.detectable_difference(
+                deviation, pairs, level=level
+            ),
+        }
+        if relevant_difference is not None:
+            figures["seeds_needed"] = power.seeds_needed(
+                relevant_difference, deviation, level=level
+            )
+    if "spread" in questions and pairs > 2:
+        figures |= {
+            "ratio": statistics.deviation_ratio(a, b, level),
+            "ratio_resampled": statistics.bootstrap_ratio(
+                a, b, level, resamples
+            ),
+            "swap_p_value": statistics.swap_test(a, b, resamples),
+        }
     return figures

@@ -7,43 +7,13 @@ import pathlib
 
 import numpy as np
 
-from keras_stab.diagnostics import agreement
 from keras_stab.diagnostics import pictures as drawing
-from keras_stab.diagnostics import statistics
 from keras_stab.diagnostics import text
+from keras_stab.diagnostics.arm_summary import summarise
 from keras_stab.diagnostics.comparison import compare_scores
 from keras_stab.diagnostics.run_files import without_nan
 from keras_stab.diagnostics.run_files import write_atomically
 from keras_stab.diagnostics.statistics import Interval
-
-
-@dataclasses.dataclass(frozen=True)
-class ArmSummary:
-    """The runs of one arm.
-
-    Attributes:
-        mean: Float, of the scores; `None` without any.
-        deviation: `Interval` of their standard deviation; `None` below two.
-        failed: Int, failed runs.
-        failed_rate: `Interval`, from 0 to 1.
-        agreement: Float, share of test rows on which two runs agree.
-        binomial_floor: Float, deviation of the score over test sets drawn
-            anew.
-        flip_floor: Float, deviation between runs if they only disagreed row
-            by row.
-        seconds: Float, median of a run.
-
-    What cannot be known from what the runs returned is `None`.
-    """
-
-    mean: float | None
-    deviation: Interval | None
-    failed: int
-    failed_rate: Interval
-    agreement: float | None
-    binomial_floor: float | None
-    flip_floor: float | None
-    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +83,7 @@ class StabilityReport:
             unit=unit,
             runs=runs,
             arms={
-                arm: _summarise(runs[arm], scores[arm], failed[arm], test_rows)
+                arm: summarise(runs[arm], scores[arm], failed[arm], test_rows)
                 for arm in runs
             },
             comparisons={
@@ -137,20 +107,38 @@ class StabilityReport:
 
     @property
     def verdict(self):
-        return "\n".join(c.verdict for c in self.comparisons.values())
+        return "\n".join(
+            " ".join(filter(None, (own.verdict, self._caution(own))))
+            for own in self.comparisons.values()
+        )
+
+    def _caution(self, comparison):
+        """What to add to a difference that another test set may not show."""
+        floor = self.arms[comparison.baseline].binomial_floor
+        if floor is None or comparison.answers.get("mean") not in (
+            "better",
+            "worse",
+        ):
+            return None
+        size = abs(comparison.difference.value)
+        if size >= floor:
+            return None
+        return (
+            "The difference is smaller than what a new test set of this size "
+            f"changes an accuracy by ({floor:.2g}): it is one on these rows."
+        )
 
     def scores(self, arm):
         """Array of an arm's scores, NaN where a run failed."""
         return np.array([_score(run, self.metric) for run in self.runs[arm]])
 
     def column(self, arm, name):
-        """Array of a metric or curve of an arm, run by run."""
-        return np.array(
-            [
-                {**run["metrics"], **run["curves"]}[name]
-                for run in self.runs[arm]
-            ]
-        )
+        """Array of a number or a list, run by run.
+
+        Runs that failed before they returned it are left out.
+        """
+        values = [{**run["metrics"], **run["curves"]} for run in self.runs[arm]]
+        return np.array([own[name] for own in values if name in own])
 
     def __str__(self):
         return text.as_text(self)
@@ -212,67 +200,6 @@ def _score(run, name):
     if run["failure"] is not None:
         return math.nan
     return run["metrics"][name]
-
-
-def _summarise(runs, scores, failed, test_rows):
-    usable = scores[np.isfinite(scores)]
-    judged = [
-        run for run in runs if run["failure"] is None and run["predictions"]
-    ]
-    floors = _floors(judged, usable, test_rows)
-    return ArmSummary(
-        mean=float(usable.mean()) if len(usable) else None,
-        deviation=(
-            statistics.deviation_interval(usable) if len(usable) > 1 else None
-        ),
-        failed=int(failed.sum()),
-        failed_rate=statistics.rate_interval(failed.sum(), len(failed)),
-        agreement=(
-            agreement.prediction_agreement(_same_length(judged))
-            if len(judged) > 1
-            else None
-        ),
-        binomial_floor=floors[0],
-        flip_floor=floors[1],
-        seconds=float(np.median([run["seconds"] for run in runs])),
-    )
-
-
-def _floors(runs, scores, test_rows):
-    """Both floors in the units of the score, `None` where unknown."""
-    if not len(scores):
-        return None, None
-    # Shares from 0 to 1, or percentages.
-    scale = 100.0 if scores.max() > 1.0 else 1.0
-    right = None
-    if len(runs) == len(scores) and all(run["targets"] for run in runs):
-        predictions = np.array(_same_length(runs))
-        right = predictions == np.array([run["targets"] for run in runs])
-        # Only then the score is what the floors are about.
-        if not np.allclose(
-            right.mean(axis=1) * scale, scores, atol=1e-4 * scale
-        ):
-            right = None
-    flip = None
-    if right is not None:
-        test_rows = right.shape[1]
-        if len(right) > 1:
-            flip = scale * agreement.flip_floor(right)
-    share = float(scores.mean()) / scale
-    if test_rows is None or not 0 <= share <= 1:
-        return None, flip
-    return scale * agreement.binomial_floor(share, test_rows), flip
-
-
-def _same_length(runs):
-    predictions = [run["predictions"] for run in runs]
-    if len({len(own) for own in predictions}) > 1:
-        raise ValueError(
-            f"The runs of arm {runs[0]['arm']!r} have predictions for "
-            f"different numbers of rows: {[len(own) for own in predictions]}. "
-            "All runs must predict the same rows."
-        )
-    return predictions
 
 
 def _plain(summaries):

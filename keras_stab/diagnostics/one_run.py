@@ -48,24 +48,19 @@ def perform(build_and_fit, make_optimizer, seeds):
 def is_failure(error):
     """Whether an exception tells of training, not of a mistake in the code.
 
-    These are `ArithmeticError` (`FloatingPointError`, `OverflowError`, ...),
-    `MemoryError`, and what the backends raise when memory runs out or one of
-    their checks finds NaN.
+    These are `FloatingPointError`, `OverflowError`, `MemoryError`, and what
+    the backends raise when memory runs out or one of their checks finds NaN.
     """
-    if isinstance(error, (ArithmeticError, MemoryError)):
+    if isinstance(error, (FloatingPointError, OverflowError, MemoryError)):
         return True
     kinds = [kind.__name__ for kind in type(error).__mro__]
     if any(kind in OUT_OF_MEMORY for kind in kinds):
         return True
     text = str(error)
-    return (
-        ("JaxRuntimeError" in kinds or "XlaRuntimeError" in kinds)
-        and "RESOURCE_EXHAUSTED" in text
-        or (
-            # tf.debugging.check_numerics and enable_check_numerics.
-            "InvalidArgumentError" in kinds and ("NaN" in text or "Inf" in text)
-        )
-    )
+    if any(kind in ("JaxRuntimeError", "XlaRuntimeError") for kind in kinds):
+        return "RESOURCE_EXHAUSTED" in text
+    # TensorFlow's check_numerics.
+    return "InvalidArgumentError" in kinds and ("NaN" in text or "Inf" in text)
 
 
 def sort_result(result):

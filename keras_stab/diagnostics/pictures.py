@@ -16,17 +16,18 @@ def draw_all(report):
         List of pairs of a title and a file's name in the report's folder.
     """
     drawn = [("Scores, a line per seed", "scores.png")]
-    _save(draw_scores, report, report.folder / "scores.png")
-    if any(c.difference is not None for c in report.comparisons.values()):
-        drawn.append(("Differences and ratios", "intervals.png"))
-        _save(draw_intervals, report, report.folder / "intervals.png")
+    _save(draw_scores, report, report.folder / "scores.png", height=4.8)
+    if _columns(report):
+        drawn.append(("Intervals of the comparisons", "intervals.png"))
+        height = 1.8 + 0.8 * len(report.comparisons)
+        _save(draw_intervals, report, report.folder / "intervals.png", height)
     return drawn
 
 
-def _save(draw, report, path):
+def _save(draw, report, path, height):
     # Not pyplot: it would choose a window system and keep the figure.
     figure = extra("matplotlib.figure", "A picture").Figure(
-        figsize=(9, 4.8), layout="constrained"
+        figsize=(9, height), layout="constrained"
     )
     draw(report, figure)
     figure.savefig(path, dpi=150)
@@ -83,40 +84,48 @@ def _tick(report, arm):
     return f"{label}\n({failed} failed)" if failed else label
 
 
+def _columns(report):
+    """The intervals that there are: of mean differences, of ratios."""
+    return [
+        name
+        for name in ("difference", "ratio")
+        if any(getattr(own, name) for own in report.comparisons.values())
+    ]
+
+
 def draw_intervals(report, figure):
     """Mean differences on the left, ratios of deviations on the right."""
-    left, right = figure.subplots(1, 2, sharey=True)
+    names = _columns(report)
+    columns = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     pairs = list(report.comparisons.values())
     rows = np.arange(len(pairs))[::-1]
-    _draw_column(
-        left, rows, pairs, "difference", "difference_resampled", neutral=0.0
-    )
-    _draw_column(right, rows, pairs, "ratio", "ratio_resampled", neutral=1.0)
-    left.set_yticks(rows, [textwrap.fill(pair.arm, 18) for pair in pairs])
-    left.set_ylim(-0.6, len(pairs) - 0.4)
-    unit = f" ({report.unit})" if report.unit else ""
     baseline = pairs[0].baseline
-    left.set_xlabel(f"{report.metric} minus that of {baseline}{unit}")
-    right.set_xlabel(f"Standard deviation over that of {baseline}")
-    right.set_xscale("log")
-    _plain_ticks(right)
-    handles, labels = left.get_legend_handles_labels()
+    for name, axes in zip(names, columns):
+        _draw_column(axes, rows, pairs, name)
+        if name == "ratio":
+            axes.set_xlabel(f"Standard deviation over that of {baseline}")
+            axes.set_xscale("log")
+            _plain_ticks(axes)
+        else:
+            unit = f" ({report.unit})" if report.unit else ""
+            axes.set_xlabel(f"{report.metric} minus that of {baseline}{unit}")
+        _tidy(axes, "x")
+    columns[0].set_yticks(rows, [textwrap.fill(pair.arm, 18) for pair in pairs])
+    columns[0].set_ylim(-0.6, len(pairs) - 0.4)
     figure.legend(
-        handles[:2],
-        labels[:2],
+        *columns[0].get_legend_handles_labels(),
         loc="outside upper center",
         ncols=2,
         frameon=False,
     )
-    for axes in (left, right):
-        _tidy(axes, "x")
 
 
-def _draw_column(axes, rows, pairs, name, resampled, neutral):
+def _draw_column(axes, rows, pairs, name):
+    neutral = {"difference": 0.0, "ratio": 1.0}[name]
     axes.axvline(neutral, color="0.4", linewidth=1, linestyle="--")
     for kind, offset, color, label in (
-        (name, 0.1, COLORS[0], "Student's t; Pitman, Morgan"),
-        (resampled, -0.1, COLORS[1], "resampled pairs (BCa)"),
+        (name, 0.1, COLORS[0], "paired test"),
+        (f"{name}_resampled", -0.1, COLORS[1], "resampled pairs"),
     ):
         for row, pair in zip(rows, pairs):
             interval = getattr(pair, kind)

@@ -12,6 +12,7 @@ from rich.progress import TimeRemainingColumn
 from keras_stab.diagnostics import processes as workers
 from keras_stab.diagnostics import run_plan
 from keras_stab.diagnostics.comparison import QUESTIONS
+from keras_stab.diagnostics.comparison import check_options
 from keras_stab.diagnostics.extras import extra
 from keras_stab.diagnostics.findings import StabilityReport
 from keras_stab.diagnostics.findings import pick_metric
@@ -105,9 +106,9 @@ def stability_report(
         RuntimeError: If a process was killed; what is finished is kept.
         ImportError: If scipy, or matplotlib for `pictures`, is missing.
 
-    A run that raises an `ArithmeticError` or runs out of memory, or whose
-    metrics are not all finite, is recorded as failed and not run again. Any
-    other exception is a mistake in the code and is raised.
+    A run that raises `FloatingPointError` or `OverflowError`, runs out of
+    memory, or whose metrics are not all finite, is recorded as failed and not
+    run again. Any other exception is a mistake in the code and is raised.
 
     Example:
 
@@ -144,6 +145,7 @@ def stability_report(
         raise ValueError(
             f"`processes` must be a positive int. Received: {processes!r}"
         )
+    check_options(level, questions, relevant_difference)
     arms = run_plan.make_arms(arms)
     seeds = run_plan.make_seeds(seeds, vary)
     runs = _all_runs(

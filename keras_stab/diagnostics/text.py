@@ -1,5 +1,6 @@
 """A stability report as text, on the terminal and as Markdown."""
 
+import math
 import textwrap
 
 import keras
@@ -11,22 +12,31 @@ from keras_stab.diagnostics import words
 
 ARMS = (
     "Arm",
-    ">Mean",
-    ">Deviation",
-    ">(interval)",
+    ">Mean ± deviation",
+    ">Interval of deviation",
     ">Failed",
     ">Agreement",
     ">Test-set floor",
     ">Flip floor",
     ">Seconds",
 )
-PAIRS = ("Comparison", "Figure", ">Estimate", ">Interval", ">Resampled")
+PAIRS = (
+    "Arm against baseline",
+    ">Difference",
+    ">Interval",
+    ">Resampled",
+    ">Ratio of deviations",
+    ">Interval",
+    ">Resampled",
+)
+# What a terminal has no room for.
+LONG = {"Interval of deviation", "Resampled"}
 # From "all but sure to be seen" to "hardly worth the runs".
 SEEDS_FOR = (2.0, 1.0, 0.5, 0.25)
 
 NOTES = """\
-- **Deviation**: standard deviation of the scores over the seeds, with its
-  95 % interval.
+- **Mean ± deviation**: of the scores over the seeds; the standard deviation
+  with its 95 % interval.
 - **Failed**: runs without a finite score, or not better than the
   `failure_score`.
 - **Agreement**: share of test rows for which two runs of the arm predict the
@@ -46,56 +56,50 @@ NOTES = """\
 
 def arm_rows(report):
     """Rows of strings under the titles `ARMS`."""
-    rows = []
-    for arm, own in report.arms.items():
-        count = len(report.runs[arm])
-        digits = 2 if own.deviation is None else words.decimals(own.deviation)
+    arms = report.arms.values()
+    deviations = [own.deviation.value for own in arms if own.deviation]
+    # Two figures of the smallest deviation.
+    least = min((d for d in deviations if d > 0), default=0.1)
+    digits = max(0, 1 - math.floor(math.log10(least)))
 
-        def show(value):
-            return "" if value is None else f"{value:.{digits}f}"
+    def show(value):
+        return "" if value is None else f"{value:.{digits}f}"
 
-        span = own.deviation and (
-            f"{show(own.deviation.low)} to {show(own.deviation.high)}"
+    return [
+        (
+            arm,
+            show(own.mean)
+            + (f" ± {show(own.deviation.value)}" if own.deviation else ""),
+            words.span(own.deviation, digits) if own.deviation else "",
+            f"{own.failed} of {len(report.runs[arm])}",
+            "" if own.agreement is None else f"{100 * own.agreement:.1f} %",
+            show(own.binomial_floor),
+            show(own.flip_floor),
+            f"{own.seconds:.1f}",
         )
-        rows.append(
-            (
-                arm,
-                show(own.mean),
-                show(own.deviation and own.deviation.value),
-                span or "",
-                f"{own.failed} of {count}",
-                "" if own.agreement is None else f"{100 * own.agreement:.1f} %",
-                show(own.binomial_floor),
-                show(own.flip_floor),
-                f"{own.seconds:.1f}",
-            )
-        )
-    return rows
+        for arm, own in report.arms.items()
+    ]
 
 
 def pair_rows(report):
     """Rows of strings under the titles `PAIRS`."""
     rows = []
     for arm, own in report.comparisons.items():
-        level = f" ({words.percent(own.level)})"
-        label = f"{arm} minus {own.baseline}"
-        for name, interval, resampled, sign in (
-            ("mean difference", own.difference, own.difference_resampled, "+"),
-            ("ratio of deviations", own.ratio, own.ratio_resampled, ""),
+        row = [f"{arm} against {own.baseline}"]
+        for interval, resampled, sign in (
+            (own.difference, own.difference_resampled, "+"),
+            (own.ratio, own.ratio_resampled, ""),
         ):
             if interval is None:
-                rows.append((label, name, "", "", ""))
+                row += ["", "", ""]
                 continue
             digits = words.decimals(interval) if sign else 2
-            rows.append(
-                (
-                    label if sign else f"{arm} over {own.baseline}",
-                    name,
-                    words.number(interval.value, digits, sign),
-                    words.span(interval, digits) + level,
-                    words.span(resampled, digits) if resampled else "",
-                )
-            )
+            row += [
+                words.number(interval.value, digits, sign),
+                words.span(interval, digits),
+                words.span(resampled, digits) if resampled else "",
+            ]
+        rows.append(row)
     return rows
 
 
@@ -128,15 +132,35 @@ def heading(report):
 
 
 def as_text(report):
-    parts = [heading(report), tables.as_text(ARMS, arm_rows(report))]
+    parts = [heading(report), _short_table(ARMS, arm_rows(report))]
     if report.comparisons:
         parts += [
-            tables.as_text(PAIRS, pair_rows(report)),
+            _short_table(PAIRS, pair_rows(report)),
             "\n".join(
                 textwrap.fill(line, 80) for line in report.verdict.split("\n")
             ),
+            _together(report),
         ]
     return "\n\n".join(parts)
+
+
+def _together(report):
+    return (
+        "The intervals of the comparisons hold together with "
+        f"{words.percent(report.level)} confidence."
+    )
+
+
+def _short_table(titles, rows):
+    kept = [
+        place
+        for place, title in enumerate(titles)
+        if title.removeprefix(">") not in LONG
+    ]
+    return tables.as_text(
+        [titles[place] for place in kept],
+        [[row[place] for place in kept] for row in rows],
+    )
 
 
 def as_markdown(report, pictures):
@@ -152,14 +176,11 @@ def as_markdown(report, pictures):
         parts += [
             textwrap.fill(line, 80) for line in report.verdict.split("\n")
         ]
-        parts.append(
-            f"All intervals hold together with {words.percent(report.level)} "
-            "confidence."
-        )
+        parts.append(_together(report))
     parts += ["## Arms", _table(ARMS, arm_rows(report))]
     if report.comparisons:
         parts += ["## Comparisons", _table(PAIRS, pair_rows(report))]
-    if seeds_rows(report):
+    if any(own.difference for own in report.comparisons.values()):
         titles = ("Comparison", *(f"{size:g} s" for size in SEEDS_FOR))
         parts += [
             "## How many seeds",
@@ -178,6 +199,8 @@ def as_markdown(report, pictures):
 
 def _seeds_for_spread(report):
     for arm, own in report.comparisons.items():
+        if own.ratio is None:
+            continue
         count = power.seeds_needed_for_ratio(
             0.5, own.correlation, level=own.level
         )

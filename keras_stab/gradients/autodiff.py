@@ -266,6 +266,95 @@ def vector_jacobian(function, values, cotangents):
         )
 
 
+def hessian_vector_product(function, values, vectors):
+    """The Hessian of `function(values) -> scalar`, times vectors.
+
+    Returns a list of dense tensors, zero where the gradient does not depend
+    on a value.
+    """
+    if BACKEND == "jax":
+        gradient = jax.grad(function)
+        try:
+            return jax.jvp(gradient, (values,), (vectors,))[1]
+        except TypeError as error:
+            if "custom_vjp" not in str(error):
+                raise
+            # A layer brings a gradient of its own, which has no forward mode.
+            return jax.vjp(gradient, values)[1](vectors)[0]
+    if BACKEND == "tensorflow":
+        with (
+            _moments_of_second_order(),
+            tf.GradientTape(watch_accessed_variables=False) as outer,
+        ):
+            outer.watch(values)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch(values)
+                scalar = function(values)
+            gradients = [densify(g) for g in inner.gradient(scalar, values)]
+        pairs = [(g, v) for g, v in zip(gradients, vectors) if g is not None]
+        present, given = zip(*pairs) if pairs else ((), ())
+        products = outer.gradient(
+            list(present), values, output_gradients=list(given)
+        )
+    else:
+        # The fast kernels of attention have no second derivative.
+        plain = torch.nn.attention.SDPBackend.MATH
+        with torch.enable_grad(), torch.nn.attention.sdpa_kernel(plain):
+            leaves = _leaves(values)
+            scalar = function(leaves)
+            gradients = [None] * len(leaves)
+            if scalar.requires_grad:
+                gradients = torch.autograd.grad(
+                    scalar, leaves, create_graph=True, allow_unused=True
+                )
+            pairs = [
+                (g, v)
+                for g, v in zip(gradients, vectors)
+                if g is not None and g.requires_grad
+            ]
+            products = [None] * len(leaves)
+            if pairs:
+                present, given = zip(*pairs)
+                products = torch.autograd.grad(
+                    present, leaves, given, allow_unused=True
+                )
+    return [
+        keras.ops.zeros_like(value) if product is None else densify(product)
+        for value, product in zip(values, products)
+    ]
+
+
+@contextlib.contextmanager
+def _moments_of_second_order():
+    """Makes `tf.nn.moments`, which Keras normalises with, differentiable twice.
+
+    TensorFlow's own takes the mean inside the variance as a constant. That
+    leaves the gradient right and makes its derivative wrong.
+    """
+
+    def moments(x, axes, shift=None, name=None, keepdims=False):
+        del shift, name
+        mean = tf.reduce_mean(x, axes, keepdims=True)
+        squares = tf.math.squared_difference(x, mean)
+        variance = tf.reduce_mean(squares, axes, keepdims=keepdims)
+        return mean if keepdims else tf.squeeze(mean, axes), variance
+
+    stock, tf.nn.moments = tf.nn.moments, moments
+    try:
+        yield
+    finally:
+        tf.nn.moments = stock
+
+
+def compiled(function):
+    """The function, compiled where the backend compiles train steps."""
+    if BACKEND == "jax":
+        return jax.jit(function)
+    if BACKEND == "tensorflow":
+        return tf.function(function, autograph=False)
+    return function
+
+
 def concretely(function):
     """Runs `function() -> list of tensors` now, also inside a traced step.
 
@@ -307,6 +396,52 @@ def shapes_of(function):
 def stop_gradient(value):
     """The same tensor, a constant to differentiation."""
     return keras.ops.stop_gradient(value)
+
+
+# Whether a loss depends on some weights shows in another place on each
+# backend: when a gradient comes back to them (TensorFlow), when a tangent
+# arrives at the loss (JAX), at once (PyTorch).
+
+
+def noticing_gradient(weight, notice):
+    """The same tensor; TensorFlow calls `notice()` if its gradient is made."""
+    if BACKEND != "tensorflow":
+        return weight
+
+    @tf.custom_gradient
+    def passed(weight):
+        def gradient(upstream):
+            notice()
+            return upstream
+
+        return tf.identity(weight), gradient
+
+    return passed(weight)
+
+
+def noticing_dependence(loss, notice):
+    """The same scalar; `notice()` is called if it depends on weights.
+
+    By JAX while the loss is differentiated, by PyTorch at once.
+    """
+    if BACKEND == "torch" and loss.requires_grad:
+        notice()
+    if BACKEND != "jax":
+        return loss
+
+    @jax.custom_jvp
+    def passed(loss):
+        return loss
+
+    @functools.partial(passed.defjvp, symbolic_zeros=True)
+    def differentiated(primals, tangents):
+        (loss,), (tangent,) = primals, tangents
+        if isinstance(tangent, jax.custom_derivatives.SymbolicZero):
+            return loss, jnp.zeros_like(loss)
+        notice()
+        return loss, tangent
+
+    return passed(loss)
 
 
 def no_gradients():
@@ -816,6 +951,24 @@ def unpack_group(combined, shapes):
     sizes = [int(np.prod(shape)) for shape in shapes]
     pieces = torch.split(combined[0], sizes)
     return [p.reshape(tuple(s)) for p, s in zip(pieces, shapes)]
+
+
+def pack_vector(tensors):
+    """One vector of several tensors, in the form in which products are fast.
+
+    As they are; on PyTorch, where every operation is a launch, flat as one.
+    """
+    if BACKEND != "torch":
+        return list(tensors)
+    return [torch.cat([t.reshape(-1) for t in tensors])]
+
+
+def unpack_vector(vector, shapes):
+    """Undoes `pack_vector`."""
+    if BACKEND != "torch":
+        return vector
+    pieces = torch.split(vector[0], [int(np.prod(s)) for s in shapes])
+    return [p.reshape(s) for p, s in zip(pieces, shapes)]
 
 
 def inner_products(stack, other=None):

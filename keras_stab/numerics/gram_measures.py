@@ -85,3 +85,10 @@ def gram_measures(gram, solution, present, rows):
     if xp is np:
         return np.array(values, dtype="float64")
     return keras.ops.stack([keras.ops.cast(v, "float32") for v in values])
+
+
+def weight_entropy(weights):
+    """The entropy of convex weights, in nats; log K where all are equal."""
+    weights = np.asarray(weights, "float64")
+    positive = weights[weights > 0]
+    return float(-np.sum(positive * np.log(positive)))

@@ -43,7 +43,7 @@ class CEGPlus(PhaseOptimizer):
     >>> box = keras_stab.constraints.Box(-1.0, 1.0)
     >>> x, y = keras.Variable(0.0), keras.Variable(0.0)
     >>> optimizer = keras_stab.CEGPlus(0.8, alpha=0.5, proximal=box)
-    >>> for _ in range(40):
+    >>> for _ in range(60):
     ...     gradients = [y - 0.9, 0.9 - x]
     ...     optimizer.apply(gradients, [x, y])
     >>> abs(float(x) - 0.9) < 0.1, abs(float(y) - 0.9) < 0.1

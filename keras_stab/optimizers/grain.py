@@ -9,6 +9,7 @@ from keras_stab.gradients.engines import ENGINES
 from keras_stab.gradients.oracle import plan_for
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.numerics.gram_measures import MEASURES
+from keras_stab.numerics.gram_measures import weight_entropy
 from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
 from keras_stab.optimizers.wrapper import GradientMethod
@@ -189,6 +190,12 @@ class GRAIN(GradientMethod):
         values = keras.ops.convert_to_numpy(self._measures.value)
         figures = {"weights": [float(w) for w in weights]}
         figures.update(zip(MEASURES, (float(v) for v in values)))
+        return figures
+
+    def stability_metrics(self):
+        """For `StabilityMonitor`: `diagnostics()` and the weights' entropy."""
+        figures = self.diagnostics()
+        figures["weight_entropy"] = weight_entropy(figures["weights"])
         return figures
 
     def plan(self, model=None, x=None, y=None, sample_weight=None):

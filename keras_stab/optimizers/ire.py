@@ -411,6 +411,17 @@ class IRE(GradientMethod):
             raise ValueError("There are no figures before the first step")
         return self._mask.figures(keras_internals.built_variables(self))
 
+    def stability_metrics(self):
+        """For `StabilityMonitor`: `diagnostics()` and the mask's churn.
+
+        `mask_churn` is the part of the sharp weights that the last refresh
+        made flat; 0 before the second.
+        """
+        figures = self.diagnostics()
+        compared = figures["refreshes"] > 1
+        figures["mask_churn"] = compared * (1.0 - figures["sharp_overlap"])
+        return figures
+
     def get_config(self):
         config = super().get_config()
         sampler = self.label_sampler

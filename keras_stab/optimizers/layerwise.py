@@ -1,6 +1,7 @@
 """What LARS and LAMB share: who is decayed, who is adapted."""
 
 import keras
+import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
@@ -170,6 +171,19 @@ class LayerwiseOptimizer(
             v.path: keras.ops.convert_to_tensor(ratio)
             for v, ratio in zip(variables, self._ratios)
             if ratio is not None
+        }
+
+    def stability_metrics(self):
+        """For `StabilityMonitor`: the trust ratios, if they are tracked."""
+        if not self.track_trust_ratios or not any(self.adapted):
+            return {}
+        kept = [autodiff.read(r) for r in self._ratios if r is not None]
+        ratios = keras.ops.convert_to_numpy(keras.ops.stack(kept))
+        return {
+            "smallest_trust_ratio": ratios.min(),
+            "median_trust_ratio": np.median(ratios),
+            "largest_trust_ratio": ratios.max(),
+            "trust_ratios": dict(zip(self.trust_ratios(), ratios)),
         }
 
     def describe(self):

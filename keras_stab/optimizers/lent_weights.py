@@ -12,6 +12,7 @@ from keras_stab.batch_norm import moving_statistics
 from keras_stab.gradients import autodiff
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
+from keras_stab.numerics.ascent import global_norm
 
 
 @dataclasses.dataclass
@@ -58,6 +59,28 @@ class LendsWeights:
         if isinstance(iterations, keras.Variable):
             iterations = autodiff.read(iterations)
         return int(iterations)
+
+    def distance(self):
+        """$|w - e| / |w|$ of the trained and the evaluation weights.
+
+        A float32 scalar; 0 while they are the same.
+        """
+        values = (
+            self.evaluation_values() if self.has_evaluation_weights() else []
+        )
+        aside = self._aside.weights if self.swapped else [None] * len(values)
+        own, differences = [], []
+        variables = keras_internals.built_variables(self) if values else []
+        for variable, trained, value in zip(variables, aside, values):
+            if trained is None:
+                trained = autodiff.read(variable)
+            own.append(trained)
+            if value is not None:
+                differences.append(keras.ops.cast(trained, value.dtype) - value)
+        if not differences:
+            return keras.ops.zeros((), "float32")
+        size = keras.ops.maximum(global_norm(own), 1e-30)
+        return global_norm(differences) / size
 
     @property
     def swapped(self):

@@ -124,13 +124,15 @@ class Lookahead(IterateMethod):
         self._rule = inner_state_rule(inner_state, inner)
 
     def _check_period(self, inner):
-        period = getattr(inner, "sync_period", 1)
-        if self.sync_period % period:
-            raise ValueError(
-                "The period of a Lookahead around another one must be a "
-                "multiple of that one's, or the inner cycle is cut. Received: "
-                f"sync_period={self.sync_period} around sync_period={period}"
-            )
+        for each in nest(inner):
+            period = getattr(each, "sync_period", 1)
+            if self.sync_period % period:
+                raise ValueError(
+                    "The period of a Lookahead around another one must be a "
+                    "multiple of that one's, or the inner cycle is cut. "
+                    f"Received: sync_period={self.sync_period} around "
+                    f"sync_period={period}"
+                )
 
     @property
     def evaluations_per_step(self):
@@ -142,6 +144,8 @@ class Lookahead(IterateMethod):
             return
         variables = list(variables)
         super().build(variables)
+        # Of the inner optimizer all parts are known only now.
+        self._length = self.sync_period * self.evaluations_per_step
         self._position = self.add_variable(
             shape=(),
             dtype="int32",
@@ -163,7 +167,6 @@ class Lookahead(IterateMethod):
     def apply_in_order(self, gradients, variables):
         ops = keras.ops
         inner = self.inner_optimizer
-        length = self.sync_period * self.evaluations_per_step
         kept = [i for i, slot in enumerate(self._slots) if slot is not None]
         fast = [variables[i] for i in kept]
         slow = [self._slots[i] for i in kept]
@@ -179,7 +182,7 @@ class Lookahead(IterateMethod):
         autodiff.apply_gradients(inner, gradients, variables)
         made = self.completed_updates() - before
         position = position + made
-        due = position >= length
+        due = position >= self._length
         autodiff.assign_if(
             due, True, [*fast, *slow], lambda: 2 * self._between(slow, fast)
         )
@@ -224,6 +227,14 @@ class Lookahead(IterateMethod):
                     list(map(autodiff.read, weights)) if at_rest else values
                 )
         return values
+
+    def stability_metrics(self):
+        """For `StabilityMonitor`: the distance of fast and slow weights.
+
+        `phase` counts the updates since the last synchronisation.
+        """
+        phase = autodiff.read(self._position) if self.built else 0
+        return {"distance": self.distance(), "phase": phase}
 
     def get_config(self):
         config = super().get_config()

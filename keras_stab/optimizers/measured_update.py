@@ -103,3 +103,8 @@ class MeasuredUpdate(IterateMethod):
         if int(autodiff.read(self._phase)) == 0:
             return [None] * len(self._slots)
         return [None if s is None else s.value for s in self._slots]
+
+    def stability_metrics(self):
+        """For `StabilityMonitor`: how far the weights are from the anchor."""
+        phase = autodiff.read(self._phase) if self.built else 0
+        return {"distance": self.distance(), "phase": phase}

@@ -1,16 +1,14 @@
 """PhaseOptimizer: a step of several gradients, one gradient an apply."""
 
-import re
-
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.constraints import ConvexSet
-from keras_stab.constraints import is_convex
 from keras_stab.gradients import autodiff
 from keras_stab.optimizers.arguments import checked_learning_rate
 from keras_stab.optimizers.iterate_method import suspended_constraints
 from keras_stab.optimizers.lent_weights import LendsWeights
+from keras_stab.optimizers.proximal_choice import checked_proximal
+from keras_stab.optimizers.proximal_choice import operators_of
 
 
 class PhaseOptimizer(
@@ -52,14 +50,14 @@ class PhaseOptimizer(
             name=name,
             **kwargs,
         )
-        self.proximal = _checked_proximal(proximal)
+        self.proximal = checked_proximal(proximal)
 
     def build(self, variables):
         if self.built:
             return
         variables = list(variables)
         super().build(variables)
-        self._operators = _operators(
+        self._operators = operators_of(
             type(self).__name__, self.proximal, variables
         )
         wide = any(variable.dtype == "float64" for variable in variables)
@@ -136,6 +134,11 @@ class PhaseOptimizer(
         """Whether a step has just ended; read from the device."""
         return self.updates % self.evaluations_per_step == 0
 
+    def stability_metrics(self):
+        """For `StabilityMonitor`: how far the weights are from the anchor."""
+        phase = self.updates % self.evaluations_per_step
+        return {"distance": self.distance(), "phase": phase}
+
     def load_own_variables(self, store):
         # Keras counts the entries, and what is set aside is among them.
         own = {k: store[k] for k in store.keys() if k.isdigit()}
@@ -168,69 +171,3 @@ class PhaseOptimizer(
                 }
             )
         return super().from_config(config, custom_objects)
-
-
-class _Projection(ConvexSet):
-    """A constraint that is not one of ours, taken for a projection."""
-
-    def __init__(self, constraint):
-        self.constraint = constraint
-
-    def project(self, value):
-        return self.constraint(value)
-
-
-def _checked_proximal(proximal):
-    operators = proximal if isinstance(proximal, dict) else {"": proximal}
-    for pattern, operator in operators.items():
-        is_operator = hasattr(operator, "proximal") or callable(operator)
-        if not isinstance(pattern, str) or not (
-            is_operator or (operator is None and proximal is None)
-        ):
-            raise ValueError(
-                "`proximal` must be None, an operator or constraint of "
-                "keras_stab.constraints, or a dict from regular expressions "
-                f"for paths to these. Received: proximal={proximal!r}"
-            )
-    return proximal
-
-
-def _operators(kind, proximal, variables):
-    """The operator of every variable, or `None`."""
-    given = {} if proximal is None else proximal
-    if not isinstance(given, dict):
-        given = {"": given}
-    unused = dict.fromkeys(given)
-    operators = []
-    for variable in variables:
-        matching = [p for p in given if re.search(p, variable.path)]
-        for pattern in matching:
-            unused.pop(pattern, None)
-        if len(matching) > 1 or (matching and variable.constraint):
-            raise ValueError(
-                f"{variable.path!r} has more than one proximal operator or "
-                "constraint, which together are none: leave it one. Received: "
-                f"patterns {matching}, constraint {variable.constraint!r}"
-            )
-        operator = given[matching[0]] if matching else variable.constraint
-        operators.append(_as_operator(kind, operator, variable))
-    if unused:
-        paths = ", ".join(variable.path for variable in variables)
-        raise ValueError(
-            "A pattern of `proximal` matches no variable. Received: "
-            f"{next(iter(unused))!r}; the variables are {paths}"
-        )
-    return operators
-
-
-def _as_operator(kind, operator, variable):
-    if not is_convex(operator):
-        raise ValueError(
-            f"{kind} needs convex sets, and {type(operator).__name__} is "
-            "none: the method moves between feasible points, which would "
-            "leave it. Take a set of keras_stab.constraints, for example "
-            f"L2Ball. Received: a constraint on {variable.path!r}"
-        )
-    if operator is None or hasattr(operator, "proximal"):
-        return operator
-    return _Projection(operator)

@@ -6,6 +6,7 @@ import keras
 
 from keras_stab.constraints import ConvexSet
 from keras_stab.gradients import autodiff
+from keras_stab.optimizers.arguments import checked_boolean
 from keras_stab.optimizers.arguments import checked_count
 from keras_stab.optimizers.arguments import checked_number
 from keras_stab.optimizers.phase_optimizer import PhaseOptimizer
@@ -38,6 +39,8 @@ class RAPP(PhaseOptimizer):
         proximal: `None` for each variable's own constraint; one operator of
             `keras_stab.constraints` for all; or a dict from regular
             expressions for variable paths to operators. Defaults to `None`.
+        track_diagnostics: Whether to keep what `diagnostics` tells, two norms
+            a gradient. Defaults to `False`.
         name: String.
         **kwargs: Further arguments of every Keras optimizer: clipping,
             `loss_scale_factor`, `gradient_accumulation_steps`.
@@ -83,12 +86,16 @@ class RAPP(PhaseOptimizer):
         inner_steps=3,
         relaxation=0.5,
         proximal=None,
+        track_diagnostics=False,
         name="rapp",
         **kwargs,
     ):
         inner_steps = checked_count("inner_steps", inner_steps, 1)
         super().__init__(learning_rate, proximal, inner_steps, name, **kwargs)
         self.inner_steps = inner_steps
+        self.track_diagnostics = checked_boolean(
+            "track_diagnostics", track_diagnostics
+        )
         self.relaxation = checked_number(
             "relaxation", relaxation, 0.0, forbidden=(0.0,)
         )
@@ -113,6 +120,17 @@ class RAPP(PhaseOptimizer):
             return
         super().build(variables)
         self._anchors = self.add_optimizer_variables(variables, "anchor")
+        if self.track_diagnostics:
+            if autodiff.replicas() > 1:
+                raise ValueError(
+                    "`track_diagnostics` needs the weights of the whole model "
+                    "at once, which tf.distribute does not give: leave it "
+                    f"out. Received: {autodiff.replicas()} replicas"
+                )
+            self._length, self._residual, self._contraction = (
+                self.add_variable((), dtype="float32", name=name)
+                for name in ("length", "residual", "contraction")
+            )
 
     def move(self, indices, gradients, values, variables):
         phase = self.phase()
@@ -127,6 +145,8 @@ class RAPP(PhaseOptimizer):
             indices,
             autodiff.each_sum(anchors, gradients, -self._step_size.value),
         )
+        if self.track_diagnostics:
+            self._track(phase == 0, values, points)
 
         def relaxed():
             if self.relaxation == 1.0:
@@ -156,14 +176,67 @@ class RAPP(PhaseOptimizer):
             often=False,
         )
 
+    def _track(self, first, values, points):
+        ops = keras.ops
+        norms = autodiff.each_norm(autodiff.each_sum(points, values, -1.0))
+        length = ops.cast(ops.sqrt(ops.sum(ops.square(norms))), "float32")
+        rate = ops.cast(self._step_size.value, "float32")
+        before = self._length.value
+        safe = ops.where(before > 0, before, ops.ones_like(before))
+        keep = ops.logical_or(first, before <= 0)
+        old = self._contraction.value
+        self._contraction.assign(ops.where(keep, old, length / safe))
+        old = self._residual.value
+        self._residual.assign(ops.where(first, length / rate, old))
+        self._length.assign(length)
+
+    def diagnostics(self):
+        r"""Dict of floats, of the last cycle; reads from the device.
+
+        `contraction`: $\|w_{t+1} - w_t\| / \|w_t - w_{t-1}\|$, an estimate
+        of $\gamma L$ from below; a warning is given when it is 1 or more.
+        `residual`: $\|z - w_1\| / \gamma$ at the anchor, 0 at a solution.
+
+        Raises:
+            ValueError: Without `track_diagnostics=True`, or before training.
+        """
+        if not (self.track_diagnostics and self.built):
+            raise ValueError(
+                "There are diagnostics of a RAPP(track_diagnostics=True) that "
+                "has trained. Received: "
+                f"track_diagnostics={self.track_diagnostics}"
+            )
+        figures = {
+            "contraction": float(autodiff.read(self._contraction)),
+            "residual": float(autodiff.read(self._residual)),
+        }
+        if figures["contraction"] >= 1.0:
+            warnings.warn(
+                "The inner steps of RAPP do not contract: the learning rate "
+                "times the Lipschitz constant is at least "
+                f"{figures['contraction']:.3g}. Choose a learning rate that "
+                "makes it 0.7 to 0.9",
+                stacklevel=2,
+            )
+        return figures
+
     def evaluation_values(self):
         if not self.built or self.at_rest():
             return [None] * len(self._known())
         return [None if a is None else a.value for a in self._anchors]
 
+    def stability_metrics(self):
+        """For `StabilityMonitor`: also `diagnostics()`, if they are tracked."""
+        more = self.diagnostics() if self.track_diagnostics else {}
+        return {**super().stability_metrics(), **more}
+
     def get_config(self):
         config = super().get_config()
         config.update(
-            {"inner_steps": self.inner_steps, "relaxation": self.relaxation}
+            {
+                "inner_steps": self.inner_steps,
+                "relaxation": self.relaxation,
+                "track_diagnostics": self.track_diagnostics,
+            }
         )
         return config

@@ -144,7 +144,6 @@ class WeightAveraging(IterateMethod):
             )
         self.compensated = compensated
         refuse_other_averages(type(self).__name__, self.inner_optimizer)
-        self._check_cycle()
 
     def _check_cycle(self):
         """Whether averages are taken at the end of a method's steps."""
@@ -182,9 +181,10 @@ class WeightAveraging(IterateMethod):
             )
         optimizer = cls(*args, **kwargs)
         updates = epochs * steps // _batches_an_update(optimizer)
-        optimizer.start_step = min(
-            round((1.0 - tail) * updates), max(updates - 1, 0)
-        )
+        start = min(round((1.0 - tail) * updates), max(updates - 1, 0))
+        # The end of a step of the inner optimizer.
+        count = evaluations_per_step(optimizer.inner_optimizer)
+        optimizer.start_step = start // count * count + count - 1
         return optimizer
 
     def build(self, variables):
@@ -192,6 +192,7 @@ class WeightAveraging(IterateMethod):
             return
         variables = list(variables)
         super().build(variables)
+        self._check_cycle()
         self._count = self.add_variable(
             shape=(),
             dtype="int32",
@@ -258,6 +259,14 @@ class WeightAveraging(IterateMethod):
         if not self.built:
             return 0
         return int(autodiff.read(self._count))
+
+    def stability_metrics(self):
+        """For `StabilityMonitor`: how far the weights are from their average.
+
+        `distance` is $|w - a| / |w|$ for the trained weights w, 0 before the
+        first average; `averaged` how many weights were averaged.
+        """
+        return {"averaged": self.averaged, "distance": self.distance()}
 
     def evaluation_values(self):
         return [None if s is None else s.value for s in self._slots]

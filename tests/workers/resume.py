@@ -1,7 +1,9 @@
 """A fresh process that saves, resumes, or goes through without a stop.
 
-python resume.py save FOLDER     7 batches, save; 5 more, store the state
-python resume.py resume FOLDER   load both kinds of file, 5 batches, store
+python resume.py save FOLDER SPEED     7 batches, save; 5 more, store the state
+python resume.py resume FOLDER SPEED   load both kinds of file, 5 more, store
+
+SPEED is that of the rows, "quick" or "slow".
 """
 
 import sys
@@ -18,9 +20,11 @@ import contract
 FIRST = 7 * contract.BATCH
 
 
-def main(phase, folder):
+def main(phase, folder, speed):
     x, y = contract.data()
     for row, inner in contract.RESUMED:
+        if row.slow != (speed == "slow"):
+            continue
         path = str(Path(folder) / f"{row.name}-{inner}")
         run(phase, path, row, contract.INNER[inner], x, y)
 

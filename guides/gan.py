@@ -1,0 +1,447 @@
+"""
+Title: A GAN in `fit`, with four optimizers
+Date created: 2026/11/21
+Last modified: 2026/11/21
+Description: Adam, ExtraAdam, Lookahead and RAPP train a GAN on real images.
+Accelerator: NONE
+"""
+
+"""
+`keras_stab.Game` makes a GAN an ordinary model: two players, two losses, one
+call of `fit`. Which optimizer moves them is a word in `compile`, so four can be
+compared on equal terms. This script trains a small GAN on Fashion-MNIST with
+each of them, the same number of gradients for all, and measures the images.
+
+    KERAS_BACKEND=jax python guides/gan.py --data FOLDER
+
+The folder must hold `fashion_mnist.npz` with the arrays `x_train`, `y_train`,
+`x_test` and `y_test`. Two pictures and a table come out.
+
+RESULTS
+"""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import argparse
+import json
+import pathlib
+
+import keras
+import numpy as np
+from guide_tools import Start
+from guide_tools import at_least
+from guide_tools import read_fashion_mnist
+from guide_tools import tidy
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import keras_stab
+
+layers = keras.layers
+
+"""
+## The players
+
+The discriminator D is spectrally normalised, the generator G has batch norm.
+Both losses are functions of the batch: fakes are made inside of them, so that
+each gradient is that of fresh noise. D takes the hinge loss, G wants its fakes
+to be called real.
+"""
+
+NOISE = 64
+BATCH = 64
+
+
+def make_generator(width):
+    return keras.Sequential(
+        [
+            keras.Input((NOISE,)),
+            layers.Dense(7 * 7 * 2 * width, use_bias=False),
+            layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+            layers.Reshape((7, 7, 2 * width)),
+            layers.Conv2DTranspose(
+                width, 4, strides=2, padding="same", use_bias=False
+            ),
+            layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+            layers.Conv2DTranspose(
+                1, 4, strides=2, padding="same", activation="tanh"
+            ),
+        ],
+        name="generator",
+    )
+
+
+def make_discriminator(width):
+    normalised = layers.SpectralNormalization
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            normalised(layers.Conv2D(width, 4, strides=2, padding="same")),
+            layers.LeakyReLU(0.2),
+            normalised(layers.Conv2D(2 * width, 4, strides=2, padding="same")),
+            layers.LeakyReLU(0.2),
+            layers.Flatten(),
+            normalised(layers.Dense(1)),
+        ],
+        name="discriminator",
+    )
+
+
+def make_game(width, seed):
+    generator = make_generator(width)
+    discriminator = make_discriminator(width)
+
+    def fakes(game, count, training):
+        noise = keras.random.normal((count, NOISE), seed=game.seed_generator)
+        return generator(noise, training=training)
+
+    def discriminator_loss(images, training, game):
+        fake = fakes(game, BATCH, training)
+        on_real = discriminator(images, training=training)
+        on_fake = discriminator(fake, training=training)
+        relu = keras.ops.relu
+        return keras.ops.mean(relu(1 - on_real)) + keras.ops.mean(
+            relu(1 + on_fake)
+        )
+
+    def generator_loss(images, training, game):
+        fake = fakes(game, BATCH, training)
+        return -keras.ops.mean(discriminator(fake, training=training))
+
+    return keras_stab.Game(
+        [
+            keras_stab.Player("D", discriminator, discriminator_loss),
+            keras_stab.Player("G", generator, generator_loss),
+        ],
+        predict_with="generator",
+        seed=seed,
+    )
+
+
+"""
+## The optimizers
+
+Nothing here is tuned. ExtraAdam moves once for two gradients and Lookahead goes
+half of the way back, so that both get twice the rates of Adam: all three then
+may go equally far. RAPP takes plain steps without any moments, so its rates are
+its own. One step of ExtraAdam takes two gradients, one of RAPP three: all arms
+get the same number of gradients, and so different numbers of steps.
+"""
+
+RATES = {"D": 1e-3, "G": 5e-4}
+TWICE = {player: 2 * rate for player, rate in RATES.items()}
+PLAIN_RATES = {"D": 0.1, "G": 0.02}
+
+
+def per_player(make, rates):
+    return keras_stab.games.PlayerOptimizers(
+        {player: make(rate) for player, rate in rates.items()}
+    )
+
+
+def adam(rate):
+    return keras.optimizers.Adam(rate, beta_1=0.0, beta_2=0.9)
+
+
+ARMS = {
+    "Adam": lambda: per_player(adam, RATES),
+    "ExtraAdam": lambda: keras_stab.ExtraGradient(per_player(adam, TWICE)),
+    "Lookahead(Adam)": lambda: keras_stab.Lookahead(
+        per_player(adam, TWICE), sync_period=5
+    ),
+    "RAPP": lambda: per_player(
+        lambda rate: keras_stab.RAPP(rate, inner_steps=3, relaxation=0.9),
+        PLAIN_RATES,
+    ),
+}
+# Of 2, 3 and 5 gradients: here no method is in the middle of a step.
+CYCLE = 30
+
+"""
+## The measure
+
+A classifier is trained on the real images first. The Frechet distance between
+the normal distributions that fit its features, on real test images and on
+fakes, is small when fakes look like the real ones in the features' eyes: the
+FID with the classifier of this guide, to be compared only with itself. The
+entropy of the classes that it sees in the fakes tells of classes that are
+missing: ln 10 = 2.30 is an even spread.
+"""
+
+
+def scaled(pictures):
+    return pictures[..., None].astype("float32") / 127.5 - 1.0
+
+
+def make_classifier():
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(16, 3, strides=2, padding="same", activation="relu"),
+            layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
+            layers.Flatten(),
+            layers.Dense(32, activation="relu", name="features"),
+            layers.Dense(10),
+        ]
+    )
+
+
+class Judge:
+    """Measures images by a classifier of the real ones."""
+
+    def __init__(self, arrays, rows, epochs):
+        keras.utils.set_random_seed(0)
+        classifier = make_classifier()
+        classifier.compile(
+            keras.optimizers.Adam(1e-3),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+        classifier.fit(
+            scaled(arrays["x_train"][:rows]),
+            arrays["y_train"][:rows].astype("int32"),
+            batch_size=BATCH,
+            epochs=epochs,
+            verbose=0,
+        )
+        test = scaled(arrays["x_test"][:rows])
+        classes = arrays["y_test"][:rows].astype("int32")
+        self.accuracy = classifier.evaluate(
+            test, classes, batch_size=500, verbose=0
+        )[1]
+        self.model = keras.Model(
+            classifier.inputs,
+            [classifier.get_layer("features").output, *classifier.outputs],
+        )
+        self.real = self._moments(self._look(test)[0])
+
+    def _look(self, images):
+        return self.model.predict(images, batch_size=500, verbose=0)
+
+    def _moments(self, features):
+        features = np.asarray(features, "float64")
+        return features.mean(axis=0), np.cov(features, rowvar=False)
+
+    def __call__(self, images):
+        """Frechet distance and entropy of the classes."""
+        features, logits = self._look(images)
+        distance = frechet(*self.real, *self._moments(features))
+        share = np.bincount(np.argmax(logits, axis=1), minlength=10)
+        share = share[share > 0] / share.sum()
+        return distance, float(-np.sum(share * np.log(share)))
+
+
+def frechet(mean, covariance, other_mean, other_covariance):
+    """Squared Frechet distance of two normal distributions."""
+    root = square_root(covariance)
+    cross = square_root(root @ other_covariance @ root)
+    shift = mean - other_mean
+    trace = np.trace(covariance + other_covariance - 2.0 * cross)
+    return float(shift @ shift + trace)
+
+
+def square_root(matrix):
+    """Of a symmetric matrix without negative eigenvalues."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+"""
+## The study
+
+A run is trained in pieces, and measured after each of them with images from the
+same noise.
+"""
+
+
+class Images(keras.utils.PyDataset):
+    """So many batches, drawn by seed and piece alone."""
+
+    def __init__(self, images, steps, seed):
+        super().__init__()
+        random = np.random.default_rng(seed)
+        self.rows = random.integers(len(images), size=(steps, BATCH))
+        self.images = images
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return (self.images[self.rows[index]],)
+
+
+class Contestant:
+    """A compiled game of one arm, trained anew for every seed."""
+
+    def __init__(self, arm, options):
+        self.options = options
+        self.game = make_game(options.width, seed=0)
+        self.game.compile(ARMS[arm]())
+        self._start = Start(self.game, lambda: make_game(options.width, seed=0))
+
+    def run(self, images, judge, seed):
+        """Measures after every piece, and some of the last images."""
+        options = self.options
+        self._start.rewind(seed)
+        self.game.seed_generator.state.assign([seed, 0])
+        noise = np.random.default_rng(seed).normal(size=(options.fakes, NOISE))
+        noise = noise.astype("float32")
+        steps = options.gradients // options.pieces
+        measures = []
+        for piece in range(options.pieces):
+            batches = Images(images, steps, [seed, piece])
+            self.game.fit(batches, shuffle=False, verbose=0)
+            made = self.game.predict(noise, batch_size=500, verbose=0)
+            measures.append(judge(made))
+        return np.array(measures), made[:10]
+
+
+def study(options, console):
+    arrays = read_fashion_mnist(options.data)
+    judge = Judge(arrays, options.rows, options.judge_epochs)
+    console.print(
+        f"The classifier is right for {100 * judge.accuracy:.1f} % of the real "
+        "test images."
+    )
+    images = scaled(arrays["x_train"][: options.rows])
+    console.print(
+        "Real images of the training split have the distance "
+        f"{judge(images[: options.fakes])[0]:.2f} to those of the test split."
+    )
+    shape = (len(ARMS), options.seeds, options.pieces, 2)
+    measures, samples = np.zeros(shape), {}
+    contestants = [Contestant(arm, options) for arm in ARMS]
+    pairs = [(s, i) for s in range(options.seeds) for i in range(len(ARMS))]
+    for seed, i in track(pairs, "Training", console=console):
+        own, made = contestants[i].run(images, judge, seed)
+        measures[i, seed], arm = own, list(ARMS)[i]
+        samples.setdefault(arm, made)
+    return measures, samples, images[:10]
+
+
+def make_table(measures, gradients):
+    seeds = measures.shape[1]
+    table = Table(
+        title=f"After {gradients} gradients: mean ± standard deviation of "
+        f"{seeds} seeds ({keras.backend.backend()})"
+    )
+    table.add_column("Arm")
+    table.add_column("Distance", justify="right")
+    table.add_column("Least on the way", justify="right")
+    table.add_column("Entropy", justify="right")
+    for arm, own in zip(ARMS, measures):
+        best = own[:, :, 0].min(axis=1)
+        columns = own[:, -1, 0], best, own[:, -1, 1]
+        table.add_row(
+            arm, *(f"{c.mean():.2f} ± {c.std(ddof=1):.2f}" for c in columns)
+        )
+    return table
+
+
+"""
+## Pictures
+"""
+
+COLOURS = ("#777777", "#cc5511", "#4477aa", "#228833")
+
+
+def draw_measures(measures, gradients, path):
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    titles = ("Distance to real images", "Entropy of the classes")
+    pieces = measures.shape[2]
+    spent = gradients * np.arange(1, pieces + 1) / pieces
+    for k, (axes, title) in enumerate(zip(panels, titles)):
+        for (arm, own), colour in zip(zip(ARMS, measures), COLOURS):
+            axes.plot(
+                spent, own[:, :, k].T, color=colour, alpha=0.3, linewidth=0.8
+            )
+            axes.plot(
+                spent,
+                own[:, :, k].mean(axis=0),
+                "o-",
+                color=colour,
+                label=arm,
+                markersize=3.5,
+            )
+        axes.set_title(title)
+        axes.set_xlabel("gradients")
+        tidy(axes)
+    panels[0].set_yscale("log")
+    panels[1].axhline(np.log(10), color="black", linestyle=":", linewidth=0.8)
+    panels[0].legend(frameon=False, fontsize=8.5)
+    figure.savefig(path, dpi=90)
+
+
+def draw_samples(samples, real, path):
+    rows = {"real": real, **samples}
+    figure = Figure(figsize=(7.2, 0.72 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axes, (name, images) in zip(panels, rows.items()):
+        axes.imshow(
+            np.concatenate(list(images[..., 0]), axis=1),
+            cmap="gray_r",
+            vmin=-1,
+            vmax=1,
+        )
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=90)
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        description="Four optimizers train a GAN.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    here = pathlib.Path(__file__).parent / "images"
+    add("--data", required=True, help="folder with fashion_mnist.npz")
+    add("--output", type=pathlib.Path, default=here, help="for the pictures")
+    add("--seeds", type=at_least(2), default=3)
+    add("--gradients", type=at_least(CYCLE), default=1500, help="of each run")
+    add("--pieces", type=at_least(1), default=5, help="measures of each run")
+    add("--width", type=at_least(1), default=16, help="channels of the models")
+    add("--rows", type=at_least(BATCH), default=20000, help="images to use")
+    add("--fakes", type=at_least(100), default=2000, help="images to measure")
+    add("--judge-epochs", type=at_least(1), default=3, help="of the classifier")
+    options = parser.parse_args(argv)
+    least = CYCLE * options.pieces
+    if options.gradients % least:
+        parser.error(f"--gradients must be a multiple of {least}")
+    return options
+
+
+def main(argv=None):
+    options = parse(argv)
+    options.output.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    measures, samples, real = study(options, console)
+    console.print(make_table(measures, options.gradients))
+    draw_measures(
+        measures, options.gradients, options.output / "gan_measures.png"
+    )
+    draw_samples(samples, real, options.output / "gan_samples.png")
+    numbers = {
+        "backend": keras.backend.backend(),
+        "arms": list(ARMS),
+        "gradients": options.gradients,
+        "measures": measures.tolist(),
+    }
+    path = options.output / "gan.json"
+    path.write_text(json.dumps(numbers, indent=1) + "\n")
+    console.print(f"Pictures and figures: {options.output}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

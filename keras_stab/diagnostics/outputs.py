@@ -1,0 +1,62 @@
+"""Where the monitor writes its figures: CSV files and TensorBoard."""
+
+import csv
+import pathlib
+
+import keras
+
+
+class CsvRows:
+    """A CSV file with one row a sample, whole after each.
+
+    Args:
+        path: Of the file. What is there is replaced.
+    """
+
+    def __init__(self, path):
+        self._path = pathlib.Path(path)
+        self._columns = []
+
+    def write(self, row):
+        """Adds a row, a dict; a new name becomes a new column."""
+        new = [name for name in row if name not in self._columns]
+        rows = [row]
+        if new:
+            if self._columns:
+                with self._path.open(newline="") as file:
+                    rows = [*csv.DictReader(file), row]
+            self._columns += new
+        with self._path.open("w" if new else "a", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+class TensorBoardScalars:
+    """Scalars for TensorBoard, by the writer of the package `tensorboard`.
+
+    Args:
+        target: A folder, or a `keras.callbacks.TensorBoard`: then beside its
+            own curves of the training.
+    """
+
+    def __init__(self, target):
+        try:
+            from tensorboard.summary import Writer
+        except ImportError as error:
+            raise ImportError(
+                "StabilityMonitor(tensorboard=...) needs the package "
+                "`tensorboard`: pip install tensorboard"
+            ) from error
+        folder = target
+        if isinstance(target, keras.callbacks.TensorBoard):
+            folder = pathlib.Path(target.log_dir) / "train"
+        self._writer = Writer(str(folder))
+
+    def write(self, row):
+        """Adds a sample, a dict with `step`."""
+        for name, value in row.items():
+            if name not in ("step", "epoch"):
+                self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()

@@ -1,0 +1,103 @@
+"""What `Game.compile` makes of the optimizer that it is given."""
+
+import keras
+
+from keras_stab.games.player_optimizers import JointOptimizer
+from keras_stab.games.player_optimizers import PlayerOptimizers
+from keras_stab.nesting import whole_nest
+from keras_stab.optimizers.ire import IRE
+from keras_stab.optimizers.iterate_method import evaluations_per_step
+from keras_stab.optimizers.phase_optimizer import PhaseOptimizer
+from keras_stab.optimizers.wrapper import GradientMethod
+from keras_stab.optimizers.wrapper import Wrapper
+
+
+def prepared(optimizer, owned, turns):
+    """The optimizer to compile a game with.
+
+    Args:
+        optimizer: As in `Game.compile`.
+        owned: Dict: name of each player to a list of its variables.
+        turns: `None`, or the players' names in the order of their turns.
+    """
+    if isinstance(optimizer, dict) and "class_name" not in optimizer:
+        optimizer = PlayerOptimizers(optimizer)
+    optimizer = keras.optimizers.get(optimizer)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        inner = prepared(optimizer.inner_optimizer, owned, turns)
+        if inner is not optimizer.inner_optimizer:
+            optimizer.inner_optimizer = inner
+        return optimizer
+    _check_methods(optimizer)
+    if per_player(optimizer) is None:
+        if turns:
+            optimizer = _one_each(optimizer, owned)
+        else:
+            _check_joint(optimizer)
+    if per_player(optimizer) is not None:
+        per_player(optimizer).bind(owned, turns)
+    guarded = (Wrapper, PlayerOptimizers, PhaseOptimizer)
+    if isinstance(optimizer, guarded):
+        return optimizer
+    return JointOptimizer(optimizer)
+
+
+def per_player(optimizer):
+    """The `PlayerOptimizers` in a nest, or `None`."""
+    for each in whole_nest(optimizer):
+        if isinstance(each, PlayerOptimizers):
+            return each
+    return None
+
+
+def _check_methods(optimizer):
+    for each in whole_nest(optimizer):
+        if isinstance(each, (GradientMethod, IRE)):
+            raise ValueError(
+                f"{type(each).__name__} is not offered in a Game: it takes "
+                "gradients of its own of one loss that all weights share, and "
+                "a game has none. Use an optimizer, RAPP, CEGPlus, or one "
+                "inside ExtraGradient, OptimisticGradient, Lookahead or "
+                "WeightAveraging"
+            )
+
+
+def _check_joint(optimizer):
+    for each in whole_nest(optimizer):
+        if getattr(each, "global_clipnorm", None) is not None:
+            raise ValueError(
+                "`global_clipnorm` of a joint optimizer would scale the "
+                "gradient of one player by the size of the others'. Give each "
+                "player an optimizer of its own: "
+                "compile(optimizer={'<player>': ...}), each with "
+                f"global_clipnorm. Received: {each.global_clipnorm}"
+            )
+
+
+def _one_each(optimizer, owned):
+    """A copy of a plain optimizer for each player, who take turns."""
+    names = ", ".join(f"{name!r}: ..." for name in owned)
+    kind = type(optimizer).__name__
+    joint = (Wrapper, keras.optimizers.MultiOptimizer)
+    if isinstance(optimizer, joint) or evaluations_per_step(optimizer) > 1:
+        raise ValueError(
+            f"{kind} moves all players together, but in this game they take "
+            f"turns. Give each player its own, optimizer={{{names}}}, or put "
+            f"a wrapper around them: {kind}(PlayerOptimizers({{{names}}})). "
+            'Or use turns="simultaneous"'
+        )
+    if optimizer.built:
+        raise ValueError(
+            "Players who take turns each get a copy of the optimizer, and "
+            f"this {kind} was already built. Give a new one, or one for each "
+            f"player: optimizer={{{names}}}"
+        )
+    return PlayerOptimizers(
+        {name: _copy(optimizer, name) for name in owned},
+    )
+
+
+def _copy(optimizer, player):
+    config = optimizer.get_config()
+    config["name"] = f"{optimizer.name}_{player}"
+    return type(optimizer).from_config(config)

@@ -1,0 +1,134 @@
+"""Player: who owns which variables, and what for."""
+
+import inspect
+
+import keras
+
+from keras_stab.optimizers.arguments import checked_choice
+from keras_stab.optimizers.arguments import checked_number
+
+
+@keras.saving.register_keras_serializable(package="keras_stab")
+class Player:
+    r"""One player of a `Game`: its name, its variables and its loss.
+
+    Args:
+        name: String. The log shows the loss as `<name>_loss`.
+        variables: What the player moves: a layer, a model or a
+            `keras.Variable`, or a list of these. Layers must be built. Frozen
+            variables stay where they are.
+        loss: The player's loss. Called as `loss(batch, training)` with what
+            `fit` was given (`x`, or `(x, y)`, or `(x, y, sample_weight)`), it
+            returns a scalar. With a parameter named `game` it is called as
+            `loss(batch, training, game=game)`. Regularizers of the player's
+            weights are added to what it descends on, not to the log.
+        sense: `"min"` or `"max"`: whether the player wants the loss small or
+            large. Logs show the loss as it is. Defaults to `"min"`.
+        weight: Float above 0, by which the loss is multiplied in the joint
+            field; logs are without it. Defaults to `1.0`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: If `loss` cannot be called, or `variables` holds something
+            else.
+
+    Example:
+
+    >>> import keras, keras_stab
+    >>> x = keras.Variable(1.0, name="x")
+    >>> player = keras_stab.Player("x", x, lambda batch, training: x * x)
+    >>> player.sense
+    'min'
+    """
+
+    def __init__(self, name, variables, loss, sense="min", weight=1.0):
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                "`name` of a player must be a string that is not empty. "
+                f"Received: name={name!r}"
+            )
+        if not callable(loss):
+            raise TypeError(
+                f"The loss of player {name!r} must be a function "
+                "`loss(batch, training)` that returns a scalar. Received: "
+                f"loss={loss!r}"
+            )
+        self.name = name
+        self.pieces = _as_list(variables)
+        for piece in self.pieces:
+            self._check(piece)
+        self.loss = loss
+        self.sense = checked_choice("sense", sense, ("min", "max"))
+        self.weight = checked_number("weight", weight, 0.0, forbidden=(0.0,))
+        self._takes_game = "game" in _parameters(loss)
+
+    def _check(self, piece):
+        known = (keras.layers.Layer, keras.Variable)
+        if not isinstance(piece, known):
+            raise TypeError(
+                f"`variables` of player {self.name!r} must be layers, models "
+                f"or keras.Variables. Received: {piece!r}"
+            )
+        if isinstance(piece, keras.layers.Layer) and not _is_built(piece):
+            raise ValueError(
+                f"The layer {piece.name!r} of player {self.name!r} is not "
+                "built, so that its variables are not known: begin a "
+                "Sequential model with keras.Input(shape), or call "
+                "`layer.build(shape)` before the Player is made"
+            )
+
+    @property
+    def variables(self):
+        """All variables of the player, those that are frozen too."""
+        found = {}
+        for piece in self.pieces:
+            layer = isinstance(piece, keras.layers.Layer)
+            for variable in piece.variables if layer else [piece]:
+                found[id(variable)] = variable
+        return list(found.values())
+
+    @property
+    def sign(self):
+        return 1.0 if self.sense == "min" else -1.0
+
+    def evaluate(self, batch, training, game):
+        """The player's own loss: what `loss` returns."""
+        if self._takes_game:
+            return self.loss(batch, training, game=game)
+        return self.loss(batch, training)
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "variables": list(self.pieces),
+            "loss": self.loss,
+            "sense": self.sense,
+            "weight": self.weight,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for key in ("variables", "loss"):
+            config[key] = keras.saving.deserialize_keras_object(
+                config[key], custom_objects=custom_objects
+            )
+        return cls(**config)
+
+
+def _as_list(variables):
+    if isinstance(variables, (list, tuple)):
+        return list(variables)
+    return [variables]
+
+
+def _is_built(layer):
+    inside = [layer, *getattr(layer, "layers", [])]
+    return all(each.built for each in inside)
+
+
+def _parameters(function):
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some callables of C have none
+        return {}

@@ -1,0 +1,260 @@
+"""Optimizers of a game: one for each player, or one behind a barrier."""
+
+import math
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.gradients import autodiff
+from keras_stab.optimizers.iterate_method import evaluations_per_step
+from keras_stab.optimizers.wrapper import Wrapper
+
+
+@keras.saving.register_keras_serializable(package="keras_stab")
+class JointOptimizer(Wrapper):
+    """Does nothing but what every `Wrapper` does: it keeps TensorFlow exact.
+
+    In TensorFlow's graph mode an assignment can overtake the read of a
+    variable by the gradient of another one, and in a game most gradients do
+    not depend on their own variable. `Game.compile` puts optimizers that do
+    not see to it themselves into this wrapper.
+    """
+
+
+class _ByPlayer:
+    """What `MultiOptimizer` asks: all optimizers, and that of a variable."""
+
+    def __init__(self, optimizers):
+        self._optimizers = list(optimizers.values())
+        self.position = {}
+
+    def values(self):
+        return self._optimizers
+
+    def __call__(self, variable):
+        if id(variable) not in self.position:
+            raise ValueError(
+                f"No player owns the variable {variable.path}: compile a "
+                "`keras_stab.Game` with this optimizer"
+            )
+        return self._optimizers[self.position[id(variable)]]
+
+
+@keras.saving.register_keras_serializable(package="keras_stab")
+class PlayerOptimizers(keras.optimizers.MultiOptimizer):
+    """One optimizer for each player of a `Game`.
+
+    `Game.compile(optimizer={"D": ..., "G": ...})` makes one. Write it out to
+    put a method around all players together: with
+    `Lookahead(PlayerOptimizers({...}))` all players return to their slow
+    weights at the same moment.
+
+    Args:
+        optimizers: Dict: name of a player to an optimizer, its name or its
+            config.
+        name: String or `None`.
+
+    Raises:
+        ValueError: If two players are given the same object, or one a
+            `LossScaleOptimizer` or `MultiOptimizer`.
+
+    Example:
+
+    >>> from keras_stab.games import PlayerOptimizers
+    >>> optimizer = PlayerOptimizers({"D": "adam", "G": "sgd"})
+    >>> [type(each).__name__ for each in optimizer.optimizers]
+    ['Adam', 'SGD']
+    """
+
+    def __init__(self, optimizers, name=None):
+        optimizers = {
+            player: keras.optimizers.get(optimizer)
+            for player, optimizer in optimizers.items()
+        }
+        if not optimizers:
+            raise ValueError("`optimizers` must name the players of a game")
+        for player, optimizer in optimizers.items():
+            _check_part(player, optimizer)
+        if len({id(o) for o in optimizers.values()}) < len(optimizers):
+            raise ValueError(
+                "Two players were given the same optimizer object, whose "
+                "state they would share: make one for each player"
+            )
+        by_player = _ByPlayer(optimizers)
+        super().__init__(by_player, name=name)
+        self._by_player = by_player
+        self.by_player = optimizers
+        self.turns = None
+        self.turn = None
+
+    def bind(self, owned, turns=None):
+        """Tells the players' variables; `Game.compile` does.
+
+        Args:
+            owned: Dict: name of each player to a list of its variables.
+            turns: `None`, or the players' names in the order of their turns.
+        """
+        if set(owned) != set(self.by_player):
+            raise ValueError(
+                "One optimizer is needed for each player of the game. "
+                f"Received: optimizers for {sorted(self.by_player)}, players "
+                f"{sorted(owned)}"
+            )
+        names = list(self.by_player)
+        position = {
+            id(variable): names.index(name)
+            for name, variables in owned.items()
+            for variable in variables
+        }
+        turns = turns and [names.index(name) for name in turns]
+        if self.built and (position, turns) != (
+            self._by_player.position,
+            self.turns,
+        ):
+            raise ValueError(
+                "This optimizer was built for other variables or other turns: "
+                "compile with a new one"
+            )
+        windows = {
+            o.gradient_accumulation_steps for o in self.by_player.values()
+        }
+        if windows != {None} and (turns or len(windows) > 1):
+            raise ValueError(
+                "`gradient_accumulation_steps` must be the same for all "
+                "players, and None when they take turns. Received: "
+                f"{windows}"
+            )
+        self._by_player.position, self.turns = position, turns
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        if self.turns:
+            self.turn = self.add_variable(
+                (), dtype="int32", initializer="zeros", name="turn"
+            )
+
+    @property
+    def iterations(self):
+        """Real updates of the players; with turns, turns."""
+        if self.turns:
+            return super().iterations
+        return next(iter(self.by_player.values())).iterations
+
+    @property
+    def evaluations_per_step(self):
+        """Gradients until every player has finished a step of its method."""
+        rounds = 1
+        order = self.turns or range(len(self.by_player))
+        for i, optimizer in enumerate(self.by_player.values()):
+            needed = evaluations_per_step(optimizer)
+            share = list(order).count(i)
+            rounds = math.lcm(rounds, needed // math.gcd(needed, share))
+        return rounds * (len(self.turns) if self.turns else 1)
+
+    def player_on_turn(self, turn):
+        """The position of the player whose turn it is.
+
+        Args:
+            turn: Integer tensor, the value of the variable `turn`.
+        """
+        order = keras.ops.convert_to_tensor(self.turns, dtype="int32")
+        return keras.ops.take(order, turn)
+
+    def apply_gradients(self, grads_and_vars):
+        super().apply_gradients(grads_and_vars)
+        return self.iterations
+
+    def apply(self, grads, trainable_variables=None):
+        grads = list(grads)
+        if not grads:
+            return
+        if not self.built:
+            self.build(trainable_variables)
+        variables = keras_internals.built_variables(self)
+        if len(grads) != len(variables):
+            raise ValueError(
+                "One gradient is needed for each variable of the game. "
+                f"Received: {len(grads)} gradients for {len(variables)} "
+                "variables"
+            )
+        if trainable_variables is None:
+            trainable_variables = variables
+        grads = autodiff.barrier(grads)
+        parts = [([], []) for _ in self.by_player]
+        for gradient, variable in zip(grads, trainable_variables):
+            index = keras_internals.variable_index(self, variable)
+            part = parts[self._by_player.position[id(variables[index])]]
+            part[0].append(gradient)
+            part[1].append(variables[index])
+        on_turn = None
+        if self.turns:
+            on_turn = self.player_on_turn(autodiff.read(self.turn))
+        for i, optimizer in enumerate(self.by_player.values()):
+            gradients, own = parts[i]
+            if not own:
+                continue
+            if on_turn is None:
+                autodiff.apply_gradients(optimizer, gradients, own)
+                continue
+            autodiff.apply_gradients_if(
+                keras.ops.equal(on_turn, i),
+                optimizer,
+                lambda gradients=gradients: gradients,
+                own,
+            )
+        super().iterations.assign_add(1)
+        if self.turns:
+            turn = keras.ops.cast(self.turn.value + 1, "int32")
+            self.turn.assign(turn % len(self.turns))
+
+    # A saved model walks the players' optimizers by itself.
+
+    def _own(self):
+        own = [super().iterations]
+        return own if self.turn is None else [*own, self.turn]
+
+    def save_own_variables(self, store):
+        for i, variable in enumerate(self._own()):
+            store[str(i)] = variable.numpy()
+
+    def load_own_variables(self, store):
+        own = self._own()
+        if len(store.keys()) != len(own):
+            raise ValueError(
+                "The saved state of the players' optimizers does not fit: "
+                "compile with the turns that the saved game had. Received: "
+                f"{len(store.keys())} variables, expected {len(own)}"
+            )
+        for i, variable in enumerate(own):
+            variable.assign(store[str(i)])
+
+    def get_config(self):
+        return {"optimizers": dict(self.by_player), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config["optimizers"] = {
+            player: keras.saving.deserialize_keras_object(
+                optimizer, custom_objects=custom_objects
+            )
+            for player, optimizer in config["optimizers"].items()
+        }
+        return cls(**config)
+
+
+def _check_part(player, optimizer):
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "A LossScaleOptimizer belongs outside, around the optimizers of "
+            "all players: LossScaleOptimizer(PlayerOptimizers({...})). Under "
+            "mixed_float16 `compile` adds one by itself. Received it for "
+            f"player {player!r}"
+        )
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        raise ValueError(
+            "The optimizer of a player must be a single one. Received a "
+            f"MultiOptimizer for player {player!r}"
+        )
