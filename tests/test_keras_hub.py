@@ -3,6 +3,8 @@
 Small models with random weights, and (once) a real pretrained encoder.
 """
 
+import re
+
 import keras
 import keras_hub
 import keras_nlp
@@ -167,7 +169,9 @@ def assert_only_the_adapters_moved(before, after):
         for name in before[0]
     }
     assert before[0] and not any(moved.values()), moved
-    adapters = [name for name in before[1] if "lora" in name]
+    # The second factors, which start at zero; the first ones' gradients are
+    # so small at first that a plain step may be lost in rounding.
+    adapters = [name for name in before[1] if re.search(r"lora_\w*_b$", name)]
     assert adapters
     for name in adapters:
         assert not np.array_equal(before[1][name], after[1][name]), name
