@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import contract
 import keras
 import pytest
 import support
@@ -137,6 +138,23 @@ def test_the_page_of_what_was_tested(tmp_path):
         join()
 
 
+def test_the_page_names_every_method_and_no_gap():
+    text = (GUIDES / "support.md").read_text()
+    for bad in ("untested", "failed"):
+        assert support.OUTCOMES[bad] not in text
+    rows = [
+        row.name
+        for row in contract.ROWS
+        if not row.nested
+        and not any(helper in row.name for helper in support.HELPERS)
+    ]
+    for part in text.split("## Callbacks"):
+        # Run `make support` after a change of the rows.
+        listed = re.findall(r"^\| `([^`]+)` \|", part, re.M)
+        assert listed == rows
+
+
+@pytest.mark.slow
 def test_outcomes_of_a_session_are_recorded(tmp_path):
     """Through pytest itself, also from other processes."""
     record = tmp_path / "record.json"
