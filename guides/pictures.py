@@ -64,6 +64,7 @@ class Surface(keras.Model):
         return inputs
 
     def compute_loss(self, x, y, y_pred, sample_weight, training=True):
+        x = ops.convert_to_tensor(x)
         u, v = ops.squeeze(self.u), ops.squeeze(self.v)
         # A third column tells two kinds of rows apart.
         slope = ops.mean(x[:, :2], axis=0)
