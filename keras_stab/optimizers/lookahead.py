@@ -16,6 +16,9 @@ from keras_stab.optimizers.iterate_method import evaluations_per_step
 from keras_stab.optimizers.iterate_method import refuse_accumulating_parts
 from keras_stab.optimizers.iterate_method import refuse_averages_inside
 
+# The longest cycle in which computing both sides of a condition is quicker.
+OFTEN = 3
+
 
 @keras.saving.register_keras_serializable(package="keras_stab")
 class Lookahead(IterateMethod):
@@ -175,17 +178,17 @@ class Lookahead(IterateMethod):
         *gradients, position, before = autodiff.barrier(
             [*gradients, position, before]
         )
+        often = self._length <= OFTEN
         # At every start, not once: weights may have been loaded since.
         autodiff.assign_if(
-            position == 0, True, slow, lambda: list(map(autodiff.read, fast))
+            position == 0, often, slow, lambda: list(map(autodiff.read, fast))
         )
         autodiff.apply_gradients(inner, gradients, variables)
         made = self.completed_updates() - before
         position = position + made
         due = position >= self._length
-        autodiff.assign_if(
-            due, True, [*fast, *slow], lambda: 2 * self._between(slow, fast)
-        )
+        # The slow ones follow at the start of the next cycle.
+        autodiff.assign_if(due, often, fast, lambda: self._between(slow, fast))
         self._position.assign(
             ops.where(due, ops.zeros_like(position), position)
         )
