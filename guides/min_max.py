@@ -263,6 +263,7 @@ def draw_paths(runs, path):
     )
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(runs), len(methods), squeeze=False)
+    first = next(iter(runs))
     for row, (name, own) in zip(panels, runs.items()):
         problem = GAMES[name]()
         limit = 2.2 if name in ("bilinear", "quadratic") else 1.6
@@ -289,7 +290,7 @@ def draw_paths(runs, path):
                 color=colour,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )
-            if row is panels[0]:
+            if name == first:
                 axes.set_title(method, fontsize=9)
         row[0].set_ylabel(name)
     figure.suptitle("From the dot to the star, and who arrives", fontsize=11)

@@ -1,12 +1,10 @@
 """The guide to fine-tuning, with a tiny encoder and made-up reviews."""
 
-import keras
 import numpy as np
 import pytest
+from marks import slow_but_on_torch
 from scripts import load_script
 from test_keras_hub import make_classifier
-
-SLOW = () if keras.backend.backend() == "torch" else (pytest.mark.slow,)
 
 
 def write_reviews(folder):
@@ -46,10 +44,8 @@ def test_missing_data_is_told(guide, tmp_path):
         guide.main(["--data", str(tmp_path)])
 
 
-@pytest.mark.parametrize("seeds", [pytest.param(2, marks=SLOW)])
-def test_tiny_run_reports_and_draws(
-    guide, seeds, tmp_path, capsys, monkeypatch
-):
+@slow_but_on_torch
+def test_tiny_run_reports_and_draws(guide, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(guide, "TOKENS", 8)
     monkeypatch.setattr(guide, "RATE", 0.02)
     write_reviews(tmp_path)
@@ -57,7 +53,7 @@ def test_tiny_run_reports_and_draws(
     task.backbone.save_to_preset(tmp_path / "preset")
     task.preprocessor.save_to_preset(tmp_path / "preset")
     options = ["--data", str(tmp_path), "--model", str(tmp_path / "preset")]
-    options += ["--rows", "16", "--epochs", "3", "--seeds", str(seeds)]
+    options += ["--rows", "16", "--epochs", "3", "--seeds", "2"]
     options += ["--folder", str(tmp_path / "runs"), "--test-rows", "12"]
     options += ["--output", str(tmp_path / "picture.png")]
     guide.main(options)

@@ -825,6 +825,9 @@ def test_inner_optimizers_that_cannot_be_used():
         (make.SGD(0.1, use_ema=True), "Average outside of IRE"),
         (make.Adafactor(), 'curvature="gradient" with Adafactor'),
         (keras_stab.IRE("sgd"), "IRE inside IRE"),
+        (keras_stab.Lookahead("adam"), r"outside, Lookahead\(IRE"),
+        (keras_stab.WeightAveraging("adam"), r"WeightAveraging\(IRE"),
+        (keras_stab.RAPP(0.1), "Use another inner optimizer"),
     ):
         with pytest.raises(ValueError, match=words):
             keras_stab.IRE(inner, curvature="second_moment")

@@ -5,6 +5,7 @@ import keras
 from keras_stab.nesting import nest
 from keras_stab.optimizers.arguments import checked_count
 from keras_stab.optimizers.arguments import checked_number
+from keras_stab.optimizers.lent_weights import LendsWeights
 from keras_stab.optimizers.second_moment import WITH_SECOND_MOMENT
 from keras_stab.optimizers.wrapper import innermost
 
@@ -74,6 +75,19 @@ def check_inner(optimizer, curvature, momentum):
             "ScheduleFreeAdamW makes the weights from its own state, which "
             "would undo the boost. Use another inner optimizer"
         )
+    for each in nest(optimizer):
+        if isinstance(each, LendsWeights):
+            name = type(each).__name__
+            wraps = hasattr(each, "inner_optimizer")
+            advice = (
+                f"Put it outside, {name}(IRE(...))"
+                if wraps
+                else ("Use another inner optimizer")
+            )
+            raise ValueError(
+                f"{name} keeps a second set of weights, which would not hear "
+                f"of the boost. {advice}"
+            )
     if any(hasattr(each, "start_boost") for each in nest(optimizer)):
         raise ValueError("IRE inside IRE would boost twice: use one")
     if curvature != "second_moment":
