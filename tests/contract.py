@@ -491,11 +491,18 @@ INNER = {
 }
 
 # What is resumed in a fresh process: what a row saves does not depend on what
-# is inside it, so one inner optimizer will do for most.
-RESUMED = [(row, "adamw") for row in ROWS] + [
-    (row, "momentum")
-    for row in ROWS
-    if row.name in ("GRAIN-4", "GRAIN-batches", "IRE")
+# is inside it, so one inner optimizer will do for most, and one of the rows
+# that do the same.
+DO_AS_OTHERS = (
+    "AskingNothing",
+    "GRAIN-1",
+    "GRAIN-2",
+    "Transparent(GRAIN)",
+    "GRAIN(Transparent)",
+    "AskingNothing(GRAIN-1)",
+)
+RESUMED = [(row, "adamw") for row in ROWS if row.name not in DO_AS_OTHERS] + [
+    (row, "momentum") for row in ROWS if row.name == "GRAIN-batches"
 ]
 
 
