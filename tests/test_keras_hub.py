@@ -96,7 +96,7 @@ METHODS = {
     "WeightAveraging": lambda: keras_stab.WeightAveraging(
         optimizers.AdamW(0.02), method="ema", decay=0.8
     ),
-    "AveragedSGD": lambda: keras_stab.AveragedSGD(1.0, momentum=0.9),
+    "AveragedSGD": lambda: keras_stab.AveragedSGD(0.3, momentum=0.9),
     "ScheduleFree": lambda: keras_stab.ScheduleFree.adamw(0.05),
     "Lookahead": lambda: keras_stab.Lookahead(optimizers.AdamW(0.02)),
     "RAPP": lambda: keras_stab.RAPP(0.3, inner_steps=2),
@@ -216,11 +216,15 @@ def test_compiled_classification(method):
 
 @pytest.mark.parametrize("method", rows(unmarked=["SAM"]))
 def test_language_model_with_adapters_in_half_precision(method):
-    keras.config.set_dtype_policy("mixed_float16")
+    # JAX has no attention in float16 on a CPU, with any optimizer.
+    on_jax = keras.backend.backend() == "jax"
+    policy = "mixed_bfloat16" if on_jax else "mixed_float16"
+    keras.config.set_dtype_policy(policy)
     task = make_language_model(lora=True)
     batch = preprocessed(task, TEXTS)
     task.compile(optimizer=METHODS[method](), weighted_metrics=[])
-    assert isinstance(task.optimizer, optimizers.LossScaleOptimizer)
+    scaled = isinstance(task.optimizer, optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
     before = frozen_and_trained(task)
     history = losses(task, batch, epochs=6)
     assert history[-1] < history[0]

@@ -17,6 +17,7 @@ from keras import ops
 from keras.optimizers import SGD
 from keras.optimizers import Adam
 from keras.optimizers import LossScaleOptimizer
+from marks import quick
 from model_cases import BACKEND
 from model_cases import CASES
 from model_cases import RANDOM_CASES
@@ -193,7 +194,22 @@ def grain(groups, learning_rate=LEARNING_RATE):
 # ---- One step of GRAIN ----------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+# Much like another case, and long to compile.
+LIKE_OTHERS = (
+    "subclassed_training",
+    "shared_layers",
+    "sample_weight_mean",
+    "compute_loss_without_training",
+    "add_loss_only",
+    "two_batch_norms",
+    "masked_lstm",
+    "gaussian_noise",
+)
+
+
+@pytest.mark.parametrize(
+    "name", quick(list(CASES), lambda name: name not in LIKE_OTHERS)
+)
 def test_step_is_the_min_norm_step(name):
     case = CASES[name]
     data = case.data(10)
