@@ -147,8 +147,8 @@ def cell(records, row, title):
 
 
 def table(records, titles):
-    rows = dict.fromkeys(
-        row for backend in BACKENDS for row in records[backend]["rows"]
+    rows = sorted(
+        {row for backend in BACKENDS for row in records[backend]["rows"]}
     )
     lines = [["method", *titles], ["---"] * (len(titles) + 1)]
     for row in rows:
