@@ -575,7 +575,8 @@ def each_value(variables):
         half = (torch.float16, torch.bfloat16)
         return [v.float() if v.dtype in half else v for v in values]
     return [
-        in_full_precision(keras.ops.convert_to_tensor(v)) for v in variables
+        in_full_precision(keras.ops.convert_to_tensor(densify(v)))
+        for v in variables
     ]
 
 
