@@ -434,8 +434,10 @@ TRACED = JIT[:1] if keras.backend.backend() == "jax" else JIT
 
 @WHOLE_ROWS
 @pytest.mark.parametrize("jit_compile", TRACED)
-def test_no_retrace_after_the_second_step(row, jit_compile):
+def test_no_retrace_after_the_second_step(row, jit_compile, record_property):
     x, y = contract.data(4)
+    if not JIT[0]:
+        record_property("support", "eager")
     model = keras.Sequential(
         [
             keras.Input((contract.FEATURES,)),
@@ -466,7 +468,10 @@ def test_ways_to_execute_agree(row, record_property):
     if SEVERAL_STEPS:
         ways.append({"jit_compile": jit, "steps_per_execution": 2})
     else:
-        record_property("support", {"`steps_per_execution`": "absent"})
+        record_property(
+            "support",
+            {"`steps_per_execution`": "absent", "`jit_compile`": "eager"},
+        )
     results = []
     for arguments in ways:
         model = contract.compiled(
