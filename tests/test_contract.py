@@ -557,6 +557,7 @@ def test_a_nan_batch_is_visible_and_harmless_where_promised(row):
         whole=True,
     ),
 )
+@pytest.mark.filterwarnings("ignore:The model has batch-norm layers")
 def test_callback(row, name, tmp_path, record_property):
     outcome = callback_cases.check(row, name, tmp_path)
     record_property("support", outcome)
