@@ -137,6 +137,23 @@ def test_cycles_start_from_the_weights_that_are_there(kind, length):
     np.testing.assert_allclose(actual, wanted, atol=1e-6)
 
 
+def test_many_weights_go_back_as_few_do():
+    """Large ones are compiled by themselves on TensorFlow."""
+    points = []
+    for count in (3, 2**20):
+        values = np.resize(np.linspace(-1.0, 1.0, 3), count)
+        variable = keras.Variable(values.astype("float32"))
+        optimizer = Lookahead(SGD(0.5), sync_period=2, slow_step_size=0.25)
+        for _ in range(3):
+            gradient = keras.ops.copy(variable.value)
+            optimizer.apply([gradient], [variable])
+        points.append(np.array(variable.numpy()))
+    # To 1/4 in two steps, a quarter of the way there, and a step more.
+    factor = (1.0 - 0.25 * 0.75) * 0.5
+    np.testing.assert_allclose(points[0], factor * values[:3], atol=1e-6)
+    np.testing.assert_allclose(points[1], np.resize(points[0], 2**20))
+
+
 def test_a_cycle_keeps_its_rate():
     """A schedule is read at the first gradient of a cycle."""
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
