@@ -155,10 +155,10 @@ every arm: one run each, at another seed, judged on pictures held out of the
 training split.
 """
 
-RATES = {"D": 1e-3, "G": 5e-4}
-PLAIN_RATES = {"D": 0.1, "G": 0.02}
-GRID = (0.5, 1.0, 2.0, 4.0)
-FACTORS = {"Adam": 1.0, "ExtraAdam": 2.0, "Lookahead(Adam)": 2.0, "RAPP": 2.0}
+RATES = {"D": 4e-3, "G": 2e-3}
+PLAIN_RATES = {"D": 0.4, "G": 0.08}
+GRID = (0.25, 0.5, 1.0, 2.0)
+FACTORS = {"Adam": 1.0, "ExtraAdam": 2.0, "Lookahead(Adam)": 1.0, "RAPP": 1.0}
 
 
 def per_player(make, rates, factor):
@@ -465,7 +465,7 @@ def parse(argv):
     add("--output", type=pathlib.Path, default=here, help="for the pictures")
     add("--tune", action="store_true", help="print a grid of rates, no more")
     add("--seeds", type=at_least(2), default=5)
-    add("--gradients", type=at_least(CYCLE), default=6000, help="of each run")
+    add("--gradients", type=at_least(CYCLE), default=4500, help="of each run")
     add("--pieces", type=at_least(1), default=5, help="measures of each run")
     add("--width", type=at_least(1), default=16, help="channels of the models")
     add("--rows", type=at_least(BATCH), default=20000, help="images to use")
