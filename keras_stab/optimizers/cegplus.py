@@ -45,9 +45,10 @@ class CEGPlus(PhaseOptimizer):
             a step keeps the rate of its first gradient. Defaults to 0.1.
         alpha: Float in (0, 1], $\alpha$, or `"adaptive"`. Defaults to 0.5.
         proximal: As in `RAPP`. Defaults to `None`.
-        minty_constant: Float, $\delta$, above $-\gamma/2$ and at most
-            $\rho$ (see below): 0 for a monotone game, below it for others.
-            Only with `alpha="adaptive"`. Defaults to 0.0.
+        minty_constant: Float, $\delta$, above $-\gamma/2$, also where a
+            schedule ends, and at most $\rho$ (see below): 0 for a monotone
+            game, below it for others. Only with `alpha="adaptive"`. Defaults
+            to 0.0.
         relaxation: Float in (0, 2), $\theta$. Only with
             `alpha="adaptive"`. Defaults to 1.0.
         name: String.
@@ -116,7 +117,7 @@ class CEGPlus(PhaseOptimizer):
         )
         if self.is_adaptive:
             self.alpha = alpha
-            self._check_minty_constant(learning_rate)
+            self._warn_of_small_rates(learning_rate)
             return
         self.alpha = checked_number("alpha", alpha, 0.0, forbidden=(0.0,))
         if self.alpha > 1.0:
@@ -130,14 +131,16 @@ class CEGPlus(PhaseOptimizer):
                 f"{relaxation=}"
             )
 
-    def _check_minty_constant(self, learning_rate):
-        # A schedule or callable has no number to be checked.
-        is_number = isinstance(learning_rate, (int, float))
-        if is_number and self.minty_constant <= -learning_rate / 2 < 0:
-            raise ValueError(
-                "`minty_constant` must be above -learning_rate / 2, or the "
-                "steps may turn back. Received: minty_constant="
-                f"{self.minty_constant}, {learning_rate=}"
+    def _warn_of_small_rates(self, rate):
+        # A schedule or callable has no number to be looked at. No error: a
+        # saved configuration has the rate that training has come down to.
+        is_number = isinstance(rate, (int, float))
+        if is_number and self.minty_constant <= -rate / 2 < 0:
+            warnings.warn(
+                "`minty_constant` is not above -learning_rate / 2, so that "
+                "steps may turn back: raise one of them. Received: "
+                f"minty_constant={self.minty_constant}, learning_rate={rate}",
+                stacklevel=3,
             )
 
     @property
