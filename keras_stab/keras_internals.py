@@ -166,6 +166,11 @@ class UpdatesTogether:
     # Whether there is something to gain by that on the other backends too.
     together_everywhere = False
 
+    def apply(self, grads, trainable_variables=None):
+        # What a `Wrapper` does for the optimizer inside it; these are used
+        # without one.
+        super().apply(autodiff.barrier(list(grads)), trainable_variables)
+
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         together = self.together_everywhere and autodiff.replicas() == 1
         if keras.backend.backend() != "torch" and not together:

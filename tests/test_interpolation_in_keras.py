@@ -21,6 +21,7 @@ ExtraGradient = keras_stab.ExtraGradient
 KINDS = {
     "RAPP": lambda: RAPP(0.1),
     "CEGPlus": lambda: CEGPlus(0.1),
+    "adaptive": lambda: CEGPlus(0.1, "adaptive", minty_constant=-0.01),
     "Lookahead": lambda: Lookahead(SGD(0.1)),
     "ExtraGradient": lambda: ExtraGradient(SGD(0.1)),
     "OptimisticGradient": lambda: keras_stab.OptimisticGradient(SGD(0.1)),
@@ -210,6 +211,7 @@ def test_gradients_a_step_and_memory():
     assert counts == {
         "RAPP": 3,
         "CEGPlus": 2,
+        "adaptive": 2,
         "Lookahead": 1,
         "ExtraGradient": 2,
         "OptimisticGradient": 1,
@@ -222,7 +224,7 @@ def test_gradients_a_step_and_memory():
         optimizer = make()
         optimizer.build([variable])
         copies = [v for v in optimizer.variables if tuple(v.shape) == (2, 3)]
-        assert len(copies) == (2 if kind == "CEGPlus" else 1)
+        assert len(copies) == (2 if kind in ("CEGPlus", "adaptive") else 1)
 
 
 def test_the_rates_of_players_are_reached():

@@ -685,6 +685,20 @@ def each_norm(tensors):
     return keras.ops.stack([keras.ops.cast(n, dtype) for n in norms])
 
 
+def inner_product(tensors, others):
+    """Of two lists as one long vector each, a scalar; in full precision."""
+    dtype = common_dtype(tensors)
+    if BACKEND == "torch":
+        parts = torch._foreach_mul(tensors, others)
+        return torch.stack(
+            [p.sum().to(getattr(torch, dtype)) for p in parts]
+        ).sum()
+    return sum(
+        keras.ops.cast(keras.ops.sum(t * other), dtype)
+        for t, other in zip(tensors, others)
+    )
+
+
 def common_dtype(tensors):
     """The widest dtype among tensors in full precision, a string."""
     dtypes = {t.dtype for t in tensors}
