@@ -250,6 +250,7 @@ COSINE = keras.optimizers.schedules.CosineDecay(0.1, 9)
         (lambda: RAPP(inner_steps=0), "inner_steps"),
         (lambda: RAPP(proximal=3), "proximal"),
         (lambda: CEGPlus(alpha=2.0), "alpha"),
+        (lambda: CEGPlus(alpha="Adaptive"), 'or "adaptive"'),
         (lambda: ExtraGradient(update_scale=0.0), "update_scale"),
         (lambda: ExtraGradient(moments="other"), "moments"),
         (lambda: ExtraGradient(RAPP()), "moves with every gradient"),

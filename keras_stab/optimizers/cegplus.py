@@ -119,8 +119,9 @@ class CEGPlus(PhaseOptimizer):
             self.alpha = alpha
             self._warn_of_small_rates(learning_rate)
             return
-        self.alpha = checked_number("alpha", alpha, 0.0, forbidden=(0.0,))
-        if self.alpha > 1.0:
+        if not isinstance(alpha, str):
+            self.alpha = checked_number("alpha", alpha, 0.0, forbidden=(0.0,))
+        if isinstance(alpha, str) or self.alpha > 1.0:
             raise ValueError(
                 f'`alpha` must be in (0, 1] or "adaptive". Received: {alpha=}'
             )
