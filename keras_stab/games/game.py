@@ -55,7 +55,9 @@ class Game(keras.Model):
             state (dropout, noise, batch norm) must belong to a player or be
             here. Reach them by `game.parts[name]`.
         predict_with: `None`, or the name of the layer that `predict` and
-            `game(x)` run, of a player or of `parts`.
+            `game(x)` run, of a player or of `parts`. `batch_norm_data` of
+            callbacks, and data for `reestimate_batch_norm`, are inputs of
+            this layer: noise for a generator.
         turns: `"simultaneous"`, or a tuple of players' names such as
             `("D", "D", "G")`: then every train step moves one player only.
             The losses of the others are not computed, and their weights, slots
