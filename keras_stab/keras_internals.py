@@ -58,6 +58,16 @@ def all_layers(model):
     return list(model._flatten_layers(include_self=False))
 
 
+def weights_to_train(model):
+    """All variables that layers made to be trained, those that are frozen too.
+
+    A frozen one is among `non_trainable_variables`, with moving statistics.
+    """
+    return [
+        v for layer in all_layers(model) for v in layer._trainable_variables
+    ]
+
+
 class _Masks(keras.layers.Layer):
     """Reads and writes the mask of a tensor by way of a layer.
 

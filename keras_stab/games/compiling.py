@@ -6,6 +6,7 @@ from keras_stab.games.player_optimizers import JointOptimizer
 from keras_stab.games.player_optimizers import PlayerOptimizers
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
+from keras_stab.optimizers.arguments import checked_optimizer
 from keras_stab.optimizers.ire import IRE
 from keras_stab.optimizers.iterate_method import evaluations_per_step
 from keras_stab.optimizers.phase_optimizer import PhaseOptimizer
@@ -24,7 +25,7 @@ def prepared(optimizer, owned, turns):
     """
     if isinstance(optimizer, dict) and "class_name" not in optimizer:
         optimizer = PlayerOptimizers(optimizer)
-    optimizer = keras.optimizers.get(optimizer)
+    optimizer = checked_optimizer("optimizer", optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         inner = prepared(optimizer.inner_optimizer, owned, turns)
         if inner is not optimizer.inner_optimizer:
@@ -51,6 +52,18 @@ def per_player(optimizer):
         if isinstance(each, PlayerOptimizers):
             return each
     return None
+
+
+def show_rates(optimizer):
+    """Lets Keras's callbacks find the players' rates in a loss scaler.
+
+    They look for an attribute that a `LossScaleOptimizer` does not forward.
+    """
+    players = per_player(optimizer)
+    for each in nest(optimizer):
+        scaler = isinstance(each, keras.optimizers.LossScaleOptimizer)
+        if scaler and players is not None:
+            each.optimizers = players.optimizers
 
 
 def _check_methods(optimizer):
