@@ -51,7 +51,7 @@ class CEGPlus(PhaseOptimizer):
             to 0.0.
         relaxation: Float in (0, 2), $\theta$. Only with
             `alpha="adaptive"`. Defaults to 1.0.
-        name: String.
+        name: String or `None`.
         **kwargs: As in `RAPP`.
 
     Raises:
@@ -106,7 +106,7 @@ class CEGPlus(PhaseOptimizer):
         proximal=None,
         minty_constant=0.0,
         relaxation=1.0,
-        name="cegplus",
+        name=None,
         **kwargs,
     ):
         super().__init__(learning_rate, proximal, 2, name, **kwargs)
