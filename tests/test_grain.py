@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+from workers import twenty_steps
 
 import keras_stab
 from keras_stab.gradients.oracle import GradientOracle
@@ -341,21 +342,18 @@ def test_a_bad_batch_is_replaced_by_the_next():
 def test_backends_agree():
     """Each backend's suite compares with the next: all three, pairwise."""
     ring = ["tensorflow", "jax", "torch"]
-    mine = keras.backend.backend()
-    other = ring[(ring.index(mine) + 1) % 3]
-    worker = HERE / "workers" / "twenty_steps.py"
-    answers = {}
-    for backend in (mine, other):
-        done = subprocess.run(
-            [sys.executable, str(worker)],
-            env=os.environ | {"KERAS_BACKEND": backend},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        answers[backend] = json.loads(done.stdout.splitlines()[-1])
+    other = ring[(ring.index(keras.backend.backend()) + 1) % 3]
+    done = subprocess.run(
+        [sys.executable, twenty_steps.__file__],
+        env=os.environ | {"KERAS_BACKEND": other},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    ours = twenty_steps.answers()
     for across in ("none", "batches"):
-        for a, b in zip(answers[mine][across], answers[other][across]):
+        for a, b in zip(ours[across], theirs[across]):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 

@@ -21,6 +21,8 @@ from keras_stab.gradients import contributions
 from keras_stab.gradients import layer_rules
 from keras_stab.gradients.oracle import GradientOracle
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def array(tensor):
     return np.asarray(keras.ops.convert_to_numpy(tensor), "float32")
