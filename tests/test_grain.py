@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+from marks import ON_TORCH
 from workers import twenty_steps
 
 import keras_stab
@@ -19,6 +20,8 @@ from keras_stab.gradients.oracle import GradientOracle
 HERE = Path(__file__).parent
 VECTORS = json.loads((HERE / "vectors" / "grain.json").read_text())
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # ---- Vectors --------------------------------------------------------------
@@ -56,7 +59,7 @@ def vector_model(case):
 @pytest.mark.parametrize(
     "case", VECTORS["model_steps"], ids=lambda case: case["id"]
 )
-@pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize("run_eagerly", [False] if ON_TORCH else [False, True])
 def test_model_steps(case, run_eagerly):
     model, x = vector_model(case)
     optimizer = keras_stab.GRAIN(
