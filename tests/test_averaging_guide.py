@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from marks import slow_but_on_torch
 from scripts import load_script
 
 
@@ -28,6 +29,7 @@ def test_missing_data_is_named(guide, tmp_path):
         guide.load_images(tmp_path, 10)
 
 
+@slow_but_on_torch
 def test_tiny_run(guide, tmp_path, capsys):
     random = np.random.default_rng(0)
     arrays = {
