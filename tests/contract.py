@@ -261,15 +261,18 @@ class Row:
     inner_every: int = 1
     accumulates: bool = True
     # Whether it is a wrapper, not an optimizer in its own right: that one
-    # takes learning rate and accumulation from `inner`, no more.
+    # takes learning rate, accumulation and EMA from `inner`, no more.
     wraps: bool = True
     # Whether its parts have rows of their own: then its mathematics and its
     # state are tested, and no more.
     nested: bool = False
     # Whether a batch of NaN does not reach the weights.
     drops_nan: bool = True
-    # Whether the inner optimizer may average weights by itself.
+    # Whether the inner optimizer may average weights by itself (`use_ema`).
     averages: bool = True
+    # The weights that it keeps beside the trained ones, for evaluation:
+    # "average", "slow", "own" where they are the trained ones, or none.
+    second_weights: str = ""
     # Whether its tests run with the slow ones; or only those that a nested
     # row does not have.
     slow: bool = False
@@ -303,8 +306,12 @@ def _alone(kind, **arguments):
     def build(inner):
         inner = keras.optimizers.get(inner)
         rate = float(keras.ops.convert_to_numpy(inner.learning_rate))
-        steps = inner.gradient_accumulation_steps
-        return kind(rate, gradient_accumulation_steps=steps, **arguments)
+        taken = {
+            "gradient_accumulation_steps": inner.gradient_accumulation_steps,
+            "use_ema": inner.use_ema,
+            "ema_momentum": inner.ema_momentum,
+        }
+        return kind(rate, **taken, **arguments)
 
     return build
 
@@ -409,6 +416,7 @@ ROWS = [
         plain_steps,
         is_inner=True,
         averages=False,
+        second_weights="average",
     ),
     Row(
         "AveragedSGD",
@@ -416,6 +424,8 @@ ROWS = [
         plain_steps,
         accumulates=False,
         wraps=False,
+        averages=False,
+        second_weights="average",
     ),
     Row(
         "Lookahead",
@@ -425,6 +435,7 @@ ROWS = [
         drops_nan=False,
         averages=False,
         bilinear=None,
+        second_weights="slow",
     ),
     Row(
         "Lookahead(IRE(GRAIN))",
@@ -447,6 +458,8 @@ ROWS = [
         accumulates=False,
         wraps=False,
         slow_whole=True,
+        averages=False,
+        second_weights="slow",
     ),
     Row(
         "CEGPlus",
@@ -455,6 +468,8 @@ ROWS = [
         accumulates=False,
         wraps=False,
         slow=True,
+        averages=False,
+        second_weights="slow",
     ),
     Row(
         "CEGPlus-adaptive",
@@ -473,6 +488,7 @@ ROWS = [
         averages=False,
         slow=True,
         bilinear=None,
+        second_weights="slow",
     ),
     Row(
         "ExtraGradient-separate",
@@ -495,6 +511,7 @@ ROWS = [
         averages=False,
         slow=True,
         bilinear=None,
+        second_weights="own",
     ),
     Row(
         "PastExtraGradient",
@@ -505,6 +522,7 @@ ROWS = [
         averages=False,
         slow=True,
         bilinear=None,
+        second_weights="slow",
     ),
     Row(
         "ScheduleFree",
@@ -512,6 +530,7 @@ ROWS = [
         schedule_free_steps,
         accumulates=False,
         wraps=False,
+        averages=False,
     ),
 ]
 

@@ -14,7 +14,11 @@ import re
 
 # Title of a column: the checks behind it, as patterns of the tests' names.
 COLUMNS = {
-    "`fit`, compiled as eager": "test_ways_to_execute_agree|test_golden_steps",
+    "`fit`": r"test_golden_steps\[False|test_two_fits_are_one|"
+    "test_weights_move_once_a_period",
+    "`run_eagerly`": r"test_golden_steps\[True|test_ways_to_execute_agree",
+    "`jit_compile`": "test_ways_to_execute_agree|"
+    "test_no_retrace_after_the_second_step",
     "`mixed_float16`": r"test_mixed_precision\[mixed_float16|"
     r"test_mixed_precision\[.*-mixed_float16",
     "`mixed_bfloat16`": r"test_mixed_precision\[(.*-)?mixed_bfloat16",
@@ -25,7 +29,7 @@ COLUMNS = {
     "test_config_round_trip",
     "`DataParallel` (JAX)": "test_data_parallel",
 }
-CALLBACKS = (
+KERAS_CALLBACKS = (
     "LearningRateScheduler",
     "ReduceLROnPlateau",
     "ModelCheckpoint",
@@ -33,14 +37,26 @@ CALLBACKS = (
     "BackupAndRestore",
     "CSVLogger",
     "TerminateOnNaN",
+    "LambdaCallback",
+    "SwapEMAWeights",
 )
-COLUMNS |= {f"`{name}`": "test_callbacks" for name in CALLBACKS}
+OWN_CALLBACKS = (
+    "AveragedWeights",
+    "SwapSlowWeights",
+    "StabilityMonitor",
+    "StartBoostAtLoss",
+)
+COLUMNS |= {
+    f"`{name}`": rf"test_callback\[.*-{name}\]"
+    for name in KERAS_CALLBACKS + OWN_CALLBACKS
+}
 # Checked on one backend because Keras has it on no other.
 ONLY = {"`DataParallel` (JAX)": ("jax",)}
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 # From the best outcome to the worst.
 OUTCOMES = {
     "passed": "yes",
+    "eager": "eager",
     "absent": "not in Keras",
     "refused": "refused",
     "untested": "**untested**",
@@ -161,9 +177,13 @@ PAGE = """# What was tested
 
 Made from the outcomes of the contract suite (`tests/test_contract.py`) on
 TensorFlow, JAX and PyTorch, Keras {keras}; no cell is written by hand
-(`make support`). "yes": the checks passed on the three
-backends. "refused": a clear error says what to do instead, and a test sees
-it. "not in Keras": Keras itself has it not on that backend.
+(`make support`).
+
+- "yes": the checks passed on the three backends.
+- "refused": a clear error says what to do instead, and a test sees it.
+- "eager": Keras runs PyTorch eagerly unless told otherwise, and so do the
+  tests; `torch.compile` takes a minute a model there and is not among them.
+- "not in Keras": Keras itself has it not on that backend.
 
 A wrapper was tested around SGD, SGD with momentum, AdamW or LAMB, as the
 check has it; `GRAIN-K` has K groups. [How to choose a
@@ -171,26 +191,50 @@ method](how_to_choose.md) tells what each is for.
 
 {features}
 
+`jit_compile` is XLA on TensorFlow and JAX: the compiled step agrees with the
+eager one and is not compiled again. Where IRE draws labels, XLA on TensorFlow
+draws others than the eager step: there only the second was tested.
+
 Several devices: `DataParallel` is Keras's own and works on JAX. What was
 tested under `tf.distribute` and PyTorch's DDP is in
 `tests/test_distribution.py`; the cards of the methods tell the limits.
 
-## Callbacks
+## Callbacks of Keras
 
-{callbacks}
+Each has a test of its own effect (`tests/callback_cases.py`): a rate of 0
+holds the weights still; a checkpoint has every number of its epoch; a run
+that was interrupted in an epoch and restored ends as the one that was not.
 
-`keras.callbacks.SwapEMAWeights` swaps the averages of an optimizer with
-`use_ema=True`, as it does without keras_stab. For the averages of
-`WeightAveraging` use `keras_stab.AveragedWeights`.
+{keras_callbacks}
+
+`SwapEMAWeights` needs an optimizer with `use_ema=True` and is refused where
+that is: those methods keep an average themselves or train points that should
+not be averaged. `TensorBoard` needs a package that no backend brings and
+`RemoteMonitor` a server; neither was tested.
+
+## Callbacks of keras_stab
+
+{own_callbacks}
+
+`AveragedWeights` is refused without a `WeightAveraging` in the optimizer,
+`SwapSlowWeights` without a second set of weights and `StartBoostAtLoss`
+without `IRE(start_step="manual")`. `StabilityMonitor` had a `probe` for LARS,
+TVLARS, LAMB and ScheduleFree, which have no figures by themselves as they
+were made here.
 """
 
 
 def page(records):
-    callbacks = [f"`{name}`" for name in CALLBACKS]
+    own, keras = (
+        [f"`{name}`" for name in names]
+        for names in (OWN_CALLBACKS, KERAS_CALLBACKS)
+    )
+    rest = [title for title in COLUMNS if title not in own + keras]
     return PAGE.format(
         keras=records["jax"]["keras"],
-        features=table(records, [t for t in COLUMNS if t not in callbacks]),
-        callbacks=table(records, callbacks),
+        features=table(records, rest),
+        keras_callbacks=table(records, keras),
+        own_callbacks=table(records, own),
     )
 
 

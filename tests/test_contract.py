@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import callback_cases
 import contract
 import keras
 import numpy as np
@@ -472,8 +473,10 @@ TRACED = JIT[:1] if keras.backend.backend() == "jax" else JIT
 
 @WHOLE_ROWS
 @pytest.mark.parametrize("jit_compile", TRACED)
-def test_no_retrace_after_the_second_step(row, jit_compile):
+def test_no_retrace_after_the_second_step(row, jit_compile, record_property):
     x, y = contract.data(4)
+    if not JIT[0]:
+        record_property("support", "eager")
     model = keras.Sequential(
         [
             keras.Input((contract.FEATURES,)),
@@ -504,7 +507,10 @@ def test_ways_to_execute_agree(row, record_property):
     if SEVERAL_STEPS:
         ways.append({"jit_compile": jit, "steps_per_execution": 2})
     else:
-        record_property("support", {"`steps_per_execution`": "absent"})
+        record_property(
+            "support",
+            {"`steps_per_execution`": "absent", "`jit_compile`": "eager"},
+        )
     results = []
     for arguments in ways:
         model = contract.compiled(
@@ -578,44 +584,19 @@ def test_a_nan_batch_is_visible_and_harmless_where_promised(row):
 # ---- Callbacks ------------------------------------------------------------
 
 
-@WHOLE_ROWS
-def test_callbacks(row, tmp_path):
-    x, y = contract.data(6)
-    inner = keras.optimizers.AdamW(0.01, use_ema=row.averages, ema_momentum=0.5)
-    model = contract.compiled(row.build(inner))
-    rates = []
-
-    def schedule(epoch, rate):
-        rates.append(rate)
-        return rate / 2
-
-    history = contract.fit(
-        model,
-        x,
-        y,
-        epochs=4,
-        validation_data=(x[:32], y[:32]),
-        callbacks=[
-            keras.callbacks.LearningRateScheduler(schedule),
-            keras.callbacks.ReduceLROnPlateau(
-                monitor="loss", patience=0, factor=0.5, min_delta=1e9
-            ),
-            keras.callbacks.ModelCheckpoint(
-                tmp_path / "best.keras", monitor="val_loss"
-            ),
-            keras.callbacks.EarlyStopping(patience=10),
-            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
-            keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-            keras.callbacks.TerminateOnNaN(),
+@pytest.mark.parametrize(
+    "row, name",
+    contract.parameters(
+        [
+            (row, name)
+            for row in contract.ROWS
+            if not (row.nested or row.name in ("Transparent", "AskingNothing"))
+            for name in callback_cases.CHECKS
         ],
-    ).history
-    assert rates[0] == pytest.approx(0.01)
-    # Halved by the scheduler in every epoch, and by the plateau after it.
-    assert rates[2] == pytest.approx(0.01 / 2**3)
-    rate = float(model.optimizer.learning_rate)
-    assert rate == pytest.approx(0.01 / 2**7)
-    assert len(history["val_loss"]) == 4
-    assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
-    best = keras.models.load_model(tmp_path / "best.keras")
-    assert type(best.optimizer) is type(model.optimizer)
-    assert int(best.optimizer.iterations) > 0
+        whole=True,
+    ),
+)
+@pytest.mark.filterwarnings("ignore:The model has batch-norm layers")
+def test_callback(row, name, tmp_path, record_property):
+    outcome = callback_cases.check(row, name, tmp_path)
+    record_property("support", outcome)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import callback_cases
 import contract
 import keras
 import pytest
@@ -197,6 +198,21 @@ def test_the_checks_behind_the_columns_exist():
         for part in pattern.split("|"):
             name = part.split(r"\[")[0]
             assert any(re.match(name, each) for each in names), title
+
+
+def test_every_callback_has_a_column():
+    columns = support.KERAS_CALLBACKS + support.OWN_CALLBACKS
+    assert columns == tuple(callback_cases.CHECKS)
+    for name in callback_cases.CHECKS:
+        test = f"test_callback[GRAIN-batches-{name}]"
+        assert support.columns_of(test) == [f"`{name}`"]
+    own = {
+        name
+        for name, thing in vars(keras_stab).items()
+        if inspect.isclass(thing)
+        and issubclass(thing, keras.callbacks.Callback)
+    }
+    assert own == set(support.OWN_CALLBACKS)
 
 
 def test_a_guide_becomes_a_page():
