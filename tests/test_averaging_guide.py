@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from marks import slow_but_on_torch
 from scripts import load_script
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,6 @@ def test_missing_data_is_named(guide, tmp_path):
         guide.load_images(tmp_path, 10)
 
 
-@slow_but_on_torch
 def test_tiny_run(guide, tmp_path, capsys):
     random = np.random.default_rng(0)
     arrays = {

@@ -5,11 +5,11 @@ import json
 import keras
 import numpy as np
 import pytest
-from marks import slow_but_on_torch
 from scripts import load_script
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-@slow_but_on_torch
+
 def test_small_run_trains_prints_and_draws(tmp_path, capsys, monkeypatch):
     compile = keras.Sequential.compile
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scripts import load_script
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_min_max(tmp_path, capsys):
     guide = load_script("guides/min_max.py")

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from marks import slow_but_on_torch
 from scripts import load_script
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def run(module, source, folder, *options):
@@ -19,7 +20,6 @@ def run(module, source, folder, *options):
     return json.loads(numbers.read_text())
 
 
-@slow_but_on_torch
 def test_faster_pretraining(tmp_path, capsys, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 60)
@@ -39,7 +39,6 @@ def test_faster_pretraining(tmp_path, capsys, monkeypatch):
         module.main(["--data", str(tmp_path / "nothing.txt")])
 
 
-@slow_but_on_torch
 def test_flat_minima(tmp_path, capsys):
     random = np.random.default_rng(0)
     y = random.integers(0, 10, 64).astype("uint8")

@@ -5,9 +5,10 @@ import json
 import keras
 import numpy as np
 import pytest
-from marks import slow_but_on_torch
 from scipy import stats
 from scripts import load_script
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,6 @@ def test_a_batch_larger_than_the_data_is_refused(guide, capsys):
     assert "a batch of 128 needs as many --rows" in capsys.readouterr().err
 
 
-@slow_but_on_torch
 def test_small_run_trains_prints_and_draws(
     guide, tmp_path, capsys, monkeypatch
 ):
