@@ -478,6 +478,8 @@ ROWS = [
         accumulates=False,
         wraps=False,
         slow=True,
+        averages=False,
+        second_weights="slow",
     ),
     Row(
         "ExtraGradient",
