@@ -584,18 +584,27 @@ def test_a_nan_batch_is_visible_and_harmless_where_promised(row):
 # ---- Callbacks ------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "row, name",
-    contract.parameters(
-        [
-            (row, name)
-            for row in contract.ROWS
-            if not (row.nested or row.name in ("Transparent", "AskingNothing"))
-            for name in callback_cases.CHECKS
-        ],
-        whole=True,
-    ),
-)
+def callback_parameters():
+    """Rows and names of callbacks; slow where another row does the same."""
+    pairs = [
+        (row, name)
+        for row in contract.ROWS
+        if not (row.nested or row.name in ("Transparent", "AskingNothing"))
+        for name in callback_cases.CHECKS
+    ]
+    for parameter in contract.parameters(pairs, whole=True):
+        row, name = parameter.values
+        probed = (
+            name == "StabilityMonitor"
+            and row.name in (callback_cases.SILENT[1:])
+        )
+        if probed or row.name in contract.DO_AS_OTHERS:
+            marks = pytest.mark.slow
+            parameter = pytest.param(row, name, id=parameter.id, marks=marks)
+        yield parameter
+
+
+@pytest.mark.parametrize("row, name", callback_parameters())
 @pytest.mark.filterwarnings("ignore:The model has batch-norm layers")
 def test_callback(row, name, tmp_path, record_property):
     outcome = callback_cases.check(row, name, tmp_path)
