@@ -89,6 +89,10 @@ def _layerwise(arm):
 
     import keras_stab
 
+    if arm == "adam":
+        return keras.optimizers.Adam(1e-3)
+    if arm == "lamb":
+        return keras_stab.LAMB(1e-3)
     kinds = {"lars": keras_stab.LARS, "tvlars": keras_stab.TVLARS}
     if arm not in kinds:
         return keras.optimizers.SGD(0.01, momentum=0.9)
@@ -101,6 +105,8 @@ def _averaging(arm):
 
     import keras_stab
 
+    if arm == "schedule_free":
+        return keras_stab.ScheduleFree.adamw(1e-3)
     base = keras.optimizers.AdamW(1e-3)
     arguments = {
         "mean": {},
@@ -118,12 +124,22 @@ def _interpolation(arm):
 
     import keras_stab
 
-    makers = {
-        "lookahead": lambda: keras_stab.Lookahead(keras.optimizers.Adam(1e-3)),
-        "sgd": lambda: keras.optimizers.SGD(0.01),
-        "rapp": lambda: keras_stab.RAPP(0.01),
+    around_adam = {
+        "lookahead": keras_stab.Lookahead,
+        "extragradient": keras_stab.ExtraGradient,
+        "optimistic": keras_stab.OptimisticGradient,
+        "past": keras_stab.PastExtraGradient,
     }
-    return makers.get(arm, lambda: keras.optimizers.Adam(1e-3))()
+    plain = {
+        "sgd": keras.optimizers.SGD,
+        "rapp": keras_stab.RAPP,
+        "cegplus": keras_stab.CEGPlus,
+    }
+    if arm in plain:
+        return plain[arm](0.01)
+    return around_adam.get(arm, lambda inner: inner)(
+        keras.optimizers.Adam(1e-3)
+    )
 
 
 _PERIOD_1 = {"jax": 1.03, "tensorflow": 1.03, "torch": 1.08}
@@ -158,15 +174,18 @@ SUITES = {
         "resnet",
         64,
         "a residual network of 20 layers with 65 variables on images of 32 by "
-        "32, against SGD with momentum",
+        "32, against SGD with momentum; LAMB against Adam",
         {
             step_time.STOCK: "SGD",
             step_time.AGAIN: "SGD again (noise)",
             "lars": "LARS",
             "tvlars": "TVLARS",
+            "adam": "Adam",
+            "lamb": "LAMB",
         },
         {"lars": _EVERYWHERE, "tvlars": _EVERYWHERE},
         _layerwise,
+        bases={"lamb": "adam"},
     ),
     "averaging": Suite(
         "Time of steps with weight averaging",
@@ -182,6 +201,7 @@ SUITES = {
             "mean_plain": "mean, not compensated",
             "ema": "EMA",
             "mean_tenth": "mean of every tenth update",
+            "schedule_free": "ScheduleFree",
         },
         {
             "mean": _PERIOD_1,
@@ -192,23 +212,28 @@ SUITES = {
         _averaging,
     ),
     "interpolation": Suite(
-        "Time of Lookahead and RAPP steps",
+        "Time of the steps of Lookahead, RAPP and extragradient",
         "wide",
         256,
-        "a network of three dense layers with 10 million weights; Lookahead "
-        "with a period of 5 is measured against Adam, RAPP with 3 inner steps "
+        "a network of three dense layers with 10 million weights; a step is "
+        "one gradient. Lookahead with a period of 5 and the others around "
+        "Adam are measured against Adam, RAPP with 3 inner steps and CEGPlus "
         "against SGD",
         {
             step_time.STOCK: "Adam",
             step_time.AGAIN: "Adam again (noise)",
             "lookahead": "Lookahead, Adam inside",
+            "extragradient": "ExtraGradient, Adam inside",
+            "optimistic": "OptimisticGradient, Adam inside",
+            "past": "PastExtraGradient, Adam inside",
             "sgd": "SGD",
             "rapp": "RAPP",
+            "cegplus": "CEGPlus",
         },
         {"lookahead": 1.05, "rapp": 1.05},
         _interpolation,
-        bases={"rapp": "sgd"},
-        cycles={"lookahead": 5, "rapp": 3},
+        bases={"rapp": "sgd", "cegplus": "sgd"},
+        cycles={"lookahead": 5, "rapp": 3, "extragradient": 2, "cegplus": 2},
     ),
 }
 

@@ -15,6 +15,8 @@ Example:
 ... )
 """
 
+import numbers
+
 import keras
 
 from keras_stab.numerics import proximal
@@ -42,7 +44,11 @@ class ProximalOperator:
         raise NotImplementedError
 
     def get_config(self):
-        return {name: getattr(self, name) for name in self.arguments}
+        config = {name: getattr(self, name) for name in self.arguments}
+        if isinstance(config.get("axis"), tuple):
+            # As Keras writes tuples, `from_config` would not know them.
+            config["axis"] = list(config["axis"])
+        return config
 
     @classmethod
     def from_config(cls, config):
@@ -111,9 +117,10 @@ class L2Ball(ConvexSet):
 
     def __init__(self, radius, axis=None):
         self.radius = checked_number("radius", radius, 0.0)
-        self.axis = axis
+        self.axis = _axes(axis)
 
     def project(self, value):
+        _check_axes(self, value)
         return proximal.l2_ball(value, self.radius, self.axis)
 
 
@@ -134,6 +141,7 @@ class Simplex(ConvexSet):
         self.axis = _one_axis(axis)
 
     def project(self, value):
+        _check_axes(self, value)
         return proximal.simplex(value, self.total, self.axis)
 
 
@@ -153,6 +161,7 @@ class L1Ball(ConvexSet):
         self.axis = _one_axis(axis)
 
     def project(self, value):
+        _check_axes(self, value)
         return proximal.l1_ball(value, self.radius, self.axis)
 
 
@@ -210,9 +219,10 @@ class GroupL2(ProximalOperator):
 
     def __init__(self, weight, axis=None):
         self.weight = checked_number("weight", weight, 0.0)
-        self.axis = axis
+        self.axis = _axes(axis)
 
     def proximal(self, value, step_size):
+        _check_axes(self, value)
         return proximal.group_threshold(
             value, step_size * self.weight, self.axis
         )
@@ -293,12 +303,32 @@ def _bound(argument, value):
 
 def _one_axis(axis):
     if axis is not None and (
-        isinstance(axis, bool) or not isinstance(axis, int)
+        isinstance(axis, bool) or not isinstance(axis, numbers.Integral)
     ):
         raise ValueError(
             f"`axis` must be an integer or None. Received: axis={axis!r}"
         )
-    return axis
+    return None if axis is None else int(axis)
+
+
+def _axes(axis):
+    if isinstance(axis, (list, tuple)):
+        return tuple(_one_axis(each) for each in axis)
+    return _one_axis(axis)
+
+
+def _check_axes(operator, value):
+    """Raises when the variable has no such axis."""
+    axes = operator.axis
+    axes = axes if isinstance(axes, tuple) else (axes,)
+    rank = len(value.shape)
+    for axis in axes:
+        if axis is not None and not -rank <= axis < rank:
+            raise ValueError(
+                f"{type(operator).__name__} sums over axis {axis}, which a "
+                f"variable of shape {tuple(value.shape)} does not have: take "
+                f"another axis, or axis=None for all entries. Received: {axis=}"
+            )
 
 
 def _as_matrix(operator, value, function):

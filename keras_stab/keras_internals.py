@@ -58,6 +58,16 @@ def all_layers(model):
     return list(model._flatten_layers(include_self=False))
 
 
+def weights_to_train(model):
+    """All variables that layers made to be trained, those that are frozen too.
+
+    A frozen one is among `non_trainable_variables`, with moving statistics.
+    """
+    return [
+        v for layer in all_layers(model) for v in layer._trainable_variables
+    ]
+
+
 class _Masks(keras.layers.Layer):
     """Reads and writes the mask of a tensor by way of a layer.
 
@@ -165,6 +175,11 @@ class UpdatesTogether:
 
     # Whether there is something to gain by that on the other backends too.
     together_everywhere = False
+
+    def apply(self, grads, trainable_variables=None):
+        # What a `Wrapper` does for the optimizer inside it; these are used
+        # without one.
+        super().apply(autodiff.barrier(list(grads)), trainable_variables)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         together = self.together_everywhere and autodiff.replicas() == 1

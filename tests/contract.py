@@ -12,6 +12,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import pytest
+from marks import ON_TORCH
 
 import keras_stab
 from keras_stab.optimizers.wrapper import GradientMethod
@@ -185,6 +186,30 @@ def rapp_steps(inner_steps, relaxation):
             yield problem.parameters
 
     return steps
+
+
+def adaptive_steps(problem, batches, learning_rate, theta=1.5):
+    """The second step as long as inner products over all parameters say."""
+
+    def vector(parts):
+        return np.concatenate([np.ravel(p) for p in parts])
+
+    def forward(gradients):
+        points = zip(problem.parameters, gradients)
+        return [p - learning_rate * g for p, g in points]
+
+    for t, (x, y) in enumerate(batches):
+        ahead = forward(problem.gradient(x, y))
+        if t % 2 == 0:
+            iterate, before = problem.parameters, ahead
+            problem.parameters = ahead
+        else:
+            change = [b - a for a, b in zip(before, ahead)]
+            moved = [w - z for z, w in zip(iterate, problem.parameters)]
+            a, b = vector(moved), vector(change)
+            step = theta * (a @ b) / (b @ b)
+            problem.parameters = [z + step * c for z, c in zip(iterate, change)]
+        yield problem.parameters
 
 
 def optimistic_steps(problem, batches, learning_rate):
@@ -422,7 +447,8 @@ ROWS = [
         nested=True,
         drops_nan=False,
         averages=False,
-        slow=True,
+        # The nesting that the README promises.
+        slow=not ON_TORCH,
         bilinear=None,
     ),
     Row(
@@ -439,6 +465,16 @@ ROWS = [
         "CEGPlus",
         _alone(keras_stab.CEGPlus, alpha=0.25),
         rapp_steps(2, 0.25),
+        accumulates=False,
+        wraps=False,
+        slow=True,
+        averages=False,
+        second_weights="slow",
+    ),
+    Row(
+        "CEGPlus-adaptive",
+        _alone(keras_stab.CEGPlus, alpha="adaptive", relaxation=1.5),
+        adaptive_steps,
         accumulates=False,
         wraps=False,
         slow=True,

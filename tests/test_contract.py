@@ -161,6 +161,45 @@ def test_no_assignment_overtakes_a_gradient(row):
             np.testing.assert_allclose(w, wanted, rtol=1e-5)
 
 
+def every_variable(model):
+    return [*model.variables, *model.optimizer.variables]
+
+
+# Those with a barrier of no other test.
+LAYERWISE = ("LARS", "TVLARS", "LAMB")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row,
+            id=row.name,
+            marks=[] if row.name in LAYERWISE else pytest.mark.slow,
+        )
+        for row in contract.ROWS
+        if not row.wraps and (row.name == "LARS" or not JAX_OR_TORCH)
+    ],
+)
+def test_nor_does_one_of_an_optimizer_in_its_own_right(row):
+    """Twenty fits are as an eager one, which keeps the order."""
+    x = np.ones((60, 1), "float32")
+    ends = []
+    for eager in (True, False):
+        model = Bilinear()
+        model.compile(row.build(keras.optimizers.SGD(0.1)), run_eagerly=eager)
+        model.optimizer.build(model.trainable_variables)
+        start = [np.array(v.numpy()) for v in every_variable(model)]
+        for _ in range(1 if eager or JAX_OR_TORCH else 20):
+            for variable, value in zip(every_variable(model), start):
+                variable.assign(value)
+            model.fit(x, batch_size=1, shuffle=False, verbose=0)
+            ends.append(weights(model))
+    for end in ends[1:]:
+        for actual, wanted in zip(end, ends[0]):
+            np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5)
+
+
 # ---- Saving ---------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from scripts import load_script
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_small_run_trains_prints_and_draws(tmp_path, capsys, monkeypatch):
     compile = keras.Sequential.compile

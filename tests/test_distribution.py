@@ -112,8 +112,12 @@ def data_and_model_parallel_give_the_result_of_one_device(folder):
     assert _axes(runs["grain:data"], "hidden/kernel") == [None, None]
 
 
-def so_do_uneven_groups_and_groups_of_batches(folder):
+def so_do_other_groups_and_methods_with_slots_of_their_own(folder):
+    iterates = [f"{name}:{how}" for name in SLOTS for how in ("one", "model")]
     runs = on_eight_devices(
+        *iterates,
+        "game:one",
+        "game:data",
         "uneven:one",
         "uneven:data",
         "batches:one",
@@ -136,6 +140,41 @@ def so_do_uneven_groups_and_groups_of_batches(folder):
     assert _axes(sharded, "hidden_kernel_window") == [None, None, "model"]
     assert _axes(sharded, "gamma_window") == [None, "model"]
     assert _axes(sharded, "beta_window") == [None, None]
+    _check_iterates(runs)
+    for kind, weights in runs["game:one"].items():
+        difference = flat(weights) - flat(runs["game:data"][kind])
+        assert np.max(np.abs(difference)) < WEIGHTS
+
+
+# What each method keeps of every variable. Under DataParallel they are tried
+# with the contract.
+SLOTS = {
+    "rapp": ["anchor"],
+    "cegplus": ["iterate", "forward"],
+    "adaptive": ["iterate", "forward"],
+    "lookahead": ["slow"],
+    "extragradient": ["anchor"],
+    "optimistic": ["last_update"],
+    "past": ["iterate"],
+}
+
+
+def _check_iterates(runs):
+    for name, slots in SLOTS.items():
+        sharded = runs[f"{name}:model"]
+        assert_same_run(runs[f"{name}:one"], sharded)
+        for slot in slots:
+            assert _axes(sharded, f"hidden_kernel_{slot}") == [None, "model"]
+            assert _axes(sharded, f"head_kernel_{slot}") == ["model", None]
+            assert _axes(sharded, f"beta_{slot}") == [None]
+    assert_apart([runs[f"{name}:one"] for name in SLOTS])
+
+
+def assert_apart(runs):
+    """So that the comparison could see one method in the place of another."""
+    for i, run in enumerate(runs):
+        for other in runs[:i]:
+            assert largest_difference(run, other, "weights") > 10 * WEIGHTS
 
 
 def _axes(run, name):
@@ -149,7 +188,12 @@ def _axes(run, name):
 def mirrored_strategy_takes_the_stock_steps(folder):
     result = answer(
         start(
-            "mirrored.py", "stock_steps", "refusals", "sharpness", "averaging"
+            "mirrored.py",
+            "stock_steps",
+            "refusals",
+            "sharpness",
+            "averaging",
+            "iterates",
         )
     )
     for policy, runs in result["stock_steps"].items():
@@ -163,6 +207,8 @@ def mirrored_strategy_takes_the_stock_steps(folder):
     assert 'Use "gradient" or "second_moment"' in errors["fisher"]
     assert "Use interval=1" in errors["interval"]
     assert errors["synchronised, stock"] is None
+    for what in ("joint step", "diagnostics"):
+        assert "whole model at once" in errors[what]
     boosted = result["sharpness"]
     assert_same_run(boosted["one"], boosted["two"])
     averaged = result["averaging"]
@@ -172,6 +218,15 @@ def mirrored_strategy_takes_the_stock_steps(folder):
     two = averaged["two"]
     difference = flat(two["average"][0][0]) - flat(two["weights"][-1][0])
     assert np.max(np.abs(difference)) > 10 * WEIGHTS
+    for name, runs in result["iterates"].items():
+        assert_same_run(runs["one"], runs["two"], weights=1e-6)
+        assert largest_difference(*runs.values(), "evaluated") < 1e-6
+        two = runs["two"]
+        difference = flat(two["evaluated"][0]) - flat(two["weights"][-1])
+        apart = np.max(np.abs(difference)) > 10 * WEIGHTS
+        # That one has no other weights to evaluate than those it trains.
+        assert apart == (name != "optimistic")
+    assert_apart([runs["two"] for runs in result["iterates"].values()])
 
 
 def mirrored_strategy_forms_groups_over_all_replicas(folder):
@@ -256,7 +311,7 @@ def a_process_group_of_one_trains_and_of_two_is_refused(folder):
 CHECKS = {
     "jax": [
         data_and_model_parallel_give_the_result_of_one_device,
-        so_do_uneven_groups_and_groups_of_batches,
+        so_do_other_groups_and_methods_with_slots_of_their_own,
     ],
     "tensorflow": [
         mirrored_strategy_takes_the_stock_steps,

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from marks import slow_but_on_torch
 from scripts import load_script
 from test_keras_hub import make_classifier
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def write_reviews(folder):
@@ -44,7 +45,6 @@ def test_missing_data_is_told(guide, tmp_path):
         guide.main(["--data", str(tmp_path)])
 
 
-@slow_but_on_torch
 def test_tiny_run_reports_and_draws(guide, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(guide, "TOKENS", 8)
     monkeypatch.setattr(guide, "RATE", 0.02)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scripts import load_script
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_min_max(tmp_path, capsys):
     guide = load_script("guides/min_max.py")
@@ -69,11 +71,14 @@ def test_gan(tmp_path, capsys, monkeypatch):
         arrays[f"y_{part}"] = random.integers(0, 10, 128).astype("uint8")
     np.savez(tmp_path / "fashion_mnist.npz", **arrays)
     guide = load_script("guides/gan.py")
-    assert all(callable(make().apply) for make in guide.ARMS.values())
+    assert all(callable(make(1.0).apply) for make in guide.ARMS.values())
+    assert set(guide.FACTORS) == set(guide.ARMS)
+    assert set(guide.FACTORS.values()) <= set(guide.GRID)
     arms = {"ExtraAdam": guide.ARMS["ExtraAdam"]}  # one, for the time it takes
     monkeypatch.setattr(guide, "ARMS", arms)
     monkeypatch.setattr(guide, "BATCH", 8)
     monkeypatch.setattr(guide, "CYCLE", 2)
+    monkeypatch.setattr(guide, "GRID", (2.0,))
     folder = str(tmp_path)
     small = ["--seeds", "2", "--gradients", "2", "--pieces", "1"]
     small += ["--width", "2", "--rows", "64", "--fakes", "100"]
@@ -89,5 +94,12 @@ def test_gan(tmp_path, capsys, monkeypatch):
     assert np.isfinite(measures).all() and (measures[..., 0] > 0).all()
     assert len(np.unique(measures[..., 0])) == 2
     assert "Least on the way" in capsys.readouterr().out
+    guide.main(
+        ["--data", folder, "--tune", "--gradients", "2", "--pieces", "1"]
+        + ["--width", "2", "--rows", "64", "--fakes", "100"]
+        + ["--judge-epochs", "1"]
+    )
+    out = capsys.readouterr().out
+    assert "held out" in " ".join(out.split()) and "ExtraAdam" in out
     with pytest.raises(SystemExit):
         guide.main(["--data", folder, "--gradients", "5"])

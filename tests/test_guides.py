@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scripts import load_script
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def run(module, source, folder, *options):
     """The numbers of a tiny run; checks what it prints and draws."""

@@ -21,6 +21,7 @@ ExtraGradient = keras_stab.ExtraGradient
 KINDS = {
     "RAPP": lambda: RAPP(0.1),
     "CEGPlus": lambda: CEGPlus(0.1),
+    "adaptive": lambda: CEGPlus(0.1, "adaptive", minty_constant=-0.01),
     "Lookahead": lambda: Lookahead(SGD(0.1)),
     "ExtraGradient": lambda: ExtraGradient(SGD(0.1)),
     "OptimisticGradient": lambda: keras_stab.OptimisticGradient(SGD(0.1)),
@@ -137,6 +138,23 @@ def test_cycles_start_from_the_weights_that_are_there(kind, length):
     np.testing.assert_allclose(actual, wanted, atol=1e-6)
 
 
+def test_many_weights_go_back_as_few_do():
+    """Large ones are compiled by themselves on TensorFlow."""
+    points = []
+    for count in (3, 2**20):
+        values = np.resize(np.linspace(-1.0, 1.0, 3), count)
+        variable = keras.Variable(values.astype("float32"))
+        optimizer = Lookahead(SGD(0.5), sync_period=2, slow_step_size=0.25)
+        for _ in range(3):
+            gradient = keras.ops.copy(variable.value)
+            optimizer.apply([gradient], [variable])
+        points.append(np.array(variable.numpy()))
+    # To 1/4 in two steps, a quarter of the way there, and a step more.
+    factor = (1.0 - 0.25 * 0.75) * 0.5
+    np.testing.assert_allclose(points[0], factor * values[:3], atol=1e-6)
+    np.testing.assert_allclose(points[1], np.resize(points[0], 2**20))
+
+
 def test_a_cycle_keeps_its_rate():
     """A schedule is read at the first gradient of a cycle."""
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
@@ -193,6 +211,7 @@ def test_gradients_a_step_and_memory():
     assert counts == {
         "RAPP": 3,
         "CEGPlus": 2,
+        "adaptive": 2,
         "Lookahead": 1,
         "ExtraGradient": 2,
         "OptimisticGradient": 1,
@@ -205,7 +224,7 @@ def test_gradients_a_step_and_memory():
         optimizer = make()
         optimizer.build([variable])
         copies = [v for v in optimizer.variables if tuple(v.shape) == (2, 3)]
-        assert len(copies) == (2 if kind == "CEGPlus" else 1)
+        assert len(copies) == (2 if kind in ("CEGPlus", "adaptive") else 1)
 
 
 def test_the_rates_of_players_are_reached():
@@ -231,6 +250,7 @@ COSINE = keras.optimizers.schedules.CosineDecay(0.1, 9)
         (lambda: RAPP(inner_steps=0), "inner_steps"),
         (lambda: RAPP(proximal=3), "proximal"),
         (lambda: CEGPlus(alpha=2.0), "alpha"),
+        (lambda: CEGPlus(alpha="Adaptive"), 'or "adaptive"'),
         (lambda: ExtraGradient(update_scale=0.0), "update_scale"),
         (lambda: ExtraGradient(moments="other"), "moments"),
         (lambda: ExtraGradient(RAPP()), "moves with every gradient"),

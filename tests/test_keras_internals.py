@@ -110,6 +110,14 @@ def test_all_layers_are_found_however_deep():
     assert "deep" in names and model.name not in names
 
 
+def test_weights_to_train_are_found_when_they_are_frozen():
+    dense, norm = keras.layers.Dense(2), keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((3,)), dense, norm])
+    model.trainable = False
+    found = keras_internals.weights_to_train(model)
+    assert found == [dense.kernel, dense.bias, norm.gamma, norm.beta]
+
+
 def test_masks():
     layer = keras.layers.Embedding(5, 2, mask_zero=True)
     output = layer(np.array([[1, 0]]))

@@ -8,6 +8,8 @@ import pytest
 from scipy import stats
 from scripts import load_script
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def guide():

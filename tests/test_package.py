@@ -155,6 +155,7 @@ def test_the_public_things_have_an_example():
             assert heading in thing.__doc__
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_snippets_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import ON_TORCH
 from scipy import stats
 
 import keras_stab
@@ -14,6 +15,9 @@ from keras_stab.diagnostics import agreement
 from keras_stab.diagnostics import power
 from keras_stab.diagnostics import statistics
 from keras_stab.diagnostics.comparison import compare_scores
+
+# NumPy only: the same on every backend.
+pytestmark = [] if ON_TORCH else [pytest.mark.slow]
 
 
 def draw(count, seed=0, shift=0.0, scale=1.0, common=1.0):

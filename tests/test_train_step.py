@@ -52,14 +52,7 @@ LEARNING_RATE = 0.1
 QUICKLY = {"run_eagerly": BACKEND != "jax"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles in less time; these models take none to run."""
-    if BACKEND == "jax":
-        jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    if BACKEND == "jax":
-        jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Plain(GradientMethod):

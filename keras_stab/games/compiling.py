@@ -4,12 +4,15 @@ import keras
 
 from keras_stab.games.player_optimizers import JointOptimizer
 from keras_stab.games.player_optimizers import PlayerOptimizers
+from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
+from keras_stab.optimizers.arguments import checked_optimizer
 from keras_stab.optimizers.ire import IRE
 from keras_stab.optimizers.iterate_method import evaluations_per_step
 from keras_stab.optimizers.phase_optimizer import PhaseOptimizer
 from keras_stab.optimizers.wrapper import GradientMethod
 from keras_stab.optimizers.wrapper import Wrapper
+from keras_stab.optimizers.wrapper import innermost
 
 
 def prepared(optimizer, owned, turns):
@@ -22,13 +25,14 @@ def prepared(optimizer, owned, turns):
     """
     if isinstance(optimizer, dict) and "class_name" not in optimizer:
         optimizer = PlayerOptimizers(optimizer)
-    optimizer = keras.optimizers.get(optimizer)
+    optimizer = checked_optimizer("optimizer", optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         inner = prepared(optimizer.inner_optimizer, owned, turns)
         if inner is not optimizer.inner_optimizer:
             optimizer.inner_optimizer = inner
         return optimizer
     _check_methods(optimizer)
+    _check_parts(optimizer)
     if per_player(optimizer) is None:
         if turns:
             optimizer = _one_each(optimizer, owned)
@@ -50,6 +54,18 @@ def per_player(optimizer):
     return None
 
 
+def show_rates(optimizer):
+    """Lets Keras's callbacks find the players' rates in a loss scaler.
+
+    They look for an attribute that a `LossScaleOptimizer` does not forward.
+    """
+    players = per_player(optimizer)
+    for each in nest(optimizer):
+        scaler = isinstance(each, keras.optimizers.LossScaleOptimizer)
+        if scaler and players is not None:
+            each.optimizers = players.optimizers
+
+
 def _check_methods(optimizer):
     for each in whole_nest(optimizer):
         if isinstance(each, (GradientMethod, IRE)):
@@ -60,6 +76,22 @@ def _check_methods(optimizer):
                 "inside ExtraGradient, OptimisticGradient, Lookahead or "
                 "WeightAveraging"
             )
+
+
+def _check_parts(optimizer):
+    """Of a `MultiOptimizer`, also one that is not ours."""
+    for part in getattr(innermost(optimizer), "optimizers", None) or []:
+        for each in nest(part):
+            if getattr(each, "moves_jointly", False):
+                raise ValueError(
+                    f'{type(each).__name__}(alpha="adaptive") takes inner '
+                    "products over the weights of all players; those of one "
+                    "player alone make another method. Compile the game with "
+                    f"one joint {type(each).__name__}, optimizer="
+                    f'{type(each).__name__}(alpha="adaptive"), or give alpha '
+                    f"as a number. Received: {each.name!r} as one of several "
+                    "optimizers"
+                )
 
 
 def _check_joint(optimizer):

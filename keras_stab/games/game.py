@@ -5,13 +5,18 @@ import inspect
 
 import keras
 
+from keras_stab import keras_internals
 from keras_stab.games.compiling import per_player
 from keras_stab.games.compiling import prepared
+from keras_stab.games.compiling import show_rates
 from keras_stab.games.joint_loss import JointLoss
+from keras_stab.games.nan_watch import with_nan_watch
 from keras_stab.games.player import Player
 from keras_stab.gradients import autodiff
 from keras_stab.nesting import nest
 from keras_stab.optimizers.arguments import checked_boolean
+from keras_stab.optimizers.arguments import checked_count
+from keras_stab.optimizers.wrapper import refuse_built_elsewhere
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -30,17 +35,18 @@ class Game(keras.Model):
     one backward pass serves all players, `fit` works as for any model, and
     the optimizer decides what to do with F.
 
-    The log shows `<name>_loss` of every player; with turns the mean over its
-    own turns, 0 before the first of them in an epoch. The joint sum is not
-    shown: it says nothing (in a zero-sum game it is 0). `evaluate` gives the
-    same figures; `predict` runs one layer, see `predict_with`.
+    The log shows `<name>_loss` of every player, the mean over all examples;
+    with turns over its own turns, 0 before the first of them in an epoch. The
+    joint sum is not shown: it says nothing (in a zero-sum game it is 0).
+    `evaluate` gives the same figures; `predict` runs one layer, see
+    `predict_with`.
 
     Players are evaluated in their order, each from the state (seeds,
     batch-norm statistics, spectral vectors) that the one before has left. Two
     players with the same loss, one for the minimum and one for the maximum,
-    take one evaluation together. What layers assign to trainable variables in
-    a loss is dropped, so that `SpectralNormalization` gives on every backend
-    what it gives on JAX.
+    take one evaluation together. What layers assign in a loss to weights,
+    frozen ones too, is dropped, so that `SpectralNormalization` gives on every
+    backend what it gives on JAX.
 
     Args:
         players: List of `Player`.
@@ -49,7 +55,9 @@ class Game(keras.Model):
             state (dropout, noise, batch norm) must belong to a player or be
             here. Reach them by `game.parts[name]`.
         predict_with: `None`, or the name of the layer that `predict` and
-            `game(x)` run, of a player or of `parts`.
+            `game(x)` run, of a player or of `parts`. `batch_norm_data` of
+            callbacks, and data for `reestimate_batch_norm`, are inputs of
+            this layer: noise for a generator.
         turns: `"simultaneous"`, or a tuple of players' names such as
             `("D", "D", "G")`: then every train step moves one player only.
             The losses of the others are not computed, and their weights, slots
@@ -108,9 +116,11 @@ class Game(keras.Model):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
-        self.players = tuple(players)
+        self.players = _checked_players(players)
         self.pieces = [p for player in self.players for p in player.pieces]
-        self.parts = dict(parts or {})
+        self.parts = _checked_parts(parts)
+        if seed is not None:
+            seed = checked_count("seed", seed, 0)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.turns = _checked_turns(turns, self.players)
@@ -133,6 +143,7 @@ class Game(keras.Model):
         )
         self._owners = _owners(self.players)
         self._step = None
+        self.weight_ids = set()
         self.built = True
 
     # ---- Who owns what ----------------------------------------------------
@@ -221,6 +232,12 @@ class Game(keras.Model):
                 "Optimizer has scaled, which underflow in float16. Leave it "
                 "out, or use mixed_bfloat16"
             )
+        show_rates(self.optimizer)
+        self.weight_ids = {
+            id(v) for v in keras_internals.weights_to_train(self)
+        }
+        # On JAX nothing else tells that its state is of other variables.
+        refuse_built_elsewhere(self.optimizer, self.trainable_variables)
         # Now, since inside a traced step it would be too late.
         self.optimizer.build(self.trainable_variables)
 
@@ -284,7 +301,9 @@ class Game(keras.Model):
         for variable, value in zip(joint.carried, state):
             if id(variable) in joint.written:
                 variable.assign(value)
-        for metric, loss, weight in zip(self._player_losses, losses, shown):
+        rows = _rows(batch)
+        for metric, loss, part in zip(self._player_losses, losses, shown):
+            weight = rows if part is None else rows * part
             metric.update_state(loss, sample_weight=weight)
         return total
 
@@ -318,6 +337,9 @@ class Game(keras.Model):
         def branch(player):
             def evaluate():
                 total, (loss,), after = joint(values, state, [player])
+                if not any(self.owner(v) is player for v in joint.weights):
+                    # PyTorch differentiates nothing that needs no gradient.
+                    total = total + sum(0.0 * keras.ops.sum(v) for v in values)
                 return [total, loss, *after]
 
             return evaluate
@@ -334,6 +356,20 @@ class Game(keras.Model):
             for weight in shown
         ]
         return total, losses, after, shown
+
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`; `TerminateOnNaN` sees the players' losses."""
+        given = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
+        given.arguments["callbacks"] = with_nan_watch(
+            given.arguments.get("callbacks"),
+            [metric.name for metric in self._player_losses],
+        )
+        return super().fit(*given.args[1:], **given.kwargs)
+
+    @property
+    def metrics_names(self):
+        """Without the joint sum, as `evaluate`."""
+        return [name for name in super().metrics_names if name != "loss"]
 
     def get_metrics_result(self):
         """The players' losses; the joint sum would only mislead."""
@@ -365,7 +401,8 @@ class Game(keras.Model):
             for name, part in self.parts.items()
             if isinstance(part, keras.layers.Layer)
         )
-        if self.predict_with not in named:
+        known = isinstance(self.predict_with, str)
+        if not known or self.predict_with not in named:
             raise ValueError(
                 "`predict_with` must be the name of a layer of a player or of "
                 f"`parts`. Received: predict_with={self.predict_with!r}, known "
@@ -388,7 +425,7 @@ class Game(keras.Model):
     def get_config(self):
         for player in self.players:
             _check_serialisable(self, player)
-        return {
+        config = {
             "players": list(self.players),
             "parts": dict(self.parts),
             "predict_with": self.predict_with,
@@ -398,6 +435,10 @@ class Game(keras.Model):
             "name": self.name,
             "dtype": self.dtype_policy,
             "trainable": self.trainable,
+        }
+        return {
+            key: keras.saving.serialize_keras_object(value)
+            for key, value in config.items()
         }
 
     @classmethod
@@ -425,18 +466,51 @@ class _Step:
         self.joint_losses = []
 
 
-def _checked_turns(turns, players):
-    if not players or not all(isinstance(p, Player) for p in players):
+def _checked_players(players):
+    listed = isinstance(players, (list, tuple)) and len(players) > 0
+    if not listed or not all(isinstance(p, Player) for p in players):
         raise ValueError(
             "`players` must be a list of keras_stab.Player, not empty. "
-            f"Received: players={list(players)}"
+            f"Received: players={players!r}"
         )
+    return tuple(players)
+
+
+def _checked_parts(parts):
+    known = (
+        keras.layers.Layer,
+        keras.Variable,
+        keras.metrics.Metric,
+        keras.random.SeedGenerator,
+    )
+    parts = {} if parts is None else parts
+    named = isinstance(parts, dict) and all(isinstance(k, str) for k in parts)
+    if not named or not all(isinstance(p, known) for p in parts.values()):
+        raise ValueError(
+            "`parts` must be None or a dict from names to layers, variables, "
+            f"metrics and SeedGenerators. Received: parts={parts!r}"
+        )
+    return dict(parts)
+
+
+def _rows(batch):
+    """How many examples a batch has, by which Keras weights what it logs."""
+    shapes = [
+        keras.ops.shape(leaf)
+        for leaf in keras.tree.flatten(batch)
+        if leaf is not None
+    ]
+    rows = shapes[0][0] if shapes and len(shapes[0]) else 1
+    return keras.ops.cast(rows, "float32")
+
+
+def _checked_turns(turns, players):
     names = [player.name for player in players]
     if len(set(names)) < len(names):
         raise ValueError(
             f"The players must have different names. Received: {names}"
         )
-    if turns == "simultaneous":
+    if isinstance(turns, str) and turns == "simultaneous":
         return turns
     right = isinstance(turns, (list, tuple)) and set(turns) == set(names)
     if not right:

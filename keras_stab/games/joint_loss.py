@@ -111,7 +111,9 @@ class JointLoss:
             self.check_dependence()  # before anything is moved
         after = []
         for variable, value in zip(self.carried, state):
-            if id(variable) in scope.assigned:
+            # A frozen weight stays, whatever spectral normalisation assigns.
+            frozen = id(variable) in self.game.weight_ids
+            if id(variable) in scope.assigned and not frozen:
                 self.written.add(id(variable))
                 value = autodiff.stop_gradient(
                     scope.get_current_value(variable)

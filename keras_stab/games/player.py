@@ -55,6 +55,12 @@ class Player:
             )
         self.name = name
         self.pieces = _as_list(variables)
+        if not self.pieces:
+            raise ValueError(
+                f"`variables` of player {name!r} must not be empty: name the "
+                "layers or variables that the player moves. Received: "
+                f"variables={variables!r}"
+            )
         for piece in self.pieces:
             self._check(piece)
         self.loss = loss
@@ -100,8 +106,8 @@ class Player:
     def get_config(self):
         return {
             "name": self.name,
-            "variables": list(self.pieces),
-            "loss": self.loss,
+            "variables": keras.saving.serialize_keras_object(list(self.pieces)),
+            "loss": keras.saving.serialize_keras_object(self.loss),
             "sense": self.sense,
             "weight": self.weight,
         }

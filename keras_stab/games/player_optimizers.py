@@ -6,8 +6,11 @@ import keras
 
 from keras_stab import keras_internals
 from keras_stab.gradients import autodiff
+from keras_stab.optimizers.arguments import checked_optimizer
 from keras_stab.optimizers.iterate_method import evaluations_per_step
 from keras_stab.optimizers.wrapper import Wrapper
+from keras_stab.optimizers.wrapper import innermost
+from keras_stab.optimizers.wrapper import refuse_built_elsewhere
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -67,12 +70,16 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
     """
 
     def __init__(self, optimizers, name=None):
+        if not isinstance(optimizers, dict) or not optimizers:
+            raise ValueError(
+                "`optimizers` must name the players of a game, as a dict with "
+                "one optimizer for each name. Received: "
+                f"optimizers={optimizers!r}"
+            )
         optimizers = {
-            player: keras.optimizers.get(optimizer)
+            player: checked_optimizer(f"optimizers[{player!r}]", optimizer)
             for player, optimizer in optimizers.items()
         }
-        if not optimizers:
-            raise ValueError("`optimizers` must name the players of a game")
         for player, optimizer in optimizers.items():
             _check_part(player, optimizer)
         if len({id(o) for o in optimizers.values()}) < len(optimizers):
@@ -116,7 +123,8 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
                 "compile with a new one"
             )
         windows = {
-            o.gradient_accumulation_steps for o in self.by_player.values()
+            innermost(o).gradient_accumulation_steps
+            for o in self.by_player.values()
         }
         if windows != {None} and (turns or len(windows) > 1):
             raise ValueError(
@@ -129,6 +137,10 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
     def build(self, variables):
         if self.built:
             return
+        variables = list(variables)
+        for optimizer in self.by_player.values():
+            own = [v for v in variables if self._by_player(v) is optimizer]
+            refuse_built_elsewhere(optimizer, own)
         super().build(variables)
         if self.turns:
             self.turn = self.add_variable(
@@ -173,18 +185,29 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
         if not self.built:
             self.build(trainable_variables)
         variables = keras_internals.built_variables(self)
-        if len(grads) != len(variables):
-            raise ValueError(
-                "One gradient is needed for each variable of the game. "
-                f"Received: {len(grads)} gradients for {len(variables)} "
-                "variables"
-            )
         if trainable_variables is None:
             trainable_variables = variables
+        trainable_variables = list(trainable_variables)
+        if len(grads) != len(trainable_variables):
+            raise ValueError(
+                "One gradient is needed for each variable of the game. "
+                f"Received: {len(grads)} gradients for "
+                f"{len(trainable_variables)} variables"
+            )
         grads = autodiff.barrier(grads)
         parts = [([], []) for _ in self.by_player]
+        position = {
+            keras_internals.variable_key(self, v): i
+            for i, v in enumerate(variables)
+        }
+        # Fewer than at `compile` when layers were frozen since.
         for gradient, variable in zip(grads, trainable_variables):
-            index = keras_internals.variable_index(self, variable)
+            index = position.get(keras_internals.variable_key(self, variable))
+            if index is None:
+                raise ValueError(
+                    f"Unknown variable: {variable}. Layers were thawed since "
+                    "the game was compiled: compile again, with new optimizers"
+                )
             part = parts[self._by_player.position[id(variables[index])]]
             part[0].append(gradient)
             part[1].append(variables[index])
@@ -231,7 +254,10 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
             variable.assign(store[str(i)])
 
     def get_config(self):
-        return {"optimizers": dict(self.by_player), "name": self.name}
+        return {
+            "optimizers": keras.saving.serialize_keras_object(self.by_player),
+            "name": self.name,
+        }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

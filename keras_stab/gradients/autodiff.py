@@ -6,6 +6,7 @@ versions stand side by side. A backend is imported only when Keras runs on it.
 
 import contextlib
 import functools
+import math
 
 import keras
 import numpy as np
@@ -641,7 +642,23 @@ def each_between(tensors, others, weight):
     """`tensor + weight * (other - tensor)`; the weight is a float."""
     if BACKEND == "torch":
         return torch._foreach_lerp(tensors, others, weight)
+    if BACKEND == "tensorflow" and are_large(tensors):
+        # Three passes over the weights, each with a tensor of its own, become
+        # one; what is small is not worth compiling.
+        return _compiled(_between)(tensors, others, weight)
+    return _between(tensors, others, weight)
+
+
+def _between(tensors, others, weight):
     return [t + weight * (other - t) for t, other in zip(tensors, others)]
+
+
+LARGE = 2**20
+
+
+def are_large(tensors):
+    """Whether passing over the tensors takes longer than a kernel launch."""
+    return sum(math.prod(t.shape) for t in tensors) >= LARGE
 
 
 def each_quotient(tensors, others, epsilon):
@@ -666,6 +683,20 @@ def each_norm(tensors):
         keras.ops.sqrt(keras.ops.sum(keras.ops.square(t))) for t in tensors
     ]
     return keras.ops.stack([keras.ops.cast(n, dtype) for n in norms])
+
+
+def inner_product(tensors, others):
+    """Of two lists as one long vector each, a scalar; in full precision."""
+    dtype = common_dtype(tensors)
+    if BACKEND == "torch":
+        parts = torch._foreach_mul(tensors, others)
+        return torch.stack(
+            [p.sum().to(getattr(torch, dtype)) for p in parts]
+        ).sum()
+    return sum(
+        keras.ops.cast(keras.ops.sum(t * other), dtype)
+        for t, other in zip(tensors, others)
+    )
 
 
 def common_dtype(tensors):
@@ -808,8 +839,9 @@ def assign_if(condition, often, variables, make_values):
     """Assigns `make_values()` where the boolean tensor holds.
 
     Args:
-        often: Whether it holds in most steps, so that a branch, which cannot
-            be fused with what is around it, costs more than it saves.
+        often: Whether a branch costs more than it saves, since it cannot be
+            fused with what is around it: where the condition holds in most
+            steps, or the values are cheap next to what made their parts.
     """
     if BACKEND == "tensorflow" and replicas() == 1:
 

@@ -81,6 +81,23 @@ def checked_learning_rate(value):
     return checked_number("learning_rate", value, minimum=0.0)
 
 
+def checked_optimizer(argument, value):
+    """The optimizer that an object, a name or a config stands for."""
+    if isinstance(value, dict) and "class_name" not in value:
+        raise ValueError(
+            f"`{argument}` must be one optimizer. For a dict with one for each "
+            "player of a game write keras_stab.games.PlayerOptimizers({...}). "
+            f"Received: {argument}={value!r}"
+        )
+    found = None if value is None else keras.optimizers.get(value)
+    if found is None:
+        raise ValueError(
+            f"`{argument}` must be an optimizer, its name or its config. "
+            f"Received: {argument}={value!r}"
+        )
+    return found
+
+
 def checked_choice(argument, value, choices):
     """The value, if it is one of the choices."""
     if value not in choices:

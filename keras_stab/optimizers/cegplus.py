@@ -1,9 +1,12 @@
 """CEGPlus: constrained extragradient with a damped second step."""
 
+import warnings
+
 import keras
 
 from keras_stab.constraints import ConvexSet
 from keras_stab.gradients import autodiff
+from keras_stab.numerics.half_space import step_to_half_space
 from keras_stab.optimizers.arguments import checked_number
 from keras_stab.optimizers.phase_optimizer import PhaseOptimizer
 
@@ -25,17 +28,37 @@ class CEGPlus(PhaseOptimizer):
     infeasible: evaluate through `SwapSlowWeights` or `swap_weights`, which
     project it.
 
+    With `alpha="adaptive"`, $\delta$ the Minty constant and $\theta$ the
+    relaxation, a step measures how long it may be:
+
+    $$
+    \alpha = \frac{\delta}{\gamma} + \frac{\langle \bar z - z,
+    H \bar z - H z \rangle}{\|H \bar z - H z\|^2}, \qquad
+    z \leftarrow z + \theta \alpha (H \bar z - H z)
+    $$
+
+    That is the relaxed projection on a half-space that holds the solution.
+    The inner products are over the weights of all players together.
+
     Args:
         learning_rate: $\gamma$: float, schedule or callable, at most $1/L$;
             a step keeps the rate of its first gradient. Defaults to 0.1.
-        alpha: Float in (0, 1], $\alpha$. Defaults to 0.5.
+        alpha: Float in (0, 1], $\alpha$, or `"adaptive"`. Defaults to 0.5.
         proximal: As in `RAPP`. Defaults to `None`.
-        name: String.
+        minty_constant: Float, $\delta$, above $-\gamma/2$, also where a
+            schedule ends, and at most $\rho$ (see below): 0 for a monotone
+            game, below it for others. Only with `alpha="adaptive"`. Defaults
+            to 0.0.
+        relaxation: Float in (0, 2), $\theta$. Only with
+            `alpha="adaptive"`. Defaults to 1.0.
+        name: String or `None`.
         **kwargs: As in `RAPP`.
 
     Raises:
         ValueError: If an argument is out of range, for `weight_decay`,
-            `use_ema` and constraints that are not convex.
+            `use_ema` and constraints that are not convex; for
+            `alpha="adaptive"` on several replicas or in the optimizer of one
+            player among several.
 
     Example: the game $(x - 0.9)(y - 0.9)$ in the box of -1 to 1.
 
@@ -50,13 +73,23 @@ class CEGPlus(PhaseOptimizer):
     (True, True)
 
     Departures from the paper:
-        None. The adaptive choices of $\alpha$ and $\gamma$ are not offered.
+        None in the rules. The choice of $\gamma$ by a line search
+        (CurvatureEG+) is not offered: it evaluates the field of one batch a
+        number of times that is not known before, and an optimizer is handed
+        one gradient of a new batch at each call.
 
     Cost: two gradients a step, each of a batch of its own; two more copies
-        of the weights.
+        of the weights. Adaptive: two inner products more.
 
-    Convergence: weak Minty solutions with constant $\rho > -1/(2L)$,
-        $\gamma L \le 1$ and $\alpha < 1 + 2 \rho / \gamma$.
+    Convergence: weak Minty solutions with constant $\rho > -1/(2L)$, that
+        is $\langle v, z - z^* \rangle \ge \rho \|v\|^2$ for all values v of
+        the field with the constraints, $\gamma L \le 1$, and
+        $\alpha < 1 + 2 \rho / \gamma$ or, adaptive,
+        $-\gamma / 2 < \delta \le \rho$. Then $\alpha \ge 1/2 +
+        \delta / \gamma$, and each step brings $\|z - z^*\|^2$ down by
+        $\theta (2 - \theta) \alpha^2 \|H \bar z - H z\|^2$ or more. The
+        proofs are of exact gradients. With noise that differs between the two
+        batches of a step the adaptive $\alpha$ becomes small.
 
     References:
         - Pethick, Latafat, Patrinos, Fercoq, Cevher, 2022, "Escaping limit
@@ -71,13 +104,50 @@ class CEGPlus(PhaseOptimizer):
         learning_rate=0.1,
         alpha=0.5,
         proximal=None,
-        name="cegplus",
+        minty_constant=0.0,
+        relaxation=1.0,
+        name=None,
         **kwargs,
     ):
         super().__init__(learning_rate, proximal, 2, name, **kwargs)
-        self.alpha = checked_number("alpha", alpha, 0.0, forbidden=(0.0,))
-        if self.alpha > 1.0:
-            raise ValueError(f"`alpha` must be in (0, 1]. Received: {alpha=}")
+        self.is_adaptive = alpha == "adaptive"
+        self.minty_constant = checked_number("minty_constant", minty_constant)
+        self.relaxation = checked_number(
+            "relaxation", relaxation, 0.0, 2.0, forbidden=(0.0,)
+        )
+        if self.is_adaptive:
+            self.alpha = alpha
+            self._warn_of_small_rates(learning_rate)
+            return
+        if not isinstance(alpha, str):
+            self.alpha = checked_number("alpha", alpha, 0.0, forbidden=(0.0,))
+        if isinstance(alpha, str) or self.alpha > 1.0:
+            raise ValueError(
+                f'`alpha` must be in (0, 1] or "adaptive". Received: {alpha=}'
+            )
+        if (self.minty_constant, self.relaxation) != (0.0, 1.0):
+            raise ValueError(
+                "`minty_constant` and `relaxation` belong to "
+                f'alpha="adaptive". Received: {alpha=}, {minty_constant=}, '
+                f"{relaxation=}"
+            )
+
+    def _warn_of_small_rates(self, rate):
+        # A schedule or callable has no number to be looked at. No error: a
+        # saved configuration has the rate that training has come down to.
+        is_number = isinstance(rate, (int, float))
+        if is_number and self.minty_constant <= -rate / 2 < 0:
+            warnings.warn(
+                "`minty_constant` is not above -learning_rate / 2, so that "
+                "steps may turn back: raise one of them. Received: "
+                f"minty_constant={self.minty_constant}, learning_rate={rate}",
+                stacklevel=3,
+            )
+
+    @property
+    def moves_jointly(self):
+        """Whether a step depends on all weights of the model at once."""
+        return self.is_adaptive
 
     def build(self, variables):
         if self.built:
@@ -86,6 +156,17 @@ class CEGPlus(PhaseOptimizer):
         self._iterates, self._forward = self.add_optimizer_variables(
             variables, ["iterate", "forward"]
         )
+        self._last_alpha = []
+        if self.is_adaptive:
+            if autodiff.replicas() > 1:
+                raise ValueError(
+                    '`alpha="adaptive"` needs the weights of the whole model '
+                    "at once, which tf.distribute does not give: choose a "
+                    f"number. Received: {autodiff.replicas()} replicas"
+                )
+            self._last_alpha = [
+                self.add_variable((), dtype=self._step_size.dtype, name="alpha")
+            ]
 
     def move(self, indices, gradients, values, variables):
         iterates = [self._iterates[i] for i in indices]
@@ -94,22 +175,69 @@ class CEGPlus(PhaseOptimizer):
 
         def extrapolated():
             ahead = self.proximal_points(indices, points)
-            return [*values, *points, *ahead]
+            last = map(autodiff.read, self._last_alpha)
+            return [*values, *points, *ahead, *last]
 
         def updated():
             old, before = map(autodiff.each_value, (iterates, forward))
             change = autodiff.each_sum(points, before, -1.0)
+            factor, last = self.alpha, []
+            if self.is_adaptive:
+                last = [
+                    self._adapted(autodiff.each_sum(values, old, -1.0), change)
+                ]
+                factor = last[0] * self.relaxation
             return [
                 *old,
                 *before,
-                *autodiff.each_sum(old, change, self.alpha),
+                *autodiff.each_sum(old, change, factor),
+                *last,
             ]
 
         ends = autodiff.choose(self.phase() == 0, extrapolated, updated)
-        count = len(variables)
-        autodiff.assign_each(self, iterates, ends[:count])
-        autodiff.assign_each(self, forward, ends[count : 2 * count])
-        autodiff.assign_each(self, variables, ends[2 * count :])
+        targets = [*iterates, *forward, *variables, *self._last_alpha]
+        autodiff.assign_each(self, targets, ends)
+
+    def _adapted(self, ahead, change):
+        """The step to the half-space, from the two differences."""
+        rate, delta = self._step_size.value, self.minty_constant
+        inner, square = (
+            keras.ops.cast(autodiff.inner_product(a, change), rate.dtype)
+            for a in (ahead, change)
+        )
+        # A schedule may start at a rate of 0.
+        offset = delta / rate if delta else 0.0
+        return step_to_half_space(inner, square, offset)
+
+    def diagnostics(self):
+        """Dict of one float, `alpha` of the last step; reads from the device.
+
+        A warning is given when it is 0 or less: then the learning rate is too
+        large, or the Minty constant too small for it.
+
+        Raises:
+            ValueError: Without `alpha="adaptive"`, or before training.
+        """
+        if not (self.is_adaptive and self.built):
+            raise ValueError(
+                'There are diagnostics of a CEGPlus(alpha="adaptive") that '
+                f"has trained. Received: alpha={self.alpha!r}"
+            )
+        alpha = float(autodiff.read(self._last_alpha[0]))
+        if alpha <= 0.0 and self.updates >= 2:
+            warnings.warn(
+                "The last step of CEGPlus did not go ahead. Unless the "
+                "weights are a solution, choose a smaller learning rate, or a "
+                "`minty_constant` above -learning_rate / 2. Received: "
+                f"{alpha=:.3g}",
+                stacklevel=2,
+            )
+        return {"alpha": alpha}
+
+    def stability_metrics(self):
+        """For `StabilityMonitor`: also `diagnostics()`, where adaptive."""
+        more = self.diagnostics() if self.is_adaptive else {}
+        return {**super().stability_metrics(), **more}
 
     def evaluation_values(self):
         if not self.built:
@@ -133,5 +261,11 @@ class CEGPlus(PhaseOptimizer):
 
     def get_config(self):
         config = super().get_config()
-        config["alpha"] = self.alpha
+        config.update(
+            {
+                "alpha": self.alpha,
+                "minty_constant": self.minty_constant,
+                "relaxation": self.relaxation,
+            }
+        )
         return config

@@ -6,6 +6,7 @@ from keras_stab.gradients import autodiff
 from keras_stab.optimizers.arguments import checked_choice
 from keras_stab.optimizers.arguments import checked_number
 from keras_stab.optimizers.measured_update import MeasuredUpdate
+from keras_stab.optimizers.wrapper import innermost
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -30,8 +31,8 @@ class ExtraGradient(MeasuredUpdate):
         name: String or `None`.
 
     Raises:
-        ValueError: If an argument is out of range, or the inner optimizer
-            averages weights.
+        ValueError: If an argument is out of range, if the inner optimizer
+            averages weights, or if separate moments meet one for each player.
 
     After the first of two applies the model holds $\bar z$. Evaluate at $z$
     by the callback `SwapSlowWeights`, or inside `with
@@ -90,6 +91,14 @@ class ExtraGradient(MeasuredUpdate):
         self._updates = None
         if moments == "separate":
             inner = self.inner_optimizer
+            if hasattr(innermost(inner), "optimizers"):
+                raise ValueError(
+                    'moments="separate" copies the inner optimizer, and with '
+                    "one for each player callbacks would change the rates of "
+                    "the originals only. Give each player its own ExtraGradient"
+                    '(..., moments="separate"). Received: inner_optimizer of '
+                    f"type {type(innermost(inner)).__name__}"
+                )
             if inner.built:
                 raise ValueError(
                     'moments="separate" makes a second optimizer like the '

@@ -62,18 +62,8 @@ class Reset(Keep):
         self._updates = None
 
     def build(self, wrapper):
-        self._initial = []
         slots = _state(self.optimizer)
-        for variable in slots:
-            value = np.asarray(autodiff.concrete_value(variable), "float64")
-            if value.size and np.any(value != value.flat[0]):
-                raise ValueError(
-                    'inner_state="reset" needs slots that start as constants. '
-                    f"{variable.path!r} does not: it starts as a copy of the "
-                    "weights, or the inner optimizer has been used before. "
-                    'Take inner_state="keep", or a new inner optimizer'
-                )
-            self._initial.append(float(value.flat[0]) if value.size else 0.0)
+        self._initial = [_constant("reset", variable) for variable in slots]
         self._slots = slots
         self._updates = wrapper.add_variable(
             shape=(),
@@ -119,6 +109,8 @@ class Pullback(Keep):
                 f'inner_state="keep". Received: {self.optimizer.name!r} of '
                 f"type {type(self.optimizer).__name__}"
             )
+        for variable in self._momentum:
+            _constant("pullback", variable)
         self._pulled = [
             wrapper.add_variable_from_reference(v, "pulled")
             for v in self._momentum
@@ -144,6 +136,19 @@ def _refuse_wrappers(name, optimizer):
                 "that is not wrapped in another one. Take "
                 f'inner_state="keep". Received: {type(each).__name__}'
             )
+
+
+def _constant(name, variable):
+    """The value that all entries of a slot start with."""
+    value = np.asarray(autodiff.concrete_value(variable), "float64")
+    if value.size and np.any(value != value.flat[0]):
+        raise ValueError(
+            f'inner_state="{name}" needs slots that start as constants. '
+            f"{variable.path!r} does not: it starts as a copy of the weights, "
+            "or the inner optimizer has been used before. "
+            'Take inner_state="keep", or a new inner optimizer'
+        )
+    return float(value.flat[0]) if value.size else 0.0
 
 
 def _state(optimizer):

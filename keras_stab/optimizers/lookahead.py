@@ -178,17 +178,21 @@ class Lookahead(IterateMethod):
         *gradients, position, before = autodiff.barrier(
             [*gradients, position, before]
         )
-        often = self._length <= OFTEN
         # At every start, not once: weights may have been loaded since.
         autodiff.assign_if(
-            position == 0, often, slow, lambda: list(map(autodiff.read, fast))
+            position == 0,
+            self._length <= OFTEN,
+            slow,
+            lambda: list(map(autodiff.read, fast)),
         )
         autodiff.apply_gradients(inner, gradients, variables)
         made = self.completed_updates() - before
         position = position + made
         due = position >= self._length
         # The slow ones follow at the start of the next cycle.
-        autodiff.assign_if(due, often, fast, lambda: self._between(slow, fast))
+        # On JAX one more operation in the loop that made the fast weights; a
+        # branch would copy all of them in every step.
+        autodiff.assign_if(due, True, fast, lambda: self._between(slow, fast))
         self._position.assign(
             ops.where(due, ops.zeros_like(position), position)
         )

@@ -74,7 +74,7 @@ class PhaseOptimizer(
         return keras.ops.cast(count, "int32") % self.evaluations_per_step
 
     def apply(self, grads, trainable_variables=None):
-        grads = autodiff.barrier([autodiff.densify(g) for g in grads])
+        grads = [autodiff.densify(g) for g in grads]
         if not grads:
             return
         if not self.built and trainable_variables is not None:

@@ -2,6 +2,8 @@
 
 import re
 
+import keras
+
 from keras_stab.constraints import ConvexSet
 from keras_stab.constraints import is_convex
 
@@ -20,16 +22,33 @@ def checked_proximal(proximal):
     """The argument, if it is `None`, an operator, or a dict of them."""
     operators = proximal if isinstance(proximal, dict) else {"": proximal}
     for pattern, operator in operators.items():
-        is_operator = hasattr(operator, "proximal") or callable(operator)
         if not isinstance(pattern, str) or not (
-            is_operator or (operator is None and proximal is None)
+            _is_operator(operator) or (operator is None and proximal is None)
         ):
             raise ValueError(
                 "`proximal` must be None, an operator or constraint of "
                 "keras_stab.constraints, or a dict from regular expressions "
                 f"for paths to these. Received: proximal={proximal!r}"
             )
+        _check_pattern(pattern)
     return proximal
+
+
+def _is_operator(operator):
+    """Classes and Keras's regularizers are called, but not as projections."""
+    if isinstance(operator, (type, keras.regularizers.Regularizer)):
+        return False
+    return hasattr(operator, "proximal") or callable(operator)
+
+
+def _check_pattern(pattern):
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            "A key of `proximal` must be a regular expression for the paths "
+            f"of variables. Received: {pattern!r}, {error}"
+        ) from error
 
 
 def operators_of(kind, proximal, variables):

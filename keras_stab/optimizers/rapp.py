@@ -41,7 +41,7 @@ class RAPP(PhaseOptimizer):
             expressions for variable paths to operators. Defaults to `None`.
         track_diagnostics: Whether to keep what `diagnostics` tells, two norms
             a gradient. Defaults to `False`.
-        name: String.
+        name: String or `None`.
         **kwargs: Further arguments of every Keras optimizer: clipping,
             `loss_scale_factor`, `gradient_accumulation_steps`.
 
@@ -87,7 +87,7 @@ class RAPP(PhaseOptimizer):
         relaxation=0.5,
         proximal=None,
         track_diagnostics=False,
-        name="rapp",
+        name=None,
         **kwargs,
     ):
         inner_steps = checked_count("inner_steps", inner_steps, 1)

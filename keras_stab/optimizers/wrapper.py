@@ -7,6 +7,7 @@ from keras_stab.gradients import autodiff
 from keras_stab.gradients.train_step import estimate
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.nesting import nest
+from keras_stab.optimizers.arguments import checked_optimizer
 
 
 class Wrapper(keras.optimizers.Optimizer):
@@ -32,7 +33,7 @@ class Wrapper(keras.optimizers.Optimizer):
     def __init__(self, inner_optimizer, name=None, **kwargs):
         if kwargs:
             raise ValueError(_misplaced(type(self).__name__, kwargs))
-        inner_optimizer = keras.optimizers.get(inner_optimizer)
+        inner_optimizer = checked_optimizer("inner_optimizer", inner_optimizer)
         super().__init__(learning_rate=0.0, name=name)
         # The base class makes a counter and a learning rate; a wrapper has
         # neither, so they are left out of its state.
@@ -44,15 +45,9 @@ class Wrapper(keras.optimizers.Optimizer):
             return
         variables = list(variables)
         inner = self.inner_optimizer
+        refuse_built_elsewhere(inner, variables)
         if not inner.built:
             inner.build(variables)
-        elif not _same_variables(inner, variables):
-            raise ValueError(
-                f"The inner optimizer {inner.name!r} was already built with "
-                "other variables, whose state it holds. Give "
-                f"{type(self).__name__} a new inner optimizer, for example "
-                f"{type(inner).__name__}.from_config(optimizer.get_config())"
-            )
         super().build(variables)
 
     @property
@@ -259,12 +254,20 @@ def innermost(optimizer):
     return last
 
 
-def _same_variables(optimizer, variables):
+def refuse_built_elsewhere(optimizer, variables):
+    """Raises for the optimizer of another model, whose state it holds."""
+    if not optimizer.built:
+        return
     built = keras_internals.built_variables(optimizer)
     key = keras_internals.variable_key
-    return [key(optimizer, v) for v in built] == [
-        key(optimizer, v) for v in variables
-    ]
+    known = [key(optimizer, v) for v in built]
+    if known != [key(optimizer, v) for v in variables]:
+        raise ValueError(
+            f"The optimizer {optimizer.name!r} was already built with other "
+            "variables, whose state it holds. Give a new one, for example "
+            f"{type(optimizer).__name__}.from_config(optimizer.get_config()). "
+            f"Received: {len(variables)} variables, built with {len(built)}"
+        )
 
 
 def _misplaced(name, kwargs):

@@ -4,11 +4,16 @@ Arguments: runs, each as `optimizer:distribution`. The caller sets
 XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
+import contextlib
 import json
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import keras
 import numpy as np
+import small_games
 import toy
 
 import keras_stab
@@ -29,6 +34,8 @@ OPTIMIZERS = {
     "ire": lambda: keras_stab.IRE(
         keras_stab.SAM(adam()), update_every=2, seed=3
     ),
+    **toy.ITERATES,
+    "adaptive": lambda: keras_stab.CEGPlus(0.1, "adaptive"),
     "scaled": lambda: keras.optimizers.LossScaleOptimizer(
         keras_stab.GRAIN(adam(), groups=GROUPS)
     ),
@@ -78,7 +85,34 @@ def train(name, order=np.asarray):
     return result, network.trainable_variables + optimizer.variables
 
 
+def game():
+    """A GAN with an optimizer of its own for each player, or one for both."""
+    results = {}
+    for kind in ("players", "joint"):
+        network = small_games.make_gan()
+        network.compile(
+            {
+                "D": keras_stab.Lookahead(adam(), sync_period=2),
+                "G": keras.optimizers.SGD(0.05),
+            }
+            if kind == "players"
+            else keras_stab.RAPP(0.05)
+        )
+        network.fit(
+            small_games.points(4 * ROWS),
+            batch_size=ROWS,
+            shuffle=False,
+            verbose=0,
+        )
+        results[kind] = [w.tolist() for w in network.get_weights()]
+    return results
+
+
 def run(name, distribution):
+    if name == "game":
+        scope = DISTRIBUTIONS.get(distribution, contextlib.nullcontext)()
+        with scope if distribution == "one" else scope.scope():
+            return game()
     if distribution == "one":
         return train(name)[0]
     if distribution == "blocks":

@@ -17,6 +17,7 @@ tf.config.set_logical_device_configuration(
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import toy  # noqa: E402
+from toy import sgd  # noqa: E402
 
 import keras_stab  # noqa: E402
 from keras_stab.optimizers.wrapper import GradientMethod  # noqa: E402
@@ -35,11 +36,6 @@ class WholeBatch(GradientMethod):
     def estimate(self, oracle):
         oracle.notes[self] = True
         return oracle.gradient()
-
-
-def sgd():
-    # Not Adam, which hides gradients of half the size.
-    return keras.optimizers.SGD(0.1, momentum=0.9)
 
 
 def grain(groups=GROUPS):
@@ -164,6 +160,29 @@ def averaging():
     }
 
 
+def iterates():
+    """Every replica holds the same anchors or slow weights.
+
+    The last epoch ends inside a step; `evaluated` is what is lent there.
+    """
+    epochs = [2 * ROWS, 3 * ROWS]
+
+    def ended(scope, make):
+        with scope():
+            network = toy.model(batch_norm=False)
+            optimizer = make()
+            x, y = toy.data(ROWS)
+            result = toy.train(network, optimizer, x, y, ROWS, epochs)
+            with optimizer.swap_weights(network):
+                lent = [w.tolist() for w in network.get_weights()]
+        return {**result, "evaluated": [lent]}
+
+    return {
+        name: {"one": ended(one, make), "two": ended(two, make)}
+        for name, make in toy.ITERATES.items()
+    }
+
+
 def refusals():
     def synchronised():
         return keras.Sequential(
@@ -181,6 +200,12 @@ def refusals():
         "across batches": error(toy.model, across_batches),
         "fisher": error(toy.model, lambda: keras_stab.IRE(sgd())),
         "interval": error(toy.model, lambda: keras_stab.SAM(sgd(), interval=2)),
+        "joint step": error(
+            toy.model, lambda: keras_stab.CEGPlus(0.1, "adaptive")
+        ),
+        "diagnostics": error(
+            toy.model, lambda: keras_stab.RAPP(0.1, track_diagnostics=True)
+        ),
         "synchronised": error(synchronised, grain),
         "synchronised, stock": error(synchronised, sgd),
     }

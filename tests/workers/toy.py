@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+import keras_stab
+
 FEATURES = 12
 CLASSES = 4
 STEPS = 6
@@ -51,6 +53,22 @@ def compile_for(network, optimizer):
     )
 
 
+# One step of each is two gradients or three: in six batches all come to rest.
+ITERATES = {
+    "rapp": lambda: keras_stab.RAPP(0.1, inner_steps=3),
+    "cegplus": lambda: keras_stab.CEGPlus(0.1),
+    "lookahead": lambda: keras_stab.Lookahead(sgd(), sync_period=3),
+    "extragradient": lambda: keras_stab.ExtraGradient(sgd()),
+    "optimistic": lambda: keras_stab.OptimisticGradient(sgd()),
+    "past": lambda: keras_stab.PastExtraGradient(sgd()),
+}
+
+
+def sgd():
+    # Not Adam, which hides gradients of half the size.
+    return keras.optimizers.SGD(0.1, momentum=0.9)
+
+
 class GroupWeights(keras.callbacks.Callback):
     """Reads the group weights of GRAIN after every step."""
 
@@ -61,11 +79,8 @@ class GroupWeights(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         optimizer = self.model.optimizer
         while optimizer is not None:
-            if hasattr(optimizer, "diagnostics"):
-                figures = optimizer.diagnostics()
-                self.seen.extend(
-                    [figures[k] for k in figures if k == "weights"]
-                )
+            if isinstance(optimizer, keras_stab.GRAIN):
+                self.seen.append(optimizer.diagnostics()["weights"])
             optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
