@@ -9,9 +9,13 @@ from keras_stab import keras_internals
 from keras_stab.games.compiling import per_player
 from keras_stab.games.compiling import prepared
 from keras_stab.games.compiling import show_rates
+from keras_stab.games.game_arguments import check_serialisable
+from keras_stab.games.game_arguments import checked_parts
+from keras_stab.games.game_arguments import checked_players
+from keras_stab.games.game_arguments import checked_turns
+from keras_stab.games.game_arguments import owners
 from keras_stab.games.joint_loss import JointLoss
 from keras_stab.games.nan_watch import with_nan_watch
-from keras_stab.games.player import Player
 from keras_stab.gradients import autodiff
 from keras_stab.nesting import nest
 from keras_stab.optimizers.arguments import checked_boolean
@@ -116,14 +120,14 @@ class Game(keras.Model):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
-        self.players = _checked_players(players)
+        self.players = checked_players(players)
         self.pieces = [p for player in self.players for p in player.pieces]
-        self.parts = _checked_parts(parts)
+        self.parts = checked_parts(parts)
         if seed is not None:
             seed = checked_count("seed", seed, 0)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.turns = _checked_turns(turns, self.players)
+        self.turns = checked_turns(turns, self.players)
         self.operator_norm = checked_boolean("operator_norm", operator_norm)
         if operator_norm and self.turns != "simultaneous":
             raise ValueError(
@@ -141,7 +145,7 @@ class Game(keras.Model):
         self._norm = (
             keras.metrics.Mean(name="operator_norm") if operator_norm else None
         )
-        self._owners = _owners(self.players)
+        self._owners = owners(self.players)
         self._step = None
         self.weight_ids = set()
         self.built = True
@@ -424,7 +428,7 @@ class Game(keras.Model):
 
     def get_config(self):
         for player in self.players:
-            _check_serialisable(self, player)
+            check_serialisable(self, player)
         config = {
             "players": list(self.players),
             "parts": dict(self.parts),
@@ -466,33 +470,6 @@ class _Step:
         self.joint_losses = []
 
 
-def _checked_players(players):
-    listed = isinstance(players, (list, tuple)) and len(players) > 0
-    if not listed or not all(isinstance(p, Player) for p in players):
-        raise ValueError(
-            "`players` must be a list of keras_stab.Player, not empty. "
-            f"Received: players={players!r}"
-        )
-    return tuple(players)
-
-
-def _checked_parts(parts):
-    known = (
-        keras.layers.Layer,
-        keras.Variable,
-        keras.metrics.Metric,
-        keras.random.SeedGenerator,
-    )
-    parts = {} if parts is None else parts
-    named = isinstance(parts, dict) and all(isinstance(k, str) for k in parts)
-    if not named or not all(isinstance(p, known) for p in parts.values()):
-        raise ValueError(
-            "`parts` must be None or a dict from names to layers, variables, "
-            f"metrics and SeedGenerators. Received: parts={parts!r}"
-        )
-    return dict(parts)
-
-
 def _rows(batch):
     """How many examples a batch has, by which Keras weights what it logs."""
     shapes = [
@@ -502,58 +479,3 @@ def _rows(batch):
     ]
     rows = shapes[0][0] if shapes and len(shapes[0]) else 1
     return keras.ops.cast(rows, "float32")
-
-
-def _checked_turns(turns, players):
-    names = [player.name for player in players]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"The players must have different names. Received: {names}"
-        )
-    if isinstance(turns, str) and turns == "simultaneous":
-        return turns
-    right = isinstance(turns, (list, tuple)) and set(turns) == set(names)
-    if not right:
-        raise ValueError(
-            '`turns` must be "simultaneous" or a tuple of players\' names in '
-            "which every player has a turn, for example "
-            f"{tuple(names)}. Received: turns={turns!r}"
-        )
-    return tuple(turns)
-
-
-def _owners(players):
-    owners = {}
-    for player in players:
-        for variable in player.variables:
-            other = owners.setdefault(id(variable), player)
-            if other is not player:
-                raise ValueError(
-                    f"The variable {variable.path!r} belongs to player "
-                    f"{other.name!r} and to player {player.name!r}: give "
-                    "every layer to one player. To share a loss is fine, to "
-                    "share weights is not"
-                )
-    return owners
-
-
-def _check_serialisable(game, player):
-    loss = player.loss
-    named = inspect.isfunction(loss) and "<" not in loss.__qualname__
-    if inspect.ismethod(loss) or (inspect.isfunction(loss) and not named):
-        raise NotImplementedError(
-            f"{type(game).__name__} cannot be saved with its configuration: "
-            f"the loss of player {player.name!r} is a method, or a function "
-            "made inside another one. Register a function of a module with "
-            "keras.saving.register_keras_serializable that finds its layers "
-            "by the argument `game` (game.get_layer(name)), or write a "
-            "subclass of Game with `get_config`, or use `save_weights`"
-        )
-    for piece in player.pieces:
-        if isinstance(piece, keras.Variable):
-            raise NotImplementedError(
-                f"{type(game).__name__} cannot be saved with its "
-                f"configuration: player {player.name!r} owns the variable "
-                f"{piece.path!r} outside of any layer. Put it into a layer, "
-                "or use `save_weights`"
-            )
