@@ -120,6 +120,12 @@ def variable_key(optimizer, variable):
     return optimizer._var_key(variable)
 
 
+def positions(optimizer):
+    """Dict: the key of each variable an optimizer was built with, in order."""
+    built = built_variables(optimizer)
+    return {variable_key(optimizer, v): i for i, v in enumerate(built)}
+
+
 def is_seed_state(variable):
     """Whether the variable is the `[seed, counter]` of a `SeedGenerator`."""
     return (

@@ -83,14 +83,14 @@ def _check_parts(optimizer):
     for part in getattr(innermost(optimizer), "optimizers", None) or []:
         for each in nest(part):
             if getattr(each, "moves_jointly", False):
+                kind = type(each).__name__
                 raise ValueError(
-                    f'{type(each).__name__}(alpha="adaptive") takes inner '
-                    "products over the weights of all players; those of one "
-                    "player alone make another method. Compile the game with "
-                    f"one joint {type(each).__name__}, optimizer="
-                    f'{type(each).__name__}(alpha="adaptive"), or give alpha '
-                    f"as a number. Received: {each.name!r} as one of several "
-                    "optimizers"
+                    f'{kind}(alpha="adaptive") takes inner products over the '
+                    "weights of all players; those of one player alone make "
+                    "another method. Compile the game with one joint "
+                    f'{kind}, optimizer={kind}(alpha="adaptive"), or give '
+                    f"alpha as a number. Received: {each.name!r} as one of "
+                    "several optimizers"
                 )
 
 

@@ -196,10 +196,7 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
             )
         grads = autodiff.barrier(grads)
         parts = [([], []) for _ in self.by_player]
-        position = {
-            keras_internals.variable_key(self, v): i
-            for i, v in enumerate(variables)
-        }
+        position = keras_internals.positions(self)
         # Fewer than at `compile` when layers were frozen since.
         for gradient, variable in zip(grads, trainable_variables):
             index = position.get(keras_internals.variable_key(self, variable))

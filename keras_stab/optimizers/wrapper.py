@@ -156,10 +156,7 @@ class Wrapper(keras.optimizers.Optimizer):
 
     def _in_order(self, gradients, variables):
         """One slot a built variable; `None` for those not passed."""
-        position = {
-            keras_internals.variable_key(self, v): i
-            for i, v in enumerate(keras_internals.built_variables(self))
-        }
+        position = keras_internals.positions(self)
         ordered = [None] * len(position)
         for gradient, variable in zip(gradients, variables):
             key = keras_internals.variable_key(self, variable)
@@ -258,15 +255,14 @@ def refuse_built_elsewhere(optimizer, variables):
     """Raises for the optimizer of another model, whose state it holds."""
     if not optimizer.built:
         return
-    built = keras_internals.built_variables(optimizer)
     key = keras_internals.variable_key
-    known = [key(optimizer, v) for v in built]
+    known = list(keras_internals.positions(optimizer))
     if known != [key(optimizer, v) for v in variables]:
         raise ValueError(
             f"The optimizer {optimizer.name!r} was already built with other "
             "variables, whose state it holds. Give a new one, for example "
             f"{type(optimizer).__name__}.from_config(optimizer.get_config()). "
-            f"Received: {len(variables)} variables, built with {len(built)}"
+            f"Received: {len(variables)} variables, built with {len(known)}"
         )
 
 
