@@ -39,7 +39,8 @@ def _measure_model(name, options):
 
     import keras_stab
     from keras_stab import keras_internals
-    from keras_stab.gradients import autodiff
+    from keras_stab.backend import differentiation
+    from keras_stab.backend import tracing
 
     model = build_model(name)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -49,8 +50,8 @@ def _measure_model(name, options):
     model(x)
     variables = model.trainable_variables
     others = model.non_trainable_variables
-    values = [autodiff.read(v) for v in variables]
-    state = [autodiff.read(v) for v in others]
+    values = [tracing.read(v) for v in variables]
+    state = [tracing.read(v) for v in others]
 
     def batch_loss(values, state, x, y):
         mapping = [*zip(variables, values), *zip(others, state)]
@@ -60,15 +61,15 @@ def _measure_model(name, options):
                 model, x, y, y_pred, None, training=False
             )
 
-    @autodiff.compiled
+    @tracing.compiled
     def bare(values, state, x, y, vectors):
-        return autodiff.hessian_vector_product(
+        return differentiation.hessian_vector_product(
             lambda values: batch_loss(values, state, x, y), values, vectors
         )
 
-    @autodiff.compiled
+    @tracing.compiled
     def gradient(values, state, x, y):
-        return autodiff.value_and_gradients(
+        return differentiation.value_and_gradients(
             lambda values: (batch_loss(values, state, x, y), ()), values
         )[1]
 

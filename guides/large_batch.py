@@ -49,7 +49,7 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_stab
-from keras_stab.diagnostics.statistics import paired_difference
+from keras_stab.diagnostics.report.statistics import paired_difference
 
 try:
     from guide_tools import FILE

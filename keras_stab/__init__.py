@@ -1,45 +1,103 @@
 """Stable training for Keras 3, on TensorFlow, JAX and PyTorch."""
 
+from keras_stab import callbacks
 from keras_stab import constraints
+from keras_stab import diagnostics
+from keras_stab import games
+from keras_stab import optimizers
+from keras_stab import schedules
 from keras_stab._version import __version__
-from keras_stab.averaged_weights import averaged_weights
-from keras_stab.averaged_weights import export_averaged
 from keras_stab.batch_norm import reestimate_batch_norm
+from keras_stab.callbacks import AveragedWeights
+from keras_stab.callbacks import StabilityMonitor
 from keras_stab.callbacks import StartBoostAtLoss
-from keras_stab.diagnostics.comparison import compare_scores
-from keras_stab.diagnostics.landscape import loss_landscape
-from keras_stab.diagnostics.landscape import plot_loss_landscape
-from keras_stab.diagnostics.monitor import StabilityMonitor
-from keras_stab.diagnostics.power import seeds_needed
-from keras_stab.diagnostics.report import stability_report
-from keras_stab.diagnostics.sharpness import sharpness
+from keras_stab.callbacks import SwapSlowWeights
+from keras_stab.diagnostics import compare_scores
+from keras_stab.diagnostics import loss_landscape
+from keras_stab.diagnostics import plot_loss_landscape
+from keras_stab.diagnostics import seeds_needed
+from keras_stab.diagnostics import sharpness
+from keras_stab.diagnostics import stability_report
+from keras_stab.evaluation import averaged_weights
+from keras_stab.evaluation import export_averaged
 from keras_stab.games import Game
 from keras_stab.games import Player
-from keras_stab.gradients.layer_rules import register_layer_rule
+from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
 from keras_stab.gradients.small_problems import min_norm_weights
 from keras_stab.gradients.train_step import TrainStep
 from keras_stab.gradients.train_step import install
 from keras_stab.gradients.train_step import uninstall
-from keras_stab.optimizers.averaged_sgd import AveragedSGD
-from keras_stab.optimizers.cegplus import CEGPlus
-from keras_stab.optimizers.extragradient import ExtraGradient
-from keras_stab.optimizers.grain import GRAIN
-from keras_stab.optimizers.ire import IRE
-from keras_stab.optimizers.lamb import LAMB
-from keras_stab.optimizers.lars import LARS
-from keras_stab.optimizers.lookahead import Lookahead
-from keras_stab.optimizers.optimistic_gradient import OptimisticGradient
-from keras_stab.optimizers.past_extragradient import PastExtraGradient
-from keras_stab.optimizers.rapp import RAPP
-from keras_stab.optimizers.sam import SAM
-from keras_stab.optimizers.schedule_free import ScheduleFree
-from keras_stab.optimizers.tvlars import TVLARS
-from keras_stab.optimizers.weight_averaging import WeightAveraging
+from keras_stab.optimizers import GRAIN
+from keras_stab.optimizers import IRE
+from keras_stab.optimizers import LAMB
+from keras_stab.optimizers import LARS
+from keras_stab.optimizers import RAPP
+from keras_stab.optimizers import SAM
+from keras_stab.optimizers import TVLARS
+from keras_stab.optimizers import AveragedSGD
+from keras_stab.optimizers import CEGPlus
+from keras_stab.optimizers import ExtraGradient
+from keras_stab.optimizers import Lookahead
+from keras_stab.optimizers import OptimisticGradient
+from keras_stab.optimizers import PastExtraGradient
+from keras_stab.optimizers import ScheduleFree
+from keras_stab.optimizers import WeightAveraging
+from keras_stab.schedules import ConstantTail
 from keras_stab.schedules import TimeVaryingSigmoid
 from keras_stab.schedules import WarmupCosine
 from keras_stab.schedules import WarmupPolynomial
-from keras_stab.swap_callbacks import AveragedWeights
-from keras_stab.swap_callbacks import SwapSlowWeights
-from keras_stab.tail_schedules import ConstantTail
+
+__all__ = [
+    "AveragedSGD",
+    "AveragedWeights",
+    "CEGPlus",
+    "ConstantTail",
+    "ExtraGradient",
+    "GRAIN",
+    "Game",
+    "IRE",
+    "LAMB",
+    "LARS",
+    "Lookahead",
+    "OptimisticGradient",
+    "PastExtraGradient",
+    "Player",
+    "RAPP",
+    "SAM",
+    "ScheduleFree",
+    "StabilityMonitor",
+    "StartBoostAtLoss",
+    "SwapSlowWeights",
+    "TVLARS",
+    "TimeVaryingSigmoid",
+    "TrainStep",
+    "WarmupCosine",
+    "WarmupPolynomial",
+    "WeightAveraging",
+    "averaged_weights",
+    "callbacks",
+    "compare_scores",
+    "constraints",
+    "diagnostics",
+    "export_averaged",
+    "games",
+    "install",
+    "loss_landscape",
+    "min_norm_weights",
+    "optimizers",
+    "plot_loss_landscape",
+    "reestimate_batch_norm",
+    "register_layer_rule",
+    "schedules",
+    "seeds_needed",
+    "sharpness",
+    "stability_report",
+    "uninstall",
+]
+
+
+def __dir__():
+    return [*__all__, "__version__"]
+
 
 install()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_stab
+from keras_stab.backend import devices
 
 # A method that cannot be made without arguments gets some here.
 ARGUMENTS = {"TVLARS": {"decay_rate": 0.1, "delay": 1}}
@@ -32,18 +33,18 @@ def first_line(thing):
 
 def versions():
     """Pairs of a name and a version or a description."""
-    backend = keras.backend.backend()
+    backend = devices.backend_name()
     return [
         ("keras_stab", keras_stab.__version__),
         ("Keras", keras.version()),
         ("backend", f"{backend} {sys.modules[backend].__version__}"),
-        ("devices", ", ".join(devices())),
+        ("devices", ", ".join(device_names())),
         ("Python", platform.python_version()),
         ("NumPy", np.__version__),
     ]
 
 
-def devices():
+def device_names():
     """What the backend computes on."""
     try:
         return keras.distribution.list_devices()

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 
 from keras_stab import keras_internals
+from keras_stab.backend import devices
+from keras_stab.backend import tracing
 from keras_stab.batches import iterate
-from keras_stab.gradients import autodiff
 
 
 def reestimate_batch_norm(model, data, steps=None, batch_size=32, verbose=1):
@@ -86,8 +87,8 @@ def reestimate_batch_norm(model, data, steps=None, batch_size=32, verbose=1):
     moments = {id(layer): _Moments() for layer in layers}
     # Whatever the forward passes assign stays in this scope.
     with (
-        autodiff.no_gradients(),
-        autodiff.replayed(autodiff.random_state()),
+        tracing.no_gradients(),
+        devices.replayed(devices.random_state()),
         keras.StatelessScope(),
         _watched(layers, moments),
     ):

@@ -19,8 +19,29 @@ import numbers
 
 import keras
 
+from keras_stab.arguments import checked_number
 from keras_stab.numerics import proximal
-from keras_stab.optimizers.arguments import checked_number
+
+__all__ = [
+    "Box",
+    "ConvexSet",
+    "ElasticNet",
+    "GroupL2",
+    "L1",
+    "L1Ball",
+    "L2Ball",
+    "NonNegative",
+    "NuclearNorm",
+    "ProximalOperator",
+    "Simplex",
+    "SpectralBall",
+    "SquaredL2",
+]
+
+
+def __dir__():
+    return __all__
+
 
 _registered = keras.saving.register_keras_serializable(package="keras_stab")
 

@@ -8,7 +8,7 @@ import collections
 
 import keras
 
-from keras_stab.gradients import autodiff
+from keras_stab.backend import devices
 
 
 def build_for(model, data):
@@ -91,7 +91,7 @@ class _Masks(keras.layers.Layer):
 
 def get_mask(tensor):
     """The padding mask that a layer attached to its output, or `None`."""
-    if keras.backend.backend() != "jax" or hasattr(tensor, "_keras_mask"):
+    if not devices.FUNCTIONAL or hasattr(tensor, "_keras_mask"):
         return getattr(tensor, "_keras_mask", None)
     layer = _Masks()
     layer(tensor)
@@ -169,33 +169,6 @@ def loss_arguments(loss):
 def variable_index(optimizer, variable):
     """The position of a variable among those the optimizer was built with."""
     return optimizer._get_variable_index(variable)
-
-
-class UpdatesTogether:
-    """Mixin of optimizers that define `update_steps` for many variables.
-
-    Keras calls `update_step` once a variable. On PyTorch its own optimizers
-    override what is overridden here, and for the same reason: many small
-    operations are bound by Python.
-    """
-
-    # Whether there is something to gain by that on the other backends too.
-    together_everywhere = False
-
-    def apply(self, grads, trainable_variables=None):
-        # What a `Wrapper` does for the optimizer inside it; these are used
-        # without one.
-        super().apply(autodiff.barrier(list(grads)), trainable_variables)
-
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        together = self.together_everywhere and autodiff.replicas() == 1
-        if keras.backend.backend() != "torch" and not together:
-            super()._backend_update_step(
-                grads, trainable_variables, learning_rate
-            )
-            return
-        with autodiff.no_gradients():
-            self.update_steps(grads, trainable_variables, learning_rate)
 
 
 Head = collections.namedtuple(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import keras_stab
-from keras_stab.gradients import autodiff
+from keras_stab.backend import products
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.sampled_labels import SampledLabels
 from keras_stab.numerics.threshold import bits_of
@@ -36,7 +36,7 @@ def smallest(parts, k):
     patterns = [bits_of(keras.ops.convert_to_tensor(p)) for p in parts]
     answers = [
         kth_smallest(patterns, k),
-        autodiff.kth_smallest(patterns, k, kth_smallest),
+        products.kth_smallest(patterns, k, kth_smallest),
     ]
     first, second = (numpy(a) for a in answers)
     assert first == second
@@ -699,7 +699,7 @@ def test_start_at_a_loss():
 
 
 def test_level_is_above_the_floor_of_label_smoothing():
-    from keras_stab.callbacks import smoothing_floor
+    from keras_stab.callbacks.start_boost import smoothing_floor
 
     assert smoothing_floor(0.1, 10) == pytest.approx(0.5003, abs=1e-4)
     assert smoothing_floor(0.1, 100) == pytest.approx(0.7778, abs=1e-4)

@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_stab
-from keras_stab.diagnostics.directions import filter_normalised
+from keras_stab.diagnostics.loss.directions import filter_normalised
 
 RANDOM = np.random.default_rng(6)
 X = RANDOM.normal(size=(10, 4, 4, 2)).astype("float32")

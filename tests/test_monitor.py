@@ -11,9 +11,9 @@ import pytest
 from keras import layers
 
 import keras_stab
-from keras_stab.diagnostics.gradient_probe import GradientProbe
-from keras_stab.diagnostics.method_figures import method_figures
-from keras_stab.diagnostics.outputs import CsvRows
+from keras_stab.diagnostics.monitoring.gradient_probe import GradientProbe
+from keras_stab.diagnostics.monitoring.method_figures import method_figures
+from keras_stab.diagnostics.monitoring.outputs import CsvRows
 
 RANDOM = np.random.default_rng(2)
 X = RANDOM.normal(size=(30, 4)).astype("float32")

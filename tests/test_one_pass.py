@@ -16,9 +16,9 @@ from marks import slow_but_on_torch
 
 import keras_stab
 from keras_stab import keras_internals
-from keras_stab.gradients import autodiff
-from keras_stab.gradients import contributions
-from keras_stab.gradients import layer_rules
+from keras_stab.backend import tracing
+from keras_stab.gradients.one_pass import contributions
+from keras_stab.gradients.one_pass import layer_rules
 from keras_stab.gradients.oracle import GradientOracle
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -58,7 +58,7 @@ def answer(model, data, groups, engine, weights):
 
         ask = jax.jit(ask)
     data = (*tensors(data), None)[:3]
-    with autodiff.no_gradients():
+    with tracing.no_gradients():
         results = ask(data, keras.ops.convert_to_tensor(weights))
     return *results, plans[0]
 

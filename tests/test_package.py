@@ -3,10 +3,13 @@
 import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 import keras_stab
@@ -17,27 +20,27 @@ MODULES = [
     module.name
     for module in pkgutil.walk_packages(keras_stab.__path__, "keras_stab.")
 ]
+
+
+def file_name(path):
+    return str(path.relative_to(ROOT / "keras_stab").with_suffix(""))
+
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "guides").rglob("*.md"))]
 
 
+NAMESPACES = {
+    "callbacks": keras.callbacks.Callback,
+    "constraints": None,
+    "diagnostics": None,
+    "games": None,
+    "optimizers": keras.optimizers.Optimizer,
+    "schedules": keras.optimizers.schedules.LearningRateSchedule,
+}
+
+
 def test_public_names():
-    public = {name for name in vars(keras_stab) if not name.startswith("_")}
-    packages = {
-        "batch_norm",
-        "batches",
-        "callbacks",
-        "diagnostics",
-        "gradients",
-        "keras_internals",
-        "nesting",
-        "numerics",
-        "optimizers",
-        "schedules",
-        "swap_callbacks",
-        "tables",
-        "tail_schedules",
-    }
-    assert public - packages == {
+    assert sorted(keras_stab.__all__) == [
         "AveragedSGD",
         "AveragedWeights",
         "CEGPlus",
@@ -54,9 +57,9 @@ def test_public_names():
         "Player",
         "RAPP",
         "SAM",
+        "ScheduleFree",
         "StabilityMonitor",
         "StartBoostAtLoss",
-        "ScheduleFree",
         "SwapSlowWeights",
         "TVLARS",
         "TimeVaryingSigmoid",
@@ -65,22 +68,93 @@ def test_public_names():
         "WarmupPolynomial",
         "WeightAveraging",
         "averaged_weights",
+        "callbacks",
         "compare_scores",
         "constraints",
+        "diagnostics",
         "export_averaged",
         "games",
         "install",
         "loss_landscape",
         "min_norm_weights",
+        "optimizers",
         "plot_loss_landscape",
         "reestimate_batch_norm",
         "register_layer_rule",
+        "schedules",
         "seeds_needed",
-        "stability_report",
         "sharpness",
+        "stability_report",
         "uninstall",
-    }
+    ]
     assert re.fullmatch(r"\d+\.\d+\.\d+", keras_stab.__version__)
+
+
+def test_only_public_names_are_offered():
+    """What a tab completes, here and in every namespace."""
+    assert dir(keras_stab) == sorted([*keras_stab.__all__, "__version__"])
+    for name in NAMESPACES:
+        namespace = getattr(keras_stab, name)
+        assert dir(namespace) == sorted(namespace.__all__)
+        assert all(hasattr(namespace, each) for each in namespace.__all__)
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_a_namespace_holds_what_is_public_at_the_top(name):
+    namespace, kind = getattr(keras_stab, name), NAMESPACES[name]
+    for each in namespace.__all__:
+        if each in keras_stab.__all__:
+            assert getattr(keras_stab, each) is getattr(namespace, each)
+    if kind is not None:
+        public = {n: getattr(keras_stab, n) for n in keras_stab.__all__}
+        assert {
+            n
+            for n, thing in public.items()
+            if inspect.isclass(thing) and issubclass(thing, kind)
+        } <= set(namespace.__all__)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_name_hides_a_module(name):
+    """`import keras_stab.x.y` gives the module of that name."""
+    found = keras_stab
+    importlib.import_module(name)
+    for part in name.split(".")[1:]:
+        found = getattr(found, part)
+    assert found is sys.modules[name]
+
+
+# What stands higher may import what stands lower, subfolders included, and no
+# other way round. Two rooms of one floor know nothing of each other, but for
+# those of the ground floor.
+FLOORS = [
+    {
+        "_version",
+        "arguments",
+        "batches",
+        "nesting",
+        "numerics",
+        "text_table",
+    },
+    {"backend", "constraints", "schedules"},
+    {"keras_internals"},
+    {"batch_norm", "gradients"},
+    {"diagnostics", "optimizers"},
+    {"evaluation", "games"},
+    {"callbacks"},
+    {"__init__"},
+    {"__main__"},
+]
+# These know less than their floor allows.
+KNOWS_ONLY = {"numerics": {"numerics"}, "backend": {"backend", "numerics"}}
+
+
+def floor_of(room):
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def room_of(path):
+    return path.relative_to(ROOT / "keras_stab").with_suffix("").parts[0]
 
 
 def imported_modules(path):
@@ -88,24 +162,52 @@ def imported_modules(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+            assert not node.level, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
-def test_imports(path):
-    allowed_backends = path.name == "autodiff.py"
-    area = path.parent.name
+def test_every_room_has_a_floor():
+    rooms = {room_of(path) for path in SOURCES}
+    assert rooms == set.union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=file_name)
+def test_imports_run_downwards(path):
+    room = room_of(path)
     for module in imported_modules(path):
-        top = module.split(".")[0]
+        top, _, rest = module.partition(".")
         assert not module.startswith("keras.src")
         if top in ("tensorflow", "jax", "torch"):
-            assert allowed_backends
-        if area == "numerics":
-            assert not module.startswith("keras_stab.") or (
-                module.startswith("keras_stab.numerics")
-            )
-        if area == "gradients":
-            assert not module.startswith("keras_stab.optimizers")
+            assert room == "backend"
+        if top != "keras_stab":
+            continue
+        below = rest.split(".")[0] or "__init__"
+        if below not in set.union(*FLOORS):  # a public name
+            below = "__init__"
+        if room in KNOWS_ONLY:
+            assert below in KNOWS_ONLY[room], module
+        ground = floor_of(room) == floor_of(below) == 0
+        assert room == below or ground or floor_of(below) < floor_of(room), (
+            module
+        )
+
+
+NAME_OF_A_BACKEND = re.compile(
+    r"\bBACKEND\b|backend\.backend\(|"
+    r"[\"'](?:tensorflow|jax|torch)[\"']"
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=file_name)
+def test_backends_are_named_in_one_place(path):
+    if room_of(path) != "backend":
+        assert not NAME_OF_A_BACKEND.findall(path.read_text())
+
+
+def test_rooms_are_small():
+    lengths = sorted(len(p.read_text().splitlines()) for p in SOURCES)
+    assert lengths[-1] <= 400
+    assert sum(length > 300 for length in lengths) <= 5
 
 
 UNDERSCORE = re.compile(
@@ -113,7 +215,7 @@ UNDERSCORE = re.compile(
 )
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SOURCES, ids=file_name)
 def test_keras_internals_stay_in_one_place(path):
     if path.name != "keras_internals.py":
         assert not UNDERSCORE.findall(path.read_text())

@@ -11,10 +11,10 @@ from marks import ON_TORCH
 from scipy import stats
 
 import keras_stab
-from keras_stab.diagnostics import agreement
-from keras_stab.diagnostics import power
-from keras_stab.diagnostics import statistics
-from keras_stab.diagnostics.comparison import compare_scores
+from keras_stab.diagnostics.report import agreement
+from keras_stab.diagnostics.report import power
+from keras_stab.diagnostics.report import statistics
+from keras_stab.diagnostics.report.comparison import compare_scores
 
 # NumPy only: the same on every backend.
 pytestmark = [] if ON_TORCH else [pytest.mark.slow]

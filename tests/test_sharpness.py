@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import keras_stab
-from keras_stab.diagnostics.dataset_loss import DatasetLoss
+from keras_stab.diagnostics.loss.dataset_loss import DatasetLoss
 from keras_stab.numerics import spectrum
 from keras_stab.numerics.vectors import Vectors
 

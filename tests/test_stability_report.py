@@ -15,8 +15,8 @@ from marks import slow_but_on_torch
 from workers import report_runs
 
 import keras_stab
-from keras_stab.diagnostics.one_run import is_failure
-from keras_stab.diagnostics.processes import check_sendable
+from keras_stab.diagnostics.report.one_run import is_failure
+from keras_stab.diagnostics.report.processes import check_sendable
 
 SGD = functools.partial(keras.optimizers.SGD, 0.1)
 ARMS = {"SGD": SGD, "Adam": keras.optimizers.Adam}

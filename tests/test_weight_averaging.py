@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import keras_stab
-from keras_stab.gradients import autodiff
+from keras_stab.backend import tracing
+from keras_stab.backend import updates
 from keras_stab.numerics import averaging
-from keras_stab.optimizers.averaging_rules import checked_rule
-from keras_stab.optimizers.averaging_rules import rule
+from keras_stab.optimizers.averaging.averaging_rules import checked_rule
+from keras_stab.optimizers.averaging.averaging_rules import rule
 
 VECTORS = json.loads(
     (Path(__file__).parent / "vectors" / "averaging.json").read_text()
@@ -179,7 +180,7 @@ def test_a_mean_of_many_weights(count):
         zero = keras.ops.zeros(())
         return keras.ops.fori_loop(0, count, one_more, (zero, zero))
 
-    average = autodiff.concretely(all_of_them)[0]
+    average = tracing.concretely(all_of_them)[0]
     wanted = 1.0 + 1e-3 * (count - 1) / 2 / count
     assert abs(float(average) - wanted) < 1e-6
 
@@ -195,7 +196,7 @@ def scalar(optimizer, start=10.0, dtype="float32"):
     def apply(gradient=1.0):
         gradient = keras.ops.convert_to_tensor(gradient, dtype)
         # A loss scaler works in the stateless form only, on JAX.
-        autodiff.apply_gradients(optimizer, [gradient], [w])
+        updates.apply_gradients(optimizer, [gradient], [w])
         return float(array(w.value))
 
     return w, apply

@@ -1,1 +1,21 @@
-"""What happened in training, and whether a method helped."""
+"""Whether a method helps: reports over several seeds, and the loss around minima."""
+
+from keras_stab.diagnostics.loss import loss_landscape
+from keras_stab.diagnostics.loss import plot_loss_landscape
+from keras_stab.diagnostics.loss import sharpness
+from keras_stab.diagnostics.report import compare_scores
+from keras_stab.diagnostics.report import seeds_needed
+from keras_stab.diagnostics.report import stability_report
+
+__all__ = [
+    "compare_scores",
+    "loss_landscape",
+    "plot_loss_landscape",
+    "seeds_needed",
+    "sharpness",
+    "stability_report",
+]
+
+
+def __dir__():
+    return __all__

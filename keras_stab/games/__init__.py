@@ -9,3 +9,19 @@ from keras_stab.games.problems import forsaken
 from keras_stab.games.problems import global_forsaken
 from keras_stab.games.problems import polar
 from keras_stab.games.problems import quadratic
+
+__all__ = [
+    "Game",
+    "GameProblem",
+    "Player",
+    "PlayerOptimizers",
+    "bilinear",
+    "forsaken",
+    "global_forsaken",
+    "polar",
+    "quadratic",
+]
+
+
+def __dir__():
+    return __all__

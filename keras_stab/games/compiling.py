@@ -2,14 +2,14 @@
 
 import keras
 
+from keras_stab.arguments import checked_optimizer
 from keras_stab.games.player_optimizers import JointOptimizer
 from keras_stab.games.player_optimizers import PlayerOptimizers
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
-from keras_stab.optimizers.arguments import checked_optimizer
-from keras_stab.optimizers.ire import IRE
-from keras_stab.optimizers.iterate_method import evaluations_per_step
-from keras_stab.optimizers.phase_optimizer import PhaseOptimizer
+from keras_stab.optimizers.flatness.ire import IRE
+from keras_stab.optimizers.interpolation.phase_optimizer import PhaseOptimizer
+from keras_stab.optimizers.nest_checks import evaluations_per_step
 from keras_stab.optimizers.wrapper import GradientMethod
 from keras_stab.optimizers.wrapper import Wrapper
 from keras_stab.optimizers.wrapper import innermost

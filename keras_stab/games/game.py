@@ -6,6 +6,11 @@ import inspect
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.arguments import checked_boolean
+from keras_stab.arguments import checked_count
+from keras_stab.backend import devices
+from keras_stab.backend import differentiation
+from keras_stab.backend import tracing
 from keras_stab.games.compiling import per_player
 from keras_stab.games.compiling import prepared
 from keras_stab.games.compiling import show_rates
@@ -16,10 +21,7 @@ from keras_stab.games.game_arguments import checked_turns
 from keras_stab.games.game_arguments import owners
 from keras_stab.games.joint_loss import JointLoss
 from keras_stab.games.nan_watch import with_nan_watch
-from keras_stab.gradients import autodiff
 from keras_stab.nesting import nest
-from keras_stab.optimizers.arguments import checked_boolean
-from keras_stab.optimizers.arguments import checked_count
 from keras_stab.optimizers.wrapper import refuse_built_elsewhere
 
 
@@ -213,10 +215,10 @@ class Game(keras.Model):
                 a joint `global_clipnorm`, a joint RAPP or CEGPlus or a wrapper
                 with turns.
         """
-        if autodiff.replicas() > 1:
+        if devices.replicas() > 1:
             raise ValueError(
                 "A Game does not run under a tf.distribute strategy of "
-                f"several replicas. Received: {autodiff.replicas()} replicas"
+                f"several replicas. Received: {devices.replicas()} replicas"
             )
         turns = None if self.turns == "simultaneous" else self.turns
         optimizer = prepared(optimizer, self.owned(), turns)
@@ -271,8 +273,8 @@ class Game(keras.Model):
         parts = per_player(self.optimizer)
         if parts is None or parts.turn is None:
             return None
-        if not autodiff.STATELESS:
-            return parts.player_on_turn(autodiff.read(parts.turn))
+        if not devices.FUNCTIONAL:
+            return parts.player_on_turn(tracing.read(parts.turn))
         # In `fit` it has no value but the one that the step is given.
         for variable, value in zip(self.optimizer.variables, state[2]):
             if variable is parts.turn:
@@ -291,7 +293,7 @@ class Game(keras.Model):
         self.owned()  # raises when there are weights that nobody owns
         joint = JointLoss(self, batch, training)
         turn = self._step.turn if self._step and training else None
-        values = [autodiff.read(v) for v in joint.weights]
+        values = [tracing.read(v) for v in joint.weights]
         state = [v.value for v in joint.carried]
         if turn is not None:
             total, losses, state, shown = self._of_one(
@@ -316,17 +318,17 @@ class Game(keras.Model):
         if not self.operator_norm:
             return joint(values, state)
         # With the field at hand, <F, z> is a loss whose gradient is F.
-        constants = [autodiff.stop_gradient(v) for v in values]
+        constants = [keras.ops.stop_gradient(v) for v in values]
 
         def field(values):
             total, losses, after = joint(values, state)
             return total, (losses, after)
 
-        (_, (losses, after)), gradients = autodiff.value_and_gradients(
+        (_, (losses, after)), gradients = differentiation.value_and_gradients(
             field, constants
         )
         pairs = [
-            (autodiff.stop_gradient(autodiff.densify(g)), v)
+            (keras.ops.stop_gradient(tracing.densify(g)), v)
             for g, v in zip(gradients, values)
             if g is not None
         ]

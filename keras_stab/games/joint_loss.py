@@ -2,7 +2,8 @@
 
 import keras
 
-from keras_stab.gradients import autodiff
+from keras_stab.backend import devices
+from keras_stab.backend import differentiation
 from keras_stab.gradients.scope import RecordingScope
 from keras_stab.numerics.norms import in_full_precision
 
@@ -50,12 +51,12 @@ class JointLoss:
             mapped = [
                 self._noticed(player, value)
                 if self._owns(player, weight)
-                else autodiff.stop_gradient(value)
+                else keras.ops.stop_gradient(value)
                 for weight, value in zip(self.weights, values)
             ]
             loss, penalty, state = self._evaluate([player], mapped, state)
             total = total + player.weight * (player.sign * loss + penalty[0])
-            losses.append(autodiff.stop_gradient(loss))
+            losses.append(keras.ops.stop_gradient(loss))
         return total, losses, state
 
     def _saddle(self, values, state):
@@ -70,12 +71,12 @@ class JointLoss:
             owner = high if self._owns(high, weight) else low
             value = self._noticed(owner, value)
             if owner is high:
-                value = 2 * autodiff.stop_gradient(value) - value
+                value = 2 * keras.ops.stop_gradient(value) - value
             mapped.append(value)
         players = [low, high]
         loss, penalties, state = self._evaluate(players, mapped, state)
         total = low.weight * (loss + penalties[0] - penalties[1])
-        loss = autodiff.stop_gradient(loss)
+        loss = keras.ops.stop_gradient(loss)
         return total, [loss, loss], state
 
     def _evaluate(self, players, mapped, state):
@@ -103,11 +104,11 @@ class JointLoss:
                 self._independent(player)
         names = {player.name for player, own in zip(players, owned) if own}
         self.evaluated |= names
-        loss = autodiff.noticing_dependence(
+        loss = differentiation.noticing_dependence(
             self._scalar(players[0], loss),
             lambda: self.dependent.update(names),
         )
-        if autodiff.EAGER and self.training:
+        if devices.EAGER and self.training:
             self.check_dependence()  # before anything is moved
         after = []
         for variable, value in zip(self.carried, state):
@@ -115,7 +116,7 @@ class JointLoss:
             frozen = id(variable) in self.game.weight_ids
             if id(variable) in scope.assigned and not frozen:
                 self.written.add(id(variable))
-                value = autodiff.stop_gradient(
+                value = keras.ops.stop_gradient(
                     scope.get_current_value(variable)
                 )
             after.append(value)
@@ -173,7 +174,7 @@ class JointLoss:
                 self._independent(player)
 
     def _noticed(self, player, value):
-        return autodiff.noticing_gradient(
+        return differentiation.noticing_gradient(
             value, lambda: self.dependent.add(player.name)
         )
 

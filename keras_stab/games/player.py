@@ -4,8 +4,8 @@ import inspect
 
 import keras
 
-from keras_stab.optimizers.arguments import checked_choice
-from keras_stab.optimizers.arguments import checked_number
+from keras_stab.arguments import checked_choice
+from keras_stab.arguments import checked_number
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")

@@ -5,9 +5,10 @@ import math
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.gradients import autodiff
-from keras_stab.optimizers.arguments import checked_optimizer
-from keras_stab.optimizers.iterate_method import evaluations_per_step
+from keras_stab.arguments import checked_optimizer
+from keras_stab.backend import tracing
+from keras_stab.backend import updates
+from keras_stab.optimizers.nest_checks import evaluations_per_step
 from keras_stab.optimizers.wrapper import Wrapper
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.optimizers.wrapper import refuse_built_elsewhere
@@ -194,7 +195,7 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
                 f"Received: {len(grads)} gradients for "
                 f"{len(trainable_variables)} variables"
             )
-        grads = autodiff.barrier(grads)
+        grads = updates.barrier(grads)
         parts = [([], []) for _ in self.by_player]
         position = keras_internals.positions(self)
         # Fewer than at `compile` when layers were frozen since.
@@ -210,15 +211,15 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
             part[1].append(variables[index])
         on_turn = None
         if self.turns:
-            on_turn = self.player_on_turn(autodiff.read(self.turn))
+            on_turn = self.player_on_turn(tracing.read(self.turn))
         for i, optimizer in enumerate(self.by_player.values()):
             gradients, own = parts[i]
             if not own:
                 continue
             if on_turn is None:
-                autodiff.apply_gradients(optimizer, gradients, own)
+                updates.apply_gradients(optimizer, gradients, own)
                 continue
-            autodiff.apply_gradients_if(
+            updates.apply_gradients_if(
                 keras.ops.equal(on_turn, i),
                 optimizer,
                 lambda gradients=gradients: gradients,

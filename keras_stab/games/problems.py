@@ -7,12 +7,12 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from keras_stab.arguments import checked_number
+from keras_stab.arguments import checked_optional
 from keras_stab.constraints import Box
 from keras_stab.constraints import L2Ball
 from keras_stab.games.game import Game
 from keras_stab.games.player import Player
-from keras_stab.optimizers.arguments import checked_number
-from keras_stab.optimizers.arguments import checked_optional
 
 
 class Point(keras.layers.Layer):

@@ -6,13 +6,13 @@ import weakref
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.gradients import autodiff
-from keras_stab.gradients.examination import examine
-from keras_stab.gradients.layout import Layout
+from keras_stab.backend import devices
 from keras_stab.gradients.microbatch import microbatch
-from keras_stab.gradients.one_pass import one_pass
+from keras_stab.gradients.one_pass.engine import one_pass
+from keras_stab.gradients.one_pass.examination import examine
+from keras_stab.gradients.one_pass.layout import Layout
+from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.plan import Plan
-from keras_stab.gradients.units import Refusal
 
 ENGINES = ("auto", "microbatch", "one_pass")
 
@@ -50,7 +50,7 @@ def _answer(oracle, groups, engine):
 
 
 def _one_pass(oracle, groups, engine):
-    if autodiff.replicas() > 1:
+    if devices.replicas() > 1:
         raise Refusal(
             "the replicas of tf.distribute exchange the gradients of all "
             "groups, which one pass does not form"
@@ -99,7 +99,7 @@ def _preference(plan):
     Raises:
         Refusal: If it is not.
     """
-    if autodiff.BACKEND == "torch":
+    if devices.EAGER:
         return "a loop over the groups would dispatch every operation K times"
     saved = sum(w.store + w.again - w.extra for _, w in plan.works)
     ordinary = sum(work.ordinary for _, work in plan.works)

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_stab.gradients import autodiff
+from keras_stab.backend import products
 from keras_stab.gradients import rows
 
 
@@ -31,7 +31,7 @@ class GroupGradients:
         One inner product over all trainable variables together. Rows and
         columns of groups without rows are zero.
         """
-        total = sum(autodiff.inner_products(stack) for stack in self._packed)
+        total = sum(products.inner_products(stack) for stack in self._packed)
         missing = len(self.sizes) - self._evaluated()
         if missing:
             total = keras.ops.pad(total, [[0, missing], [0, missing]])
@@ -45,8 +45,8 @@ class GroupGradients:
                 when its gradient is not finite.
         """
         weights = weights[: self._evaluated()]
-        combined = [autodiff.combine(weights, s) for s in self._packed]
-        combined = iter(autodiff.unpack_group(combined, self._present_shapes()))
+        combined = [products.combine(weights, s) for s in self._packed]
+        combined = iter(products.unpack_group(combined, self._present_shapes()))
         answer = []
         for variable, shape, largest in zip(
             self._oracle.variables, self._shapes, self._maxima

@@ -3,7 +3,9 @@
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.gradients import autodiff
+from keras_stab.backend import devices
+from keras_stab.backend import products
+from keras_stab.backend import tracing
 from keras_stab.gradients import rows
 from keras_stab.gradients.groups import GroupGradients
 from keras_stab.gradients.pooling import shift_seeds
@@ -35,9 +37,9 @@ def microbatch(oracle, groups):
         if not rows.is_static(size):
             conditions += _batch_norm_checks(oracle, size, groups)
         if conditions:
-            batch = autodiff.checked(batch, conditions)
+            batch = tracing.checked(batch, conditions)
     scanned = (
-        autodiff.CAN_SCAN
+        devices.FUNCTIONAL
         and evaluated > 1
         and rows.is_static(size)
         and size % evaluated == 0
@@ -70,12 +72,12 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
                 shift_seeds(variables, oracle.non_trainable, k),
                 carried,
             )
-            return evaluation, [autodiff.densify(g) for g in group]
+            return evaluation, [tracing.densify(g) for g in group]
 
         if k == 0 or rows.is_static(size):
             evaluation, group = evaluate()
         else:
-            evaluation, group = autodiff.evaluate_if(
+            evaluation, group = tracing.evaluate_if(
                 sizes[k] > 0,
                 evaluate,
                 _without_rows(oracle, evaluations[0], carried),
@@ -110,7 +112,7 @@ def _run_scanned(oracle, batch, groups, size, sizes):
         return carried, (evaluation._replace(carried=[]), group)
 
     batches = rows.stack_groups(batch, groups)
-    carried, (stacked, gradients) = autodiff.scan(
+    carried, (stacked, gradients) = tracing.scan(
         one_group, oracle.carried, (keras.ops.arange(groups), batches)
     )
     shares = [1.0 / groups] * groups
@@ -185,10 +187,10 @@ def _collect(oracle, gradients, sizes):
             shapes.append(tuple(variable.shape))
             (stacks if stacked else lists).append(column)
     if lists:
-        packed = autodiff.pack_groups(list(zip(*lists)))
+        packed = products.pack_groups(list(zip(*lists)))
     else:
         packed = [keras.ops.cast(s, "float32") for s in stacks]
-    packed, sizes = autodiff.sum_groups(packed, sizes)
+    packed, sizes = devices.sum_groups(packed, sizes)
     if oracle.loss_scale is not None:
         packed = [s / oracle.loss_scale for s in packed]
     return GroupGradients(oracle, packed, shapes, maxima, sizes)

@@ -6,7 +6,9 @@ import math
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.gradients import autodiff
+from keras_stab.backend import devices
+from keras_stab.backend import differentiation
+from keras_stab.backend import tracing
 from keras_stab.gradients import rows
 from keras_stab.gradients.engines import group_gradients
 from keras_stab.gradients.pooling import StatePool
@@ -44,12 +46,12 @@ class GradientOracle:
         self.model = model
         self.batch = (x, y, sample_weight)
         self.variables = list(model.trainable_variables)
-        self.values = [autodiff.read(v) for v in self.variables]
+        self.values = [tracing.read(v) for v in self.variables]
         self.non_trainable = [
-            autodiff.read(v) for v in model.non_trainable_variables
+            tracing.read(v) for v in model.non_trainable_variables
         ]
         self.carried_variables = list(model.metrics_variables)
-        self.carried = [autodiff.read(v) for v in self.carried_variables]
+        self.carried = [tracing.read(v) for v in self.carried_variables]
         self.loss_scale = _loss_scale(model.optimizer)
         self.nonfinite = (
             "propagate" if _skips_nonfinite(model.optimizer) else "drop"
@@ -79,8 +81,8 @@ class GradientOracle:
                 )
             )
             self.record(evaluation)
-            if autodiff.replicas() > 1:
-                gradients = [autodiff.densify(g) for g in gradients]
+            if devices.replicas() > 1:
+                gradients = [tracing.densify(g) for g in gradients]
             self._answers["gradient"] = self.unscaled(
                 self._over_replicas(gradients)
             )
@@ -114,7 +116,7 @@ class GradientOracle:
             y_pred = keras.tree.pack_sequence_as(self._outcome.y_pred, leaves)
             return self.scaled(loss(y, y_pred, sample_weight)), None
 
-        _, cotangents = autodiff.value_and_gradients(scaled_loss, leaves)
+        _, cotangents = differentiation.value_and_gradients(scaled_loss, leaves)
         cotangents = [
             keras.ops.zeros_like(leaf) if c is None else c
             for leaf, c in zip(leaves, cotangents)
@@ -252,7 +254,7 @@ class GradientOracle:
 
     def to_optimizer(self, gradients):
         """As `optimizer.apply` wants them: scaled, one share a replica."""
-        factor = 1.0 / autodiff.replicas()
+        factor = 1.0 / devices.replicas()
         if self.loss_scale is None and factor == 1.0:
             return gradients
         if self.loss_scale is not None:
@@ -270,7 +272,7 @@ class GradientOracle:
                 values, non_trainable, carried, x, y, sample_weight
             )
 
-        (_, evaluation), gradients = autodiff.value_and_gradients(
+        (_, evaluation), gradients = differentiation.value_and_gradients(
             scaled_loss, self.values
         )
         return evaluation, gradients
@@ -288,7 +290,9 @@ class GradientOracle:
             return loss, (outputs, (evaluation, masks))
 
         (_, kept), gradients, self._pull = (
-            autodiff.value_gradients_and_pullback(scaled_loss, self.values)
+            differentiation.value_gradients_and_pullback(
+                scaled_loss, self.values
+            )
         )
         evaluation, self._output_masks = kept
         return evaluation, gradients
@@ -344,7 +348,7 @@ class GradientOracle:
         if self._sampler is None:
             return y
         return self._sampler(
-            y, keras.tree.map_structure(autodiff.stop_gradient, y_pred)
+            y, keras.tree.map_structure(keras.ops.stop_gradient, y_pred)
         )
 
     def evaluation(self, scope, loss, y_pred):
@@ -375,7 +379,7 @@ class GradientOracle:
         The global seed generator is one. The stock step moves them on the
         backends that assign in place; in JAX they are constants of the step.
         """
-        if autodiff.BACKEND == "jax":
+        if devices.FUNCTIONAL:
             return
         known = {id(v) for v in self.variables}
         known.update(id(v) for v in self.model.non_trainable_variables)
@@ -390,10 +394,10 @@ class GradientOracle:
     def _in_turn(self, question):
         root = self._root
         if root._random_state is None:
-            root._random_state = autodiff.random_state()
+            root._random_state = devices.random_state()
         if self._is_first() or not self._replays:
             return question()
-        with autodiff.replayed(root._random_state):
+        with devices.replayed(root._random_state):
             return question()
 
     def _derived(self):
@@ -408,7 +412,7 @@ class GradientOracle:
 
     def _over_replicas(self, gradients):
         present = [g for g in gradients if g is not None]
-        summed = iter(autodiff.sum_over_replicas(present))
+        summed = iter(devices.sum_over_replicas(present))
         return [None if g is None else next(summed) for g in gradients]
 
     def _times(self, gradients, factor):
@@ -431,13 +435,13 @@ def plan_for(model, batch, groups, engine):
         answer = GradientOracle(model, *batch).group_gradients(groups, engine)
         plans.append(answer.plan)
 
-    autodiff.traced(ask, batch)
+    tracing.traced(ask, batch)
     return plans[0]
 
 
 def _mask_for_metrics(tensor):
     """The mask that metrics will see; Keras's own step on JAX loses it."""
-    if autodiff.BACKEND == "jax":
+    if devices.FUNCTIONAL:
         return None
     return keras_internals.get_mask(tensor)
 

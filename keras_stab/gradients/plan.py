@@ -1,6 +1,6 @@
 """What an engine does for a model, and what that costs by prediction."""
 
-from keras_stab.tables import as_text
+from keras_stab.text_table import as_text
 
 
 class Plan:

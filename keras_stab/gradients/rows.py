@@ -10,7 +10,8 @@ dimension is unknown while the step is traced.
 
 import keras
 
-from keras_stab.gradients import autodiff
+from keras_stab.backend import products
+from keras_stab.backend import tracing
 
 
 def batch_size(x, y=None, sample_weight=None):
@@ -33,7 +34,7 @@ def batch_size(x, y=None, sample_weight=None):
 
 
 def length_checks(batch):
-    """Conditions for `autodiff.checked`: all parts have as many rows.
+    """Conditions for `tracing.checked`: all parts have as many rows.
 
     None where all lengths are known: `batch_size` has compared those.
     """
@@ -77,7 +78,7 @@ def _first_leaf(*batch):
 
 
 def _check_leaf(label, leaf):
-    if not autodiff.is_dense(leaf):
+    if not tracing.is_dense(leaf):
         raise ValueError(
             "Groups of samples can be cut from dense tensors only; convert "
             "sparse and ragged inputs first, or compile with the inner "
@@ -128,7 +129,7 @@ def stack_groups(data, groups):
         if None in shape[1:]:
             shape = tuple(keras.ops.shape(leaf))
         shape = (-1, groups) + shape[1:]
-        return autodiff.swapaxes(autodiff.reshape(leaf, shape), 0, 1)
+        return products.swapaxes(products.reshape(leaf, shape), 0, 1)
 
     return map_tensors(split, data)
 
@@ -137,7 +138,7 @@ def unstack_groups(data):
     """Undoes `stack_groups`: from `[K, B/K, ...]` back to rows in order."""
 
     def merge(leaf):
-        return merge_first_axes(autodiff.swapaxes(leaf, 0, 1))
+        return merge_first_axes(products.swapaxes(leaf, 0, 1))
 
     return map_tensors(merge, data)
 
@@ -147,7 +148,7 @@ def merge_first_axes(tensor):
     shape = tuple(tensor.shape)
     if None in shape:
         shape = keras.ops.shape(tensor)
-    return autodiff.reshape(tensor, (shape[0] * shape[1],) + tuple(shape[2:]))
+    return products.reshape(tensor, (shape[0] * shape[1],) + tuple(shape[2:]))
 
 
 def merge_groups(parts, size):
@@ -169,7 +170,7 @@ def merge_groups(parts, size):
                 )
         main = keras.ops.stack([leaf[:common] for leaf in leaves], axis=1)
         rest = keras.ops.shape(leaves[0])[1:]
-        main = autodiff.reshape(main, (common * groups,) + tuple(rest))
+        main = products.reshape(main, (common * groups,) + tuple(rest))
         if is_static(size) and size % groups == 0:
             return main
         # Groups that got one row more than the others, in their order.

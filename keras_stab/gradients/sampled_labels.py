@@ -10,7 +10,7 @@ import math
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.gradients import autodiff
+from keras_stab.backend import differentiation
 
 _losses = keras.losses
 _TINY = 1e-7
@@ -105,10 +105,10 @@ def _shares(head, arguments, shape):
         return [given(head.y_pred, head.y_pred, head.sample_weight)]
 
     one = keras.ops.ones((), "float32")
-    (shares,) = autodiff.vector_jacobian(reduced, [ones], [one])
+    (shares,) = differentiation.vector_jacobian(reduced, [ones], [one])
     if head.weight is not None:
         shares = shares * head.weight
-    return autodiff.stop_gradient(keras.ops.maximum(shares, 0.0))
+    return keras.ops.stop_gradient(keras.ops.maximum(shares, 0.0))
 
 
 def _size(tensor):
@@ -133,7 +133,7 @@ def _categorical(y_pred, arguments, generator):
     flat = keras.ops.reshape(logits, (-1, classes))
     # PyTorch refuses to draw from NaN; the gradient will tell of it.
     flat = keras.ops.nan_to_num(
-        autodiff.stop_gradient(flat), nan=0.0, posinf=1e30, neginf=-1e30
+        keras.ops.stop_gradient(flat), nan=0.0, posinf=1e30, neginf=-1e30
     )
     drawn = keras.random.categorical(flat, 1, seed=generator)
     drawn = keras.ops.reshape(drawn, keras.ops.shape(logits)[:-1])
@@ -149,7 +149,7 @@ def _binary(y_pred, arguments, generator):
     else:
         share = keras.ops.clip(y_pred, _TINY, 1.0 - _TINY)
         logits = keras.ops.log(share) - keras.ops.log1p(-share)
-    share = keras.ops.sigmoid(autodiff.stop_gradient(logits))
+    share = keras.ops.sigmoid(keras.ops.stop_gradient(logits))
     uniform = _uniform(logits, generator)
     y = keras.ops.cast(uniform < share, "float32")
     return _joined(keras.ops.softplus(logits) - y * logits, arguments)
@@ -157,7 +157,7 @@ def _binary(y_pred, arguments, generator):
 
 def _squared(y_pred, arguments, generator):
     noise = keras.random.normal(keras.ops.shape(y_pred), seed=generator)
-    y = autodiff.stop_gradient(y_pred) + noise * math.sqrt(0.5)
+    y = keras.ops.stop_gradient(y_pred) + noise * math.sqrt(0.5)
     return _joined(keras.ops.square(y_pred - y), arguments)
 
 
@@ -167,7 +167,7 @@ def _absolute(y_pred, arguments, generator):
     noise = -keras.ops.sign(uniform) * keras.ops.log(
         keras.ops.maximum(far, _TINY)
     )
-    y = autodiff.stop_gradient(y_pred) + noise
+    y = keras.ops.stop_gradient(y_pred) + noise
     return _joined(keras.ops.abs(y_pred - y), arguments)
 
 
@@ -177,7 +177,7 @@ def _poisson(y_pred, arguments, generator):
     Keras draws no Poisson variables; the Fisher matrix depends on nothing but
     the variance.
     """
-    rate = keras.ops.maximum(autodiff.stop_gradient(y_pred), 0.0)
+    rate = keras.ops.maximum(keras.ops.stop_gradient(y_pred), 0.0)
     noise = keras.random.normal(keras.ops.shape(y_pred), seed=generator)
     y = rate + keras.ops.sqrt(rate) * noise
     return _joined(y_pred - y * keras.ops.log(y_pred + _TINY), arguments)

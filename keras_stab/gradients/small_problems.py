@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 
-from keras_stab.gradients import autodiff
+from keras_stab.backend import products
 from keras_stab.numerics.gram_measures import gram_measures
 from keras_stab.numerics.min_norm import MinNormSolution
 from keras_stab.numerics.min_norm import check_min_norm
@@ -78,7 +78,7 @@ def min_norm_weights(
         present = np.ones(groups, bool)
     present = keras.ops.convert_to_tensor(present, dtype="bool")
     return MinNormSolution(
-        *autodiff.on_small_matrix(
+        *products.on_small_matrix(
             _solution(zero_groups, nonfinite), gram, present
         )
     )
@@ -86,7 +86,7 @@ def min_norm_weights(
 
 def min_norm_weights_and_measures(gram, present, rows, zero_groups, nonfinite):
     """The K x K part of a GRAIN step: weights, and a vector of `MEASURES`."""
-    return autodiff.on_small_matrix(
+    return products.on_small_matrix(
         _weights_and_measures(zero_groups, nonfinite), gram, present, rows
     )
 

@@ -14,7 +14,9 @@ import functools
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.gradients import autodiff
+from keras_stab.backend import devices
+from keras_stab.backend import tracing
+from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
@@ -157,7 +159,7 @@ def _taking_back_on_error(model):
 
 def _held_state(model):
     """What `_recover_state` needs; nothing but references."""
-    if autodiff.BACKEND != "jax":
+    if not devices.FUNCTIONAL:
         return []
     variables = [*model.variables, *model.metrics_variables]
     return [(v, v.value) for v in variables if keras_internals.has_value(v)]
@@ -171,7 +173,7 @@ def _recover_state(model, state):
     """
     if not state:
         return
-    model.jax_state_sync()
+    tracing.sync_state(model)
     for variable, value in state:
         if not keras_internals.has_value(variable) and not value.is_deleted():
             variable.assign(value)
@@ -212,12 +214,12 @@ def _step(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     _check_scalers(model.optimizer)
     _check_variables(model)
-    with autodiff.no_gradients():
+    with tracing.no_gradients():
         oracle = GradientOracle(model, x, y, sample_weight)
         gradients = estimate(model.optimizer, oracle)
         outcome = oracle.outcome
         with _handing_over(oracle):
-            autodiff.apply_gradients(
+            updates.apply_gradients(
                 model.optimizer,
                 oracle.to_optimizer(gradients),
                 oracle.variables,
@@ -225,7 +227,7 @@ def _step(model, data):
         _keep(oracle, outcome)
         first_input = next(i for i in keras.tree.flatten(x) if i is not None)
         keras_internals.loss_tracker(model).update_state(
-            autodiff.whole_loss(outcome.loss),
+            devices.whole_loss(outcome.loss),
             sample_weight=keras.ops.shape(first_input)[0],
         )
         keras.tree.map_structure(

@@ -2,7 +2,10 @@
 
 import keras
 
-from keras_stab.gradients import autodiff
+from keras_stab.backend import devices
+from keras_stab.backend import products
+from keras_stab.backend import tracing
+from keras_stab.backend import updates
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 
 
@@ -41,7 +44,7 @@ class BatchWindow:
             Those of this window when the call closes it, else `note`.
         """
         ops = keras.ops
-        if autodiff.replicas() > 1 and autodiff.BACKEND == "tensorflow":
+        if not devices.updates_under_conditions():
             raise ValueError(
                 'GRAIN(across="batches") cannot update under a tf.distribute '
                 "strategy, which allows no conditional update in a replica. "
@@ -50,7 +53,7 @@ class BatchWindow:
         grads = [
             ops.zeros(v.shape, "float32")
             if g is None
-            else ops.cast(autodiff.densify(g), "float32")
+            else ops.cast(tracing.densify(g), "float32")
             for g, v in zip(gradients, variables)
         ]
         squares = [ops.sum(ops.square(g)) for g in grads]
@@ -58,19 +61,17 @@ class BatchWindow:
         index = self._filled.value + 0
         for slot, gradient in zip(self._slots, grads):
             stored = slot.value[index]
-            autodiff.write_slot(
-                slot, index, ops.where(finite, gradient, stored)
-            )
-        products = sum(
-            autodiff.inner_products(slot.value, gradient)
+            updates.write_slot(slot, index, ops.where(finite, gradient, stored))
+        row = sum(
+            products.inner_products(slot.value, gradient)
             for slot, gradient in zip(self._slots, grads)
         )
         # Entries of slots that are still to be filled are of an old window;
         # they are written again when their turn comes.
         at_index = ops.arange(self._groups) == index
         old = self._gram.value
-        gram = ops.where(at_index[:, None], products[None, :], old)
-        gram = ops.where(at_index[None, :], products[:, None], gram)
+        gram = ops.where(at_index[:, None], row[None, :], old)
+        gram = ops.where(at_index[None, :], row[:, None], gram)
         gram = ops.where(finite, gram, old)
         self._gram.assign(gram)
         filled = index + ops.cast(finite, "int32")
@@ -84,14 +85,14 @@ class BatchWindow:
 
         def combination():
             combined = [
-                autodiff.combine(note[0], slot.value) for slot in self._slots
+                products.combine(note[0], slot.value) for slot in self._slots
             ]
             return [
                 None if g is None else ops.cast(c, v.dtype)
                 for c, g, v in zip(combined, gradients, variables)
             ]
 
-        autodiff.apply_gradients_if(
+        updates.apply_gradients_if(
             closing, self._optimizer.inner_optimizer, combination, variables
         )
         return note

@@ -4,7 +4,7 @@ import warnings
 
 import keras
 
-from keras_stab.gradients import autodiff
+from keras_stab.backend import updates
 from keras_stab.gradients.engines import ENGINES
 from keras_stab.gradients.oracle import plan_for
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
@@ -12,6 +12,7 @@ from keras_stab.numerics.gram_measures import MEASURES
 from keras_stab.numerics.gram_measures import weight_entropy
 from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
+from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import GradientMethod
 
 
@@ -122,17 +123,11 @@ class GRAIN(GradientMethod):
         if self.built:
             return
         super().build(variables)
-        self._weights = self.add_variable(
-            shape=(self.groups,),
-            dtype="float32",
-            aggregation="only_first_replica",
-            name="group_weights",
+        self._weights = add_state(
+            self, "group_weights", (self.groups,), "float32"
         )
-        self._measures = self.add_variable(
-            shape=(len(MEASURES),),
-            dtype="float32",
-            aggregation="only_first_replica",
-            name="measures",
+        self._measures = add_state(
+            self, "measures", (len(MEASURES),), "float32"
         )
         if self.across == "batches" and self.groups > 1:
             self._window = BatchWindow(self, list(variables), self.groups)
@@ -159,7 +154,7 @@ class GRAIN(GradientMethod):
     def apply_in_order(self, gradients, variables):
         if self.groups == 1:
             # The inner optimizer itself, to the last bit.
-            autodiff.apply_gradients(self.inner_optimizer, gradients, variables)
+            updates.apply_gradients(self.inner_optimizer, gradients, variables)
             return
         if self.across == "batches":
             note = self._window.push(

@@ -7,9 +7,10 @@ import warnings
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.backend import tracing
+from keras_stab.backend import updates
 from keras_stab.batch_norm import batch_norm_layers
 from keras_stab.batch_norm import moving_statistics
-from keras_stab.gradients import autodiff
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
 from keras_stab.numerics.ascent import global_norm
@@ -57,7 +58,7 @@ class LendsWeights:
         """Int, the updates made so far; read from the device."""
         iterations = self.iterations
         if isinstance(iterations, keras.Variable):
-            iterations = autodiff.read(iterations)
+            iterations = tracing.read(iterations)
         return int(iterations)
 
     def distance(self):
@@ -73,7 +74,7 @@ class LendsWeights:
         variables = keras_internals.built_variables(self) if values else []
         for variable, trained, value in zip(variables, aside, values):
             if trained is None:
-                trained = autodiff.read(variable)
+                trained = tracing.read(variable)
             own.append(trained)
             if value is not None:
                 differences.append(keras.ops.cast(trained, value.dtype) - value)
@@ -101,12 +102,12 @@ class LendsWeights:
         for i, (variable, value) in enumerate(zip(variables, values)):
             if value is not None:
                 value = keras.ops.cast(value, variable.dtype)
-                self._aside.weights[i] = autodiff.exchange(
+                self._aside.weights[i] = updates.exchange(
                     variable, keras.ops.copy(value)
                 )
         if statistics:
             self._aside.statistics = [
-                autodiff.exchange(variable, keras.ops.copy(variable.value))
+                updates.exchange(variable, keras.ops.copy(variable.value))
                 for variable in moving_statistics(model)
             ]
 
@@ -129,7 +130,7 @@ class LendsWeights:
             pairs += zip(statistics, aside.statistics)
         for variable, value in pairs:
             if value is not None:
-                autodiff.exchange(variable, value)
+                updates.exchange(variable, value)
 
     @contextlib.contextmanager
     def swap_weights(self, model):

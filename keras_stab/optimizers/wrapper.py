@@ -3,11 +3,11 @@
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.gradients import autodiff
+from keras_stab.arguments import checked_optimizer
+from keras_stab.backend import updates
 from keras_stab.gradients.train_step import estimate
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.nesting import nest
-from keras_stab.optimizers.arguments import checked_optimizer
 
 
 class Wrapper(keras.optimizers.Optimizer):
@@ -150,8 +150,8 @@ class Wrapper(keras.optimizers.Optimizer):
 
     def apply_in_order(self, gradients, variables):
         """What the method does with one gradient a built variable."""
-        autodiff.apply_gradients(
-            self.inner_optimizer, autodiff.barrier(gradients), variables
+        updates.apply_gradients(
+            self.inner_optimizer, updates.barrier(gradients), variables
         )
 
     def _in_order(self, gradients, variables):

@@ -1,0 +1,342 @@
+"""Values and gradients of functions."""
+
+import contextlib
+import functools
+
+import keras
+
+from keras_stab.backend import tracing
+from keras_stab.backend.devices import BACKEND
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
+    import jax.numpy as jnp
+elif BACKEND == "torch":
+    import torch
+
+
+def value_and_gradients(function, values):
+    """Evaluates `function(values) -> (scalar, aux)` and differentiates it.
+
+    Returns `(scalar, aux), gradients`; a gradient is `None` where the scalar
+    does not depend on the value (never on JAX, where it is zero).
+    """
+    if BACKEND == "jax":
+        return jax.value_and_grad(function, has_aux=True)(values)
+    if BACKEND == "tensorflow":
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            scalar, aux = function(values)
+        return (scalar, aux), tape.gradient(scalar, values)
+    with torch.enable_grad():
+        leaves = _leaves(values)
+        scalar, aux = function(leaves)
+        gradients = torch.autograd.grad(scalar, leaves, allow_unused=True)
+    return (scalar.detach(), _detached(aux)), list(gradients)
+
+
+def value_gradients_and_pullback(function, values):
+    """As `value_and_gradients`, with a second way back through the outputs.
+
+    Args:
+        function: `function(values) -> (scalar, (outputs, aux))`, outputs a
+            list of float tensors.
+
+    Returns:
+        `(scalar, aux), gradients, pull`: `pull(cotangents)` gives the
+        gradients of `sum <output, cotangent>` without another forward pass.
+    """
+    if BACKEND == "jax":
+
+        def flat(values):
+            scalar, (outputs, aux) = function(values)
+            return (scalar, outputs), aux
+
+        (scalar, outputs), vjp, aux = jax.vjp(flat, values, has_aux=True)
+        zeros = [jnp.zeros_like(o) for o in outputs]
+        (gradients,) = vjp((jnp.ones_like(scalar), zeros))
+
+        def pull(cotangents):
+            return vjp((jnp.zeros_like(scalar), cotangents))[0]
+
+        return (scalar, aux), gradients, pull
+    if BACKEND == "tensorflow":
+        with tf.GradientTape(
+            persistent=True, watch_accessed_variables=False
+        ) as tape:
+            tape.watch(values)
+            scalar, (outputs, aux) = function(values)
+
+        def pull(cotangents):
+            return tape.gradient(outputs, values, output_gradients=cotangents)
+
+        return (scalar, aux), tape.gradient(scalar, values), pull
+    with torch.enable_grad():
+        leaves = _leaves(values)
+        scalar, (outputs, aux) = function(leaves)
+        gradients = torch.autograd.grad(
+            scalar, leaves, allow_unused=True, retain_graph=True
+        )
+
+    def pull(cotangents):
+        pairs = [(o, c) for o, c in zip(outputs, cotangents) if o.requires_grad]
+        outputs_used, given = zip(*pairs)
+        return list(
+            torch.autograd.grad(outputs_used, leaves, given, allow_unused=True)
+        )
+
+    return (scalar.detach(), _detached(aux)), list(gradients), pull
+
+
+def gradients_at_taps(function):
+    """Differentiates by tensors inside a computation, not by its inputs.
+
+    Args:
+        function: `function(tap) -> (scalar, aux)`. It passes a tensor through
+            `tap(tensor)` where the gradient is wanted, and goes on with the
+            result. Weights must enter as constants.
+
+    Returns:
+        `(scalar, aux), gradients`, one gradient a tap in the order of the
+        calls; `None` where the scalar does not depend on it (zero on JAX).
+    """
+    if BACKEND == "jax":
+        shapes = []
+
+        def trace():
+            def tap(tensor):
+                shapes.append(jax.ShapeDtypeStruct(tensor.shape, tensor.dtype))
+                return tensor
+
+            function(tap)
+
+        jax.eval_shape(trace)
+
+        def shifted(shifts):
+            remaining = iter(shifts)
+            return function(lambda tensor: tensor + next(remaining))
+
+        zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
+        return jax.value_and_grad(shifted, has_aux=True)(zeros)
+    taps = []
+    if BACKEND == "tensorflow":
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+
+            def tap(tensor):
+                tensor = tf.identity(tensor)
+                tape.watch(tensor)
+                taps.append(tensor)
+                return tensor
+
+            scalar, aux = function(tap)
+        gradients = tape.gradient(scalar, taps)
+        return (scalar, aux), [tracing.densify(g) for g in gradients]
+    with torch.enable_grad():
+
+        def tap(tensor):
+            tensor = tensor.view_as(tensor)
+            if not tensor.requires_grad:
+                tensor.requires_grad_()
+            taps.append(tensor)
+            return tensor
+
+        scalar, aux = function(tap)
+        if scalar.requires_grad:
+            gradients = torch.autograd.grad(scalar, taps, allow_unused=True)
+        else:
+            gradients = [None] * len(taps)
+    return (scalar.detach(), _detached(aux)), list(gradients)
+
+
+def noticing_gradient(weight, notice):
+    """The same tensor; TensorFlow calls `notice()` if its gradient is made."""
+    if BACKEND != "tensorflow":
+        return weight
+
+    @tf.custom_gradient
+    def passed(weight):
+        def gradient(upstream):
+            notice()
+            return upstream
+
+        return tf.identity(weight), gradient
+
+    return passed(weight)
+
+
+def noticing_dependence(loss, notice):
+    """The same scalar; `notice()` is called if it depends on weights.
+
+    By JAX while the loss is differentiated, by PyTorch at once.
+    """
+    if BACKEND == "torch" and loss.requires_grad:
+        notice()
+    if BACKEND != "jax":
+        return loss
+
+    @jax.custom_jvp
+    def passed(loss):
+        return loss
+
+    @functools.partial(passed.defjvp, symbolic_zeros=True)
+    def differentiated(primals, tangents):
+        (loss,), (tangent,) = primals, tangents
+        if isinstance(tangent, jax.custom_derivatives.SymbolicZero):
+            return loss, jnp.zeros_like(loss)
+        notice()
+        return loss, tangent
+
+    return passed(loss)
+
+
+def vector_jacobian(function, values, cotangents):
+    """The gradient of `sum <output, cotangent>` by the values.
+
+    Args:
+        function: From a list of tensors to a list of tensors.
+        values: List of tensors.
+        cotangents: One tensor an output, `None` for an output to leave out.
+    """
+    used = [i for i, c in enumerate(cotangents) if c is not None]
+    given = [cotangents[i] for i in used]
+
+    def chosen(values):
+        outputs = function(values)
+        return [outputs[i] for i in used]
+
+    if BACKEND == "jax":
+        outputs, pull = jax.vjp(chosen, values)
+        given = [g.astype(o.dtype) for g, o in zip(given, outputs)]
+        return pull(given)[0]
+    if BACKEND == "tensorflow":
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            outputs = chosen(values)
+        given = [tf.cast(g, o.dtype) for g, o in zip(given, outputs)]
+        gradients = tape.gradient(outputs, values, output_gradients=given)
+        return [tracing.densify(g) for g in gradients]
+    with torch.enable_grad():
+        leaves = [v.detach().requires_grad_() for v in values]
+        outputs = chosen(leaves)
+        pairs = [(o, g) for o, g in zip(outputs, given) if o.requires_grad]
+        if not pairs:
+            return [None] * len(leaves)
+        outputs = [o for o, _ in pairs]
+        given = [g.to(o.dtype) for o, g in pairs]
+        return list(
+            torch.autograd.grad(outputs, leaves, given, allow_unused=True)
+        )
+
+
+def hessian_vector_product(function, values, vectors):
+    """The Hessian of `function(values) -> scalar`, times vectors.
+
+    Returns a list of dense tensors, zero where the gradient does not depend
+    on a value.
+    """
+    if BACKEND == "jax":
+        gradient = jax.grad(function)
+        try:
+            return jax.jvp(gradient, (values,), (vectors,))[1]
+        except TypeError as error:
+            if "custom_vjp" not in str(error):
+                raise
+            # A layer brings a gradient of its own, which has no forward mode.
+            return jax.vjp(gradient, values)[1](vectors)[0]
+    if BACKEND == "tensorflow":
+        with (
+            _moments_of_second_order(),
+            tf.GradientTape(watch_accessed_variables=False) as outer,
+        ):
+            outer.watch(values)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch(values)
+                scalar = function(values)
+            gradients = [
+                tracing.densify(g) for g in inner.gradient(scalar, values)
+            ]
+        pairs = [(g, v) for g, v in zip(gradients, vectors) if g is not None]
+        present, given = zip(*pairs) if pairs else ((), ())
+        products = outer.gradient(
+            list(present), values, output_gradients=list(given)
+        )
+    else:
+        # The fast kernels of attention have no second derivative.
+        plain = torch.nn.attention.SDPBackend.MATH
+        with torch.enable_grad(), torch.nn.attention.sdpa_kernel(plain):
+            leaves = _leaves(values)
+            scalar = function(leaves)
+            gradients = [None] * len(leaves)
+            if scalar.requires_grad:
+                gradients = torch.autograd.grad(
+                    scalar, leaves, create_graph=True, allow_unused=True
+                )
+            pairs = [
+                (g, v)
+                for g, v in zip(gradients, vectors)
+                if g is not None and g.requires_grad
+            ]
+            products = [None] * len(leaves)
+            if pairs:
+                present, given = zip(*pairs)
+                products = torch.autograd.grad(
+                    present, leaves, given, allow_unused=True
+                )
+    return [
+        keras.ops.zeros_like(value)
+        if product is None
+        else tracing.densify(product)
+        for value, product in zip(values, products)
+    ]
+
+
+@contextlib.contextmanager
+def _moments_of_second_order():
+    """Makes `tf.nn.moments`, which Keras normalises with, differentiable twice.
+
+    TensorFlow's own takes the mean inside the variance as a constant. That
+    leaves the gradient right and makes its derivative wrong.
+    """
+
+    def moments(x, axes, shift=None, name=None, keepdims=False):
+        del shift, name
+        mean = tf.reduce_mean(x, axes, keepdims=True)
+        squares = tf.math.squared_difference(x, mean)
+        variance = tf.reduce_mean(squares, axes, keepdims=keepdims)
+        return mean if keepdims else tf.squeeze(mean, axes), variance
+
+    stock, tf.nn.moments = tf.nn.moments, moments
+    try:
+        yield
+    finally:
+        tf.nn.moments = stock
+
+
+def _leaves(values):
+    """Tensors to differentiate by, on PyTorch.
+
+    At the current weights these are the parameters themselves, so that
+    wrapped torch modules, which read no scope, are differentiated too.
+    """
+    return [
+        v if v.requires_grad else v.detach().requires_grad_() for v in values
+    ]
+
+
+def _detached(structure):
+    if torch.is_tensor(structure):
+        return structure.detach()
+    # By hand: for a small step keras.tree takes as long as an operation.
+    if isinstance(structure, list):
+        return [_detached(part) for part in structure]
+    if isinstance(structure, tuple):
+        parts = (_detached(part) for part in structure)
+        named = hasattr(structure, "_fields")
+        return type(structure)(*parts) if named else tuple(parts)
+    if not keras.tree.is_nested(structure):
+        return structure
+    return keras.tree.map_structure(
+        lambda t: t.detach() if torch.is_tensor(t) else t, structure
+    )

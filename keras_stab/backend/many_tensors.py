@@ -1,0 +1,266 @@
+"""One operation for each of many tensors.
+
+Lists in, lists out. On PyTorch one call serves all tensors; elsewhere the
+step is compiled and a call per tensor costs nothing.
+"""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_stab.backend import tracing
+from keras_stab.backend import updates
+from keras_stab.backend.devices import BACKEND
+from keras_stab.numerics import averaging
+from keras_stab.numerics.norms import in_full_precision
+
+if BACKEND == "torch":
+    import torch
+
+
+def each_value(variables):
+    """Tensors of variables or tensors, in full precision."""
+    if BACKEND == "torch":
+        values = [
+            v.value if isinstance(v, keras.Variable) else v for v in variables
+        ]
+        half = (torch.float16, torch.bfloat16)
+        return [v.float() if v.dtype in half else v for v in values]
+    return [
+        in_full_precision(keras.ops.convert_to_tensor(tracing.densify(v)))
+        for v in variables
+    ]
+
+
+def each_sum(tensors, others, factor=1.0):
+    """`tensor + factor * other`; the factor is a float or scalar tensor."""
+    if BACKEND == "torch":
+        if torch.is_tensor(factor):
+            if factor.device.type != "cpu":
+                others = torch._foreach_mul(others, factor)
+            factor = 1.0 if factor.device.type != "cpu" else factor.item()
+        return torch._foreach_add(tensors, others, alpha=factor)
+    if isinstance(factor, float):
+        return [t + factor * other for t, other in zip(tensors, others)]
+    return [
+        t + keras.ops.cast(factor, t.dtype) * other
+        for t, other in zip(tensors, others)
+    ]
+
+
+def assign_sum(optimizer, variables, tensors, others, factor):
+    """`assign_each` of `each_sum`, without a copy where that can be.
+
+    The tensors may be the values of the variables themselves.
+    """
+    in_place = BACKEND == "torch" and all(
+        v.value.dtype == t.dtype == other.dtype and t.device.type == "cpu"
+        for v, t, other in zip(variables, tensors, others)
+    )
+    if not in_place:
+        sums = each_sum(tensors, others, factor)
+        assign_each(optimizer, variables, sums)
+        return
+    factor = float(factor)
+    with torch.no_grad():
+        for variable, tensor, other in zip(variables, tensors, others):
+            torch.add(tensor, other, alpha=factor, out=variable.value)
+
+
+def each_product(tensors, factors):
+    """`factor * tensor`.
+
+    Args:
+        factors: A number or scalar tensor for all of them, a vector with one
+            for each, or a list of tensors of their shapes.
+    """
+    is_vector = len(getattr(factors, "shape", ())) > 0
+    if BACKEND == "torch":
+        return torch._foreach_mul(
+            tensors, factors.unbind() if is_vector else factors
+        )
+    if is_vector:
+        factors = keras.ops.unstack(factors, num=len(tensors))
+    elif not isinstance(factors, list):
+        factors = [factors] * len(tensors)
+    return [
+        t * (f if isinstance(f, float) else keras.ops.cast(f, t.dtype))
+        for t, f in zip(tensors, factors)
+    ]
+
+
+def each_between(tensors, others, weight):
+    """`tensor + weight * (other - tensor)`; the weight is a float."""
+    if BACKEND == "torch":
+        return torch._foreach_lerp(tensors, others, weight)
+    if BACKEND == "tensorflow" and are_large(tensors):
+        # Three passes over the weights, each with a tensor of its own, become
+        # one; what is small is not worth compiling.
+        return tracing.as_kernel(_between)(tensors, others, weight)
+    return _between(tensors, others, weight)
+
+
+def _between(tensors, others, weight):
+    return [t + weight * (other - t) for t, other in zip(tensors, others)]
+
+
+LARGE = 2**20
+
+
+def are_large(tensors):
+    """Whether passing over the tensors takes longer than a kernel launch."""
+    return sum(math.prod(t.shape) for t in tensors) >= LARGE
+
+
+def each_quotient(tensors, others, epsilon):
+    """`tensor / (sqrt(other) + epsilon)`."""
+    if BACKEND == "torch":
+        roots = torch._foreach_sqrt(others)
+        torch._foreach_add_(roots, epsilon)
+        return torch._foreach_div(tensors, roots)
+    return [
+        t / (keras.ops.sqrt(other) + epsilon)
+        for t, other in zip(tensors, others)
+    ]
+
+
+def each_norm(tensors):
+    """Euclidean norms, a vector; of tensors in full precision."""
+    dtype = common_dtype(tensors)
+    if BACKEND == "torch":
+        norms = torch._foreach_norm(tensors)
+        return torch.stack([n.to(getattr(torch, dtype)) for n in norms])
+    norms = [
+        keras.ops.sqrt(keras.ops.sum(keras.ops.square(t))) for t in tensors
+    ]
+    return keras.ops.stack([keras.ops.cast(n, dtype) for n in norms])
+
+
+def inner_product(tensors, others):
+    """Of two lists as one long vector each, a scalar; in full precision."""
+    dtype = common_dtype(tensors)
+    if BACKEND == "torch":
+        parts = torch._foreach_mul(tensors, others)
+        return torch.stack(
+            [p.sum().to(getattr(torch, dtype)) for p in parts]
+        ).sum()
+    return sum(
+        keras.ops.cast(keras.ops.sum(t * other), dtype)
+        for t, other in zip(tensors, others)
+    )
+
+
+def common_dtype(tensors):
+    """The widest dtype among tensors in full precision, a string."""
+    dtypes = {t.dtype for t in tensors}
+    dtypes = {keras.backend.standardize_dtype(dtype) for dtype in dtypes}
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def assign_each(optimizer, variables, values):
+    """Assigns as Keras's own optimizers do, in the dtype of the variable."""
+    if BACKEND == "torch":
+        pairs = [(v.value, new) for v, new in zip(variables, values)]
+        pairs = [(old, new) for old, new in pairs if new is not old]
+        if pairs:
+            with torch.no_grad():
+                torch._foreach_copy_(*zip(*pairs))
+        return
+    for variable, value in zip(variables, values):
+        optimizer.assign(variable, keras.ops.cast(value, variable.dtype))
+
+
+def average(due, often, first, coefficient, values, averages, errors):
+    """Moves running averages by one value each; see `numerics.averaging`.
+
+    Args:
+        due: Boolean tensor: otherwise nothing changes.
+        often: Whether `due` holds in most steps.
+        first: Boolean tensor: whether no value was averaged before.
+        coefficient: Function of a dtype, a scalar tensor of it.
+        values: Tensors.
+        averages: Variables.
+        errors: Variables, what rounding cut off; or empty.
+    """
+    if BACKEND == "torch" and averages[0].value.device.type == "cpu":
+        if bool(due):
+            _average_at_once(
+                bool(first),
+                coefficient,
+                [v.detach() for v in values],
+                [a.value for a in averages],
+                [e.value for e in errors],
+            )
+        return
+    dtypes = list(dict.fromkeys(a.dtype for a in averages))
+    coefficients = [coefficient(dtype) for dtype in dtypes]
+
+    def moved():
+        function = (
+            tracing.as_kernel(_moved) if BACKEND == "tensorflow" else _moved
+        )
+        return function(
+            first,
+            [coefficients[dtypes.index(a.dtype)] for a in averages],
+            values,
+            [tracing.read(a) for a in averages],
+            [tracing.read(e) for e in errors],
+        )
+
+    updates.assign_if(due, often, [*averages, *errors], moved)
+
+
+def _moved(first, coefficients, values, averages, errors):
+    values = [keras.ops.cast(v, a.dtype) for v, a in zip(values, averages)]
+    if not errors:
+        return [
+            averaging.moved(a, v, c, first)
+            for a, v, c in zip(averages, values, coefficients)
+        ]
+    pairs = [
+        averaging.moved_exactly(a, e, v, c, first)
+        for a, e, v, c in zip(averages, errors, values, coefficients)
+    ]
+    return [new for new, _ in pairs] + [error for _, error in pairs]
+
+
+def _average_at_once(first, coefficient, values, averages, errors):
+    """All tensors in a few launches, on PyTorch."""
+    with torch.no_grad():
+        if first:
+            torch._foreach_copy_(averages, values)
+            if errors:
+                torch._foreach_zero_(errors)
+            return
+        weight = float(coefficient("float64"))
+        if any(v.dtype != a.dtype for v, a in zip(values, averages)):
+            values = [v.to(a.dtype) for v, a in zip(values, averages)]
+        if not errors:
+            torch._foreach_lerp_(averages, values, weight)
+            return
+        # As `moved_exactly`, in place: memory traffic is what this costs.
+        old = torch._foreach_sub(values, averages)
+        torch._foreach_add_(errors, old, alpha=weight)
+        torch._foreach_copy_(old, averages)
+        torch._foreach_add_(averages, errors)
+        torch._foreach_sub_(old, averages)
+        torch._foreach_add_(errors, old)
+
+
+def pack_vector(tensors):
+    """One vector of several tensors, in the form in which products are fast.
+
+    As they are; on PyTorch, where every operation is a launch, flat as one.
+    """
+    if BACKEND != "torch":
+        return list(tensors)
+    return [torch.cat([t.reshape(-1) for t in tensors])]
+
+
+def unpack_vector(vector, shapes):
+    """Undoes `pack_vector`."""
+    if BACKEND != "torch":
+        return vector
+    pieces = torch.split(vector[0], [int(np.prod(s)) for s in shapes])
+    return [p.reshape(s) for p, s in zip(pieces, shapes)]

@@ -1,0 +1,245 @@
+"""Products of matrices and groups, in the precision that each needs."""
+
+import contextlib
+
+import keras
+import numpy as np
+
+from keras_stab.backend import tracing
+from keras_stab.backend.devices import BACKEND
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
+    import jax.numpy as jnp
+elif BACKEND == "torch":
+    import torch
+
+
+def pack_groups(groups):
+    """Stacks K lists of gradients into the form that products want.
+
+    One stack `[K, *shape]` a variable, which keeps a variable's sharding; on
+    PyTorch, where every operation is a launch, one matrix `[K, P]`.
+    """
+    if BACKEND != "torch":
+        stacks = zip(*groups)
+        return [
+            keras.ops.cast(keras.ops.stack(list(s)), "float32") for s in stacks
+        ]
+    if not groups[0]:
+        return []
+    flat = [torch.cat([g.reshape(-1) for g in group]) for group in groups]
+    return [torch.stack(flat).to(torch.float32)]
+
+
+def unpack_group(combined, shapes):
+    """One list of gradients, from one combination of a packed form."""
+    if BACKEND != "torch" or not combined:
+        return combined
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    pieces = torch.split(combined[0], sizes)
+    return [p.reshape(tuple(s)) for p, s in zip(pieces, shapes)]
+
+
+def inner_products(stack, other=None):
+    """All inner products of the slices of `[K, *shape]`, in full float32.
+
+    With `other`, of shape `[*shape]`, its inner product with each slice.
+    Accelerators otherwise use TF32 or bfloat16 in float32 products.
+    """
+    with_self = other is None
+    if BACKEND == "jax" and keras.distribution.distribution() is not None:
+        # Flattening would gather a sharded variable on every device.
+        axes = list(range(1, stack.ndim))
+        own = axes if with_self else list(range(stack.ndim - 1))
+        return jnp.tensordot(
+            stack,
+            stack if with_self else other,
+            axes=(axes, own),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+    groups = stack.shape[0]
+    matrix = keras.ops.reshape(stack, (groups, -1))
+    right = matrix if with_self else keras.ops.reshape(other, (1, -1))
+    if BACKEND == "jax":
+        highest = jax.lax.Precision.HIGHEST
+        products = jnp.matmul(matrix, right.T, precision=highest)
+    elif BACKEND == "tensorflow":
+        if _uses_tensor_float_32():
+            rows = [
+                tf.reduce_sum(matrix * right[i], axis=1)
+                for i in range(right.shape[0])
+            ]
+            products = tf.stack(rows, axis=1)
+        else:
+            products = tf.matmul(matrix, right, transpose_b=True)
+    else:
+        with _highest_precision():
+            products = matrix @ right.T
+    return products if with_self else products[:, 0]
+
+
+def exact_products(left, right):
+    """`left right'` of matrices of rows, in full float32.
+
+    Accelerators otherwise use TF32 or bfloat16 in float32 products.
+    """
+    left, right = to_float32(left), to_float32(right)
+    if BACKEND == "jax":
+        right = jnp.swapaxes(right, -1, -2)
+        return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+    if BACKEND == "tensorflow":
+        if _uses_tensor_float_32():
+            left, right = tf.cast(left, "float64"), tf.cast(right, "float64")
+        return tf.cast(tf.matmul(left, right, transpose_b=True), "float32")
+    with _highest_precision():
+        if left.dim() == 3 and left.shape[0] == 1:  # faster than a batch
+            return (left[0] @ right[0].mT)[None]
+        return left @ right.mT
+
+
+def weight_product(left, right):
+    """`left' right`, a weight gradient: rounded as ordinary ones are.
+
+    In the precision of its factors, summed and returned in float32.
+    """
+    if left.dtype != right.dtype:
+        left, right = to_float32(left), to_float32(right)
+    if BACKEND == "jax":
+        left = jnp.swapaxes(left, -1, -2)
+        return jnp.matmul(left, right, preferred_element_type="float32")
+    if BACKEND == "tensorflow":
+        return tf.cast(tf.matmul(left, right, transpose_a=True), "float32")
+    if left.dim() == 3 and left.shape[0] == 1:
+        return (left[0].mT @ right[0]).to(torch.float32)[None]
+    return (left.mT @ right).to(torch.float32)
+
+
+@contextlib.contextmanager
+def _highest_precision():
+    """Full float32 in matrix products of PyTorch."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _uses_tensor_float_32():
+    return tf.config.experimental.tensor_float_32_execution_enabled() and (
+        bool(tf.config.list_physical_devices("GPU"))
+    )
+
+
+def weighted_rows(weights, tensor, axis=0):
+    """Multiplies slices by weights; one of weight 0 may hold NaN."""
+    column = reshape(weights, _column(tensor, axis))
+    if BACKEND == "torch":
+        if bool((weights != 0).all()):  # on the host: see `on_small_matrix`
+            return tensor * column.to(tensor.device, tensor.dtype)
+        column = column.to(tensor.device)
+    product = tensor * keras.ops.cast(column, tensor.dtype)
+    return keras.ops.where(
+        column != 0, product, keras.ops.zeros((), tensor.dtype)
+    )
+
+
+def without_dropped(weights, tensor, axis=0):
+    """The same tensor with slices of weight 0, which may hold NaN, zeroed."""
+    if BACKEND == "torch" and bool((weights != 0).all()):
+        return tensor
+    kept = reshape(weights != 0, _column(tensor, axis))
+    if BACKEND == "torch":
+        kept = kept.to(tensor.device)
+    return keras.ops.where(kept, tensor, keras.ops.zeros((), tensor.dtype))
+
+
+def _column(tensor, axis):
+    shape = [1] * len(tensor.shape)
+    shape[axis] = -1
+    return shape
+
+
+def combine(weights, stack):
+    """The weighted sum of slices; one of weight 0 may hold NaN."""
+    if BACKEND == "torch":
+        # The weights come from the host (`on_small_matrix`): no read here.
+        chosen = torch.nonzero(weights.cpu())[:, 0]
+        if len(chosen) < len(weights):
+            weights = weights[chosen]
+            stack = stack[chosen.to(stack.device)]
+        return torch.tensordot(weights.to(stack.device), stack, dims=1)
+    if BACKEND == "jax":
+        # Slice by slice: XLA on CPUs takes 100 times longer for the sum over
+        # the leading axis.
+        return sum(
+            jnp.where(weights[k] != 0, weights[k] * stack[k], 0.0)
+            for k in range(stack.shape[0])
+        )
+    column = tf.reshape(weights, (-1,) + (1,) * (len(stack.shape) - 1))
+    return tf.reduce_sum(tf.math.multiply_no_nan(stack, column), axis=0)
+
+
+def on_small_matrix(function, *arrays):
+    """Runs a K x K computation where it is cheapest.
+
+    JAX: in the compiled step. TensorFlow: compiled by itself, since dozens
+    of tiny graph operations cost more than the mathematics. PyTorch: NumPy
+    on the host, the one read of a step (K x K floats).
+    """
+    if BACKEND != "torch":
+        return tracing.as_kernel(function)(
+            *[keras.ops.convert_to_tensor(a) for a in arrays]
+        )
+    arrays = [keras.ops.convert_to_numpy(a) for a in arrays]
+
+    def to_tensor(value):
+        value = np.asarray(value)
+        if value.dtype == np.float64:
+            value = value.astype(np.float32)
+        return torch.from_numpy(value)  # stays on the host: K numbers
+
+    return keras.tree.map_structure(to_tensor, function(*arrays))
+
+
+def kth_smallest(patterns, k, otherwise):
+    """The k-th smallest entry of several int32 tensors.
+
+    PyTorch selects it from all of them in a few operations; the others run
+    `otherwise(patterns, k)`, which puts nothing together.
+    """
+    if BACKEND == "torch":
+        flat = torch.cat([p.reshape(-1) for p in patterns])
+        return torch.kthvalue(flat, k).values
+    return otherwise(patterns, k)
+
+
+def reshape(tensor, shape):
+    """`keras.ops.reshape`."""
+    if BACKEND == "torch":
+        return tensor.reshape(shape)
+    return (jnp if BACKEND == "jax" else tf).reshape(tensor, shape)
+
+
+def to_float32(tensor):
+    """`keras.ops.cast` to float32."""
+    if BACKEND == "torch":
+        return tensor.to(torch.float32)
+    return keras.ops.cast(tensor, "float32")
+
+
+def sum_over(tensor, axes):
+    """`keras.ops.sum`."""
+    if BACKEND == "torch":
+        return tensor.sum(dim=axes)
+    return keras.ops.sum(tensor, axis=axes)
+
+
+def swapaxes(tensor, first, second):
+    """`keras.ops.swapaxes`."""
+    if BACKEND == "torch":
+        return tensor.transpose(first, second)
+    return keras.ops.swapaxes(tensor, first, second)

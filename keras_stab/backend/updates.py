@@ -1,0 +1,177 @@
+"""Updates of variables and optimizers inside any compiled step."""
+
+import keras
+
+from keras_stab.backend import devices
+from keras_stab.backend import tracing
+from keras_stab.backend.devices import BACKEND
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
+elif BACKEND == "torch":
+    import torch
+
+
+def apply_gradients(optimizer, gradients, variables):
+    """Calls the optimizer so that it works inside any compiled step."""
+    if BACKEND == "jax":
+        # A LossScaleOptimizer anywhere below branches on finite gradients,
+        # which JAX allows in the stateless form only.
+        _assign_state(
+            optimizer, variables, _stateless(optimizer, gradients, variables)
+        )
+        return
+    optimizer.apply(gradients, variables)
+
+
+def apply_gradients_if(condition, optimizer, make_gradients, variables):
+    """As `apply_gradients`, only when the boolean tensor holds.
+
+    `make_gradients()` is evaluated inside the branch.
+    """
+    if BACKEND == "jax":
+        state = jax.lax.cond(
+            condition,
+            lambda: _stateless(optimizer, make_gradients(), variables),
+            lambda: (
+                [v.value for v in variables],
+                [v.value for v in optimizer.variables],
+            ),
+        )
+        _assign_state(optimizer, variables, state)
+    elif BACKEND == "tensorflow":
+
+        def update():
+            optimizer.apply(make_gradients(), variables)
+            return True
+
+        tf.cond(condition, update, lambda: False)
+    elif bool(condition):
+        optimizer.apply(make_gradients(), variables)
+
+
+def _stateless(optimizer, gradients, variables):
+    return optimizer.stateless_apply(
+        [v.value for v in optimizer.variables],
+        gradients,
+        [v.value for v in variables],
+    )
+
+
+def _assign_state(optimizer, variables, state):
+    for variable, value in zip(variables, state[0]):
+        variable.assign(value)
+    for variable, value in zip(optimizer.variables, state[1]):
+        variable.assign(value)
+
+
+def barrier(gradients):
+    """All gradients are computed before any weight is assigned.
+
+    In TensorFlow's graph mode without XLA an assignment can overtake the
+    read of a variable by another gradient, when the gradient of the assigned
+    variable does not depend on its own value. Keras's own step has that race.
+    """
+    if BACKEND != "tensorflow":
+        return gradients
+    present = [g for g in gradients if g is not None]
+    with tf.control_dependencies(
+        [g.values if isinstance(g, tf.IndexedSlices) else g for g in present]
+    ):
+        return [None if g is None else tf.identity(g) for g in gradients]
+
+
+def write_slot(variable, index, value):
+    """Assigns `variable[index] = value` without copying the other slots."""
+    if BACKEND == "tensorflow":
+        slices = tf.IndexedSlices(value[None], tf.reshape(index, (1,)))
+        variable.value.scatter_update(slices)
+    elif BACKEND == "torch":
+        with torch.no_grad():
+            variable.value.index_copy_(0, index.reshape(1).long(), value[None])
+    else:
+        variable.assign(
+            jax.lax.dynamic_update_index_in_dim(variable.value, value, index, 0)
+        )
+
+
+def exchange(variable, value):
+    """Gives a variable another value and returns the old one.
+
+    Where the backend allows it no number is copied, so nothing else may hold
+    the tensor `value`.
+    """
+    if BACKEND == "torch":
+        old = variable.value.data
+        variable.value.data = value
+        return old
+    old = tracing.read(variable)
+    variable.assign(value)
+    return old
+
+
+def is_known(condition):
+    """Whether Python can look at a boolean tensor without any waiting."""
+    return BACKEND == "torch" and condition.device.type == "cpu"
+
+
+def choose(condition, make_first, make_second, often=True):
+    """`make_first()` where the boolean tensor holds, else `make_second()`.
+
+    Both return lists of tensors of the same shapes and dtypes. Where it costs
+    nothing only one of them is computed.
+
+    Args:
+        often: As for `assign_if`.
+    """
+    if is_known(condition):
+        return make_first() if bool(condition) else make_second()
+    if BACKEND == "tensorflow" and devices.updates_under_conditions():
+        return tf.cond(condition, make_first, make_second)
+    if BACKEND == "jax" and not often:
+        return jax.lax.cond(condition, make_first, make_second)
+    return [
+        keras.ops.where(condition, first, second)
+        for first, second in zip(make_first(), make_second())
+    ]
+
+
+def assign_if(condition, often, variables, make_values):
+    """Assigns `make_values()` where the boolean tensor holds.
+
+    Args:
+        often: Whether a branch costs more than it saves, since it cannot be
+            fused with what is around it: where the condition holds in most
+            steps, or the values are cheap next to what made their parts.
+    """
+    if BACKEND == "tensorflow" and devices.updates_under_conditions():
+
+        def assign():
+            for variable, value in zip(variables, make_values()):
+                variable.assign(value)
+            return True
+
+        tf.cond(condition, assign, lambda: False)
+        return
+    if is_known(condition):
+        if bool(condition):
+            with torch.no_grad():
+                torch._foreach_copy_(
+                    [v.value for v in variables], make_values()
+                )
+        return
+    if BACKEND == "jax" and not often:
+        values = jax.lax.cond(
+            condition, make_values, lambda: [v.value for v in variables]
+        )
+    else:
+        # tf.distribute allows no update under a condition, and PyTorch would
+        # wait for the accelerator.
+        values = [
+            keras.ops.where(condition, value, v.value)
+            for value, v in zip(make_values(), variables)
+        ]
+    for variable, value in zip(variables, values):
+        variable.assign(value)

@@ -1,0 +1,179 @@
+"""Callbacks that let a model be evaluated with other weights."""
+
+import warnings
+
+import keras
+
+from keras_stab.batch_norm import moving_statistics
+from keras_stab.batch_norm import reestimate_batch_norm
+from keras_stab.evaluation import averaging_methods
+from keras_stab.optimizers.lent_weights import outermost_lenders
+from keras_stab.optimizers.lent_weights import swap_in
+from keras_stab.optimizers.lent_weights import swap_out
+
+
+class SwapWeights(keras.callbacks.Callback):
+    """Base of callbacks that lend the model an optimizer's other weights.
+
+    Args:
+        batch_norm_data, batch_norm_steps, swap_on_epoch: As in
+            `AveragedWeights`.
+    """
+
+    def __init__(
+        self, batch_norm_data=None, batch_norm_steps=None, swap_on_epoch=False
+    ):
+        super().__init__()
+        self.batch_norm_data = batch_norm_data
+        self.batch_norm_steps = batch_norm_steps
+        self.swap_on_epoch = swap_on_epoch
+        self._warned = False
+        self._statistics = None
+        self._swapped_in_test = False
+
+    def on_test_begin(self, logs=None):
+        self._swapped_in_test = self._swap_in()
+
+    def on_test_end(self, logs=None):
+        if self._swapped_in_test:
+            swap_out(self.model, self._methods())
+        self._swapped_in_test = False
+
+    on_predict_begin = on_test_begin
+    on_predict_end = on_test_end
+
+    def on_train_begin(self, logs=None):
+        self._methods()  # raises at once when there are none
+
+    def on_epoch_begin(self, epoch, logs=None):
+        swap_out(self.model, self._methods())
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.swap_on_epoch:
+            self._swap_in()
+
+    def on_train_end(self, logs=None):
+        swap_out(self.model, self._methods())
+
+    def _methods(self):
+        """The methods that lend, one at least."""
+        raise NotImplementedError
+
+    def _swap_in(self):
+        """Whether this call has put the evaluation weights in."""
+        methods = self._methods()
+        if any(method.swapped for method in methods):
+            return False
+        if not all(method.has_evaluation_weights() for method in methods):
+            if not self._warned:
+                warnings.warn(
+                    f"There is no {methods[0].evaluation_name} yet: the "
+                    "trained weights are evaluated until there is",
+                    stacklevel=3,
+                )
+            self._warned = True
+            return False
+        has_data = self.batch_norm_data is not None
+        swap_in(self.model, methods, self._refresh if has_data else None)
+        return True
+
+    def _refresh(self):
+        """Validation and the end of the epoch share one pass over the data."""
+        variables = moving_statistics(self.model)
+        updates = [m.updates for m in self._methods()]
+        if self._statistics is None or self._statistics[0] != updates:
+            reestimate_batch_norm(
+                self.model,
+                self.batch_norm_data,
+                steps=self.batch_norm_steps,
+                verbose=0,
+            )
+            values = [keras.ops.copy(v.value) for v in variables]
+            self._statistics = (updates, values)
+            return
+        for variable, value in zip(variables, self._statistics[1]):
+            variable.assign(keras.ops.copy(value))
+
+
+class AveragedWeights(SwapWeights):
+    """Evaluates, predicts and saves with the average of `WeightAveraging`.
+
+    In `fit`, the validation uses the average; in `evaluate` and `predict`,
+    when given there, the whole call. The trained weights and batch-norm
+    statistics always come back bit for bit, also when a call raises. Before
+    the first average the trained weights are used, with a warning.
+
+    Args:
+        batch_norm_data: Training data, as for `reestimate_batch_norm`, to
+            compute the batch-norm statistics of the average; something that
+            can be gone through again and again (no generator). `None` leaves
+            them as they are. Defaults to `None`.
+        batch_norm_steps: Int, the most batches of it to use; `None` for all.
+            Defaults to `None`.
+        swap_on_epoch: Whether callbacks that come after this one in the list
+            see the average at the end of an epoch too. `ModelCheckpoint` then
+            saves a model that holds the average, with the trained weights in
+            the optimizer: they return when training resumes. With `False`
+            it saves the trained weights in the model and the average in the
+            optimizer. Defaults to `False`.
+
+    Raises:
+        ValueError: In `fit`, `evaluate` and `predict`, when the model's
+            optimizer holds no `WeightAveraging`.
+
+    Example:
+
+    >>> import keras, keras_stab
+    >>> model = keras.Sequential([keras.layers.Dense(1)])
+    >>> model.compile(keras_stab.WeightAveraging("sgd"), loss="mse")
+    >>> x, y = keras.ops.ones((8, 3)), keras.ops.ones((8, 1))
+    >>> history = model.fit(
+    ...     x, y, validation_data=(x, y), verbose=0,
+    ...     callbacks=[keras_stab.AveragedWeights()],
+    ... )
+    """
+
+    def _methods(self):
+        return averaging_methods(self.model)
+
+
+class SwapSlowWeights(SwapWeights):
+    """Evaluates, predicts and saves with the slow weights.
+
+    Between two synchronisations a model that is trained by `Lookahead`,
+    `RAPP` or an extragradient method holds look-ahead points. With this
+    callback the validation in `fit`, and `evaluate` and `predict` where it is
+    given there, use the weights that the outermost such method calls its
+    iterate: slow weights or anchor, `CEGPlus` projects it too. At the end of
+    a cycle these are the weights themselves. The trained weights always come
+    back bit for bit, also when a call raises.
+
+    Args:
+        batch_norm_data, batch_norm_steps, swap_on_epoch: As in
+            `AveragedWeights`, with the slow weights in place of the average.
+
+    Raises:
+        ValueError: In `fit`, `evaluate` and `predict`, when the model's
+            optimizer keeps no second set of weights.
+
+    Example:
+
+    >>> import keras, keras_stab
+    >>> model = keras.Sequential([keras.layers.Dense(1)])
+    >>> model.compile(keras_stab.Lookahead("sgd"), loss="mse")
+    >>> x, y = keras.ops.ones((8, 3)), keras.ops.ones((8, 1))
+    >>> history = model.fit(
+    ...     x, y, validation_data=(x, y), verbose=0,
+    ...     callbacks=[keras_stab.SwapSlowWeights()],
+    ... )
+    """
+
+    def _methods(self):
+        methods = outermost_lenders(self.model.optimizer)
+        if not methods:
+            raise ValueError(
+                "The model's optimizer keeps no slow weights; compile with "
+                "one that does, for example keras_stab.Lookahead(optimizer). "
+                f"Received: optimizer {type(self.model.optimizer).__name__}"
+            )
+        return methods

@@ -1,0 +1,65 @@
+"""What `sharpness` answers with."""
+
+import dataclasses
+
+from keras_stab.text_table import as_text
+
+
+@dataclasses.dataclass
+class Sharpness:
+    """What `sharpness` found; `None` for what was not asked for.
+
+    `str()` of it is a table.
+
+    Attributes:
+        loss: Mean loss of the data.
+        gradient_norm: Norm of its gradient.
+        largest_eigenvalue: Of the Hessian.
+        eigenvalue_error: There is an eigenvalue within this distance.
+        trace: Of the Hessian, an estimate.
+        trace_error: Its standard error.
+        sam_first_order: $L(w + \\rho g / |g|) - L(w)$.
+        sam: The largest rise that was found in the ball.
+        parameters: How many weights were looked at.
+        layers: Dict from the name of a layer to the same figures of its
+            weights alone, the others held fixed.
+        passes: How often the data were gone through.
+    """
+
+    loss: float
+    gradient_norm: float
+    parameters: int
+    largest_eigenvalue: float | None = None
+    eigenvalue_error: float | None = None
+    trace: float | None = None
+    trace_error: float | None = None
+    sam_first_order: float | None = None
+    sam: float | None = None
+    layers: dict = dataclasses.field(default_factory=dict)
+    passes: int = 0
+
+    def as_dict(self):
+        """The figures by name; layers as dicts too."""
+        return dataclasses.asdict(self)
+
+    def __str__(self):
+        columns = (
+            ("weights", ">parameters", ">gradient norm")
+            + (">largest eigenvalue", ">trace")
+            + (">SAM, first order", ">SAM")
+        )
+        rows = [("all", self), *self.layers.items()]
+        table = as_text(columns, (_row(name, own) for name, own in rows))
+        return f"loss {self.loss:.6g}\n{table}"
+
+
+def _row(name, own):
+    numbers = (
+        own.gradient_norm,
+        own.largest_eigenvalue,
+        own.trace,
+        own.sam_first_order,
+        own.sam,
+    )
+    cells = ["" if n is None else f"{n:.4g}" for n in numbers]
+    return (name, f"{own.parameters:,}", *cells)

@@ -1,0 +1,1 @@
+"""What `keras_stab.callbacks.StabilityMonitor` measures and writes."""

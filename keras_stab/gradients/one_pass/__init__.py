@@ -1,0 +1,1 @@
+"""The gradients of all groups from one forward and one backward pass."""

@@ -1,0 +1,245 @@
+"""The one-pass engine: group gradients from one forward and one backward.
+
+The backward pass stops at the outputs of the layers that own weights. What
+enters a layer and the gradient by what leaves it then give, layer by layer,
+its part of the Gram matrix and of the combination.
+"""
+
+import keras
+
+from keras_stab.backend import devices
+from keras_stab.backend import differentiation
+from keras_stab.backend import products
+from keras_stab.gradients import rows
+from keras_stab.gradients.one_pass.contributions import join
+from keras_stab.gradients.one_pass.group_losses import GroupLosses
+from keras_stab.gradients.one_pass.layer_rules import contributions
+from keras_stab.gradients.one_pass.units import Recorder
+from keras_stab.gradients.one_pass.units import Refusal
+from keras_stab.gradients.one_pass.units import floating
+
+# What the choice of formulas assumes when TensorFlow leaves the batch open.
+NOMINAL_ROWS = 64
+
+
+def one_pass(oracle, layout, units):
+    """What the batch leaves behind, and the `OnePassGradients` of K groups.
+
+    Args:
+        oracle: The `GradientOracle`.
+        layout: The `Layout` of its batch.
+        units: Those of `examine`.
+
+    Raises:
+        Refusal: If the answer would be wrong for this model and loss.
+    """
+    x, y, sample_weight = layout.batch
+    losses = GroupLosses(oracle, layout)
+    calls = []
+
+    def run(tap):
+        values = [keras.ops.stop_gradient(v) for v in oracle.values]
+        scope = oracle.scope(values, oracle.non_trainable, oracle.carried)
+        recorder = Recorder(units, scope, tap)
+        with scope:
+            with recorder.listening():
+                y_pred = oracle.predict(x)
+            _check_rows(recorder.calls, y_pred)
+            if scope.losses:
+                raise Refusal("a layer adds a loss of the batch (add_loss)")
+            labels = oracle.labels(y, y_pred)
+            total, loss = losses(x, labels, y_pred, sample_weight)
+        if scope.strays:
+            raise Refusal(
+                f"variable {scope.strays[0].path!r} is read outside of the "
+                "call of the layer that owns it"
+            )
+        calls[:] = recorder.calls
+        evaluation = oracle.evaluation(scope, loss, y_pred)
+        tensors = []
+        if devices.FUNCTIONAL:
+            tensors = [(c.tensors(), c.outputs) for c in calls]
+        return oracle.scaled(total), (evaluation, tensors)
+
+    (_, (evaluation, tensors)), gradients = differentiation.gradients_at_taps(
+        run
+    )
+    evaluation = evaluation._replace(
+        y_pred=layout.restore(evaluation.y_pred),
+        masks=layout.restore(evaluation.masks),
+    )
+    remaining = iter(losses.for_each_row(gradients))
+    by_variable = {}
+    for call, (inputs, outputs) in zip(calls, tensors):
+        call.args, call.kwargs = call.with_tensors(inputs)
+        call.outputs = outputs
+    for call in calls:
+        cotangents = [next(remaining) for _ in call.outputs]
+        if all(c is None for c in cotangents):
+            continue
+        answer = contributions(
+            LayerCall(oracle, layout, call, _unscaled(oracle, cotangents))
+        )
+        for key, contribution in answer.items():
+            if key in by_variable:
+                contribution = join(by_variable[key], contribution)
+            by_variable[key] = contribution
+    regularised = losses.regularisation_gradients()
+    answer = OnePassGradients(oracle, layout, by_variable, regularised)
+    return evaluation, answer
+
+
+def _check_rows(calls, y_pred):
+    """TensorFlow may leave more open than the number of rows."""
+    tensors = [t for call in calls for t in (*call.tensors(), *call.outputs)]
+    for tensor in tensors + floating(y_pred):
+        if None in tuple(tensor.shape[1:]):
+            raise Refusal(
+                "the shape of a row (the length of a sequence, say) is not "
+                "known while the step is traced"
+            )
+
+
+def _unscaled(oracle, gradients):
+    if oracle.loss_scale is None:
+        return gradients
+    return [
+        None if g is None else products.to_float32(g) / oracle.loss_scale
+        for g in gradients
+    ]
+
+
+class LayerCall:
+    """What a layer rule is given: one call of one layer, for all rows.
+
+    Attributes:
+        args, kwargs: What the layer was called with.
+        outputs: Its floating outputs, a list.
+        gradient: The gradient of the sum of the group losses by the output.
+        gradients: The same, one for each of `outputs`.
+        groups: K.
+    """
+
+    def __init__(self, oracle, layout, call, gradients):
+        self.unit = call.unit
+        self.args, self.kwargs = call.args, call.kwargs
+        self.outputs = call.outputs
+        self.gradients = gradients
+        self.gradient = gradients[0]
+        self.groups = layout.groups
+        self._oracle, self._layout = oracle, layout
+
+    def grouped(self, tensor):
+        """From `(B, ...)` to `(K, n, ...)`, short groups padded with zeros."""
+        return self._layout.stack(tensor)
+
+    def tokens(self, positions):
+        """Rows times positions in a row, as far as known while tracing."""
+        size = self._layout.size
+        if not self._layout.is_static:
+            return NOMINAL_ROWS * positions
+        leading = self.outputs[0].shape[0] or size
+        return max(leading, size) * positions
+
+    def value(self, variable):
+        """The value of a trainable variable at which gradients are taken."""
+        index = self._index(variable)
+        return self._oracle.values[index]
+
+    def rerun(self, replaced, args, kwargs):
+        """The floating outputs of the layer with other values of variables.
+
+        Args:
+            replaced: Pairs of a variable and its value.
+        """
+        oracle = self._oracle
+        scope = oracle.scope(
+            oracle.values, oracle.non_trainable, oracle.carried
+        )
+        with scope:
+            for variable, value in replaced:
+                scope.add_update((variable, value))
+            outputs = self.unit.layer(*args, **kwargs)
+        return floating(outputs)
+
+    def group(self, k):
+        """Arguments and gradients of the rows of group k."""
+        leading = self.outputs[0].shape[0]
+
+        def cut(leaf):
+            if keras.ops.is_tensor(leaf) and (
+                len(leaf.shape) > 0 and leaf.shape[0] == leading
+            ):
+                return self._layout.group(leaf, k)
+            return leaf
+
+        args, kwargs = keras.tree.map_structure(cut, (self.args, self.kwargs))
+        return (
+            args,
+            kwargs,
+            [
+                None if g is None else self._layout.group(g, k)
+                for g in self.gradients
+            ],
+        )
+
+    def _index(self, variable):
+        for index, own in enumerate(self._oracle.variables):
+            if own is variable:
+                return index
+        raise ValueError(f"Not a trained variable: {variable.path}")
+
+
+class OnePassGradients:
+    """`GroupGradients` whose gradients need not exist one by one."""
+
+    def __init__(self, oracle, layout, by_variable, regularised):
+        self.sizes = layout.sizes
+        self.rows = layout.size
+        self.present = rows.present(layout.sizes)
+        self._oracle = oracle
+        self._by_variable = by_variable
+        self._regularised = regularised
+
+    def gram(self):
+        """Inner products of the group gradients, `(K, K)` float32."""
+        groups = len(self.sizes)
+        total = keras.ops.zeros((groups, groups), "float32")
+        for contribution in self._by_variable.values():
+            total = total + contribution.gram()
+        present = products.to_float32(self.present)
+        for key, gradient in self._regularised.items():
+            own = keras.ops.sum(keras.ops.square(gradient))
+            total = total + own * present[:, None] * present[None, :]
+            if key in self._by_variable:
+                cross = self._by_variable[key].inner(gradient)
+                total = total + cross[:, None] + cross[None, :]
+        return total
+
+    def combine(self, weights):
+        """The combination `sum_k weights[k] g_k`, one tensor a variable."""
+        answer = []
+        whole = keras.ops.sum(weights)
+        for variable, value in zip(self._oracle.variables, self._oracle.values):
+            gradient = None
+            if id(variable) in self._by_variable:
+                gradient = self._by_variable[id(variable)].combine(weights)
+            if id(variable) in self._regularised:
+                term = self._regularised[id(variable)]
+                term = products.weighted_rows(whole[None], term[None])[0]
+                gradient = term if gradient is None else gradient + term
+            if gradient is None and devices.FUNCTIONAL:
+                gradient = keras.ops.zeros_like(value)
+            if gradient is not None:
+                gradient = products.reshape(gradient, variable.shape)
+                gradient = keras.ops.cast(gradient, variable.dtype)
+            answer.append(gradient)
+        return answer
+
+    def works(self):
+        """The predicted `Work` of every variable, in order."""
+        return [
+            (variable, self._by_variable[id(variable)].work)
+            for variable in self._oracle.variables
+            if id(variable) in self._by_variable
+        ]

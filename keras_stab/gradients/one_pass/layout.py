@@ -1,0 +1,99 @@
+"""How the rows of groups lie in the tensors that layers see."""
+
+import keras
+
+from keras_stab.backend import products
+from keras_stab.backend import tracing
+from keras_stab.gradients import rows
+
+
+class Layout:
+    """Row i of a batch of B belongs to group i mod K.
+
+    When K divides B, the rows are put group by group once, at the input, so
+    that every layer sees K blocks. Otherwise they stay where they are and
+    each tensor is padded with rows of zeros when its groups are formed.
+
+    A tensor inside the model may have B c leading rows, c for each row of the
+    batch (a reshape of `[B, T, d]` to `[B T, d]` has).
+    """
+
+    def __init__(self, batch, groups):
+        self.groups = groups
+        self.size = rows.batch_size(*batch)
+        rows.check_not_empty(self.size)
+        self.sizes = rows.group_sizes(self.size, groups)
+        self.is_static = rows.is_static(self.size)
+        self.sorted = self.is_static and self.size % groups == 0
+        # A step that runs eagerly may be given arrays.
+        self.batch = rows.as_tensors(batch)
+        conditions = rows.length_checks(batch)
+        if conditions:
+            self.batch = tracing.checked(self.batch, conditions)
+        if self.sorted:
+            stacked = rows.stack_groups(self.batch, groups)
+            self.batch = rows.map_tensors(rows.merge_first_axes, stacked)
+
+    def group(self, data, k):
+        """The rows of group k, from a structure of tensors of B c rows."""
+
+        def cut(tensor):
+            if self.sorted:
+                share = tensor.shape[0] // self.groups
+                return tensor[k * share : (k + 1) * share]
+            if tensor.shape[0] == self.size:
+                return tensor[k :: self.groups]
+            blocks = self._by_row(tensor)[k :: self.groups]
+            return rows.merge_first_axes(blocks)
+
+        return rows.map_tensors(cut, data)
+
+    def stack(self, tensor):
+        """From `[B c, ...]` to `[K, n c, ...]`, padded with zeros."""
+        rest = tuple(tensor.shape[1:])
+        if self.sorted:
+            return products.reshape(tensor, (self.groups, -1) + rest)
+        missing = -self.size % self.groups
+        tensor = self._by_row(tensor)
+        shape = keras.ops.shape(tensor)
+        zeros = keras.ops.zeros((missing, shape[1]) + rest, tensor.dtype)
+        tensor = keras.ops.concatenate([tensor, zeros], axis=0)
+        # [n, K, c, ...]: the rows of a group are K apart.
+        shape = keras.ops.shape(tensor)
+        tensor = products.reshape(
+            tensor,
+            (shape[0] // self.groups, self.groups, shape[1]) + rest,
+        )
+        tensor = products.swapaxes(tensor, 0, 1)
+        return products.reshape(tensor, (self.groups, -1) + rest)
+
+    def times_row_factors(self, tensor):
+        """Multiplies each row by B / n_k, with n_k the rows of its group."""
+        index = keras.ops.arange(self.size) % self.groups
+        own = (self.size - index + self.groups - 1) // self.groups
+        factors = keras.ops.cast(self.size, tensor.dtype) / keras.ops.cast(
+            own, tensor.dtype
+        )
+        by_row = self._by_row(tensor)
+        shape = (-1,) + (1,) * (len(by_row.shape) - 1)
+        by_row = by_row * products.reshape(factors, shape)
+        return rows.merge_first_axes(by_row)
+
+    def restore(self, data):
+        """Outputs of the model, back in the order of the rows."""
+        if not self.sorted:
+            return data
+
+        return rows.unstack_groups(rows.map_tensors(self.stack, data))
+
+    def _by_row(self, tensor):
+        """From `[B c, ...]` to `[B, c, ...]`."""
+        rest = tuple(tensor.shape[1:])
+        if tensor.shape[0] is None:
+            return products.reshape(
+                tensor,
+                (self.size, keras.ops.shape(tensor)[0] // self.size) + rest,
+            )
+        return products.reshape(
+            tensor, (self.size, tensor.shape[0] // self.size) + rest
+        )

@@ -1,0 +1,102 @@
+"""Convolutions of one to three dimensions."""
+
+import dataclasses
+import functools
+import math
+
+import keras
+
+from keras_stab.backend import differentiation
+from keras_stab.backend import products
+from keras_stab.gradients.one_pass.contributions import Product
+from keras_stab.gradients.one_pass.contributions import Stored
+from keras_stab.gradients.one_pass.contributions import matrix_work
+from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
+from keras_stab.gradients.one_pass.rules.patches import unfold
+from keras_stab.gradients.one_pass.rules.sums import bias_gradients
+
+
+def _convolution_rule(layer, call):
+    """A product with the windows as inputs, where that is cheaper."""
+    if layer.lora_enabled:
+        return []
+    inputs, gradient = call.args[0], call.gradient
+    answer = []
+    last = layer.data_format == "channels_last"
+    images = gradient if last else keras.ops.moveaxis(gradient, 1, -1)
+    if layer.use_bias:
+        answer.append(
+            (layer.bias, bias_gradients(layer.bias, call.grouped(images)))
+        )
+    positions = math.prod(images.shape[1:-1])
+    *size, channels, filters = (int(n) for n in layer.kernel.shape)
+    work = matrix_work(
+        call.tokens(positions),
+        math.prod(size) * channels,
+        filters,
+        1,
+        call.groups,
+    )
+    if work.choice == "store" or layer.groups > 1:
+        work = dataclasses.replace(work, choice="store")
+        stack = _convolution_gradients(layer, call)
+        answer.append((layer.kernel, Stored(stack, work.tokens, work)))
+        return answer
+    windows = unfold(
+        inputs if last else keras.ops.moveaxis(inputs, 1, -1),
+        layer.kernel_size,
+        layer.strides,
+        layer.dilation_rate,
+        layer.padding,
+    )
+    images = products.reshape(images, (-1, positions, filters))
+    factors = [
+        products.reshape(call.grouped(t), (1, call.groups, -1, t.shape[-1]))
+        for t in (windows, images)
+    ]
+    fold = _fold_kernel(tuple(layer.kernel.shape))
+    answer.append((layer.kernel, Product(*factors, fold, work.tokens)))
+    return answer
+
+
+# Cached: contributions of several calls of a layer share the function.
+@functools.cache
+def _fold_kernel(shape):
+    return lambda heads: products.reshape(heads, (heads.shape[0],) + shape)
+
+
+def _convolution_gradients(layer, call):
+    kernel = keras.ops.cast(call.value(layer.kernel), call.gradient.dtype)
+    gradients = []
+    for k in range(call.groups):
+        (inputs, *_), _, (cotangent,) = call.group(k)
+
+        def convolve(values, inputs=inputs):
+            return [_convolve(layer, inputs, values[0])]
+
+        gradients += differentiation.vector_jacobian(
+            convolve, [kernel], [cotangent]
+        )
+    return keras.ops.stack(gradients)
+
+
+def _convolve(layer, inputs, kernel):
+    padding = layer.padding
+    if padding == "causal":
+        missing = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
+        time = [missing, 0]
+        last = layer.data_format == "channels_last"
+        pads = [time, [0, 0]] if last else [[0, 0], time]
+        inputs, padding = keras.ops.pad(inputs, [[0, 0], *pads]), "valid"
+    return keras.ops.conv(
+        inputs,
+        kernel,
+        strides=list(layer.strides),
+        padding=padding,
+        data_format=layer.data_format,
+        dilation_rate=layer.dilation_rate,
+    )
+
+
+for _type in (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D):
+    register_layer_rule(_type, before_activation=True)(_convolution_rule)

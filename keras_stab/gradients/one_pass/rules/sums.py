@@ -1,0 +1,29 @@
+"""Sums over rows and positions: gradients of biases and scales."""
+
+import keras
+
+from keras_stab.backend import products
+
+
+def bias_gradients(bias, gradient):
+    """Sums `(K, n, ...)` down to `(K, *bias.shape)`."""
+    gradient = products.to_float32(gradient)
+    rank = len(gradient.shape) - 2
+    shape = (1,) * (rank - len(bias.shape)) + tuple(bias.shape)
+    axes = [1] + [
+        i + 2
+        for i, size in enumerate(shape)
+        if size == 1 or i < rank - len(bias.shape)
+    ]
+    total = products.sum_over(gradient, tuple(axes))
+    return products.reshape(total, (-1,) + tuple(bias.shape))
+
+
+def sums_along_axes(layer, call, tensor):
+    """Sums over rows and all axes but those that are normalised."""
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    rank = len(tensor.shape)
+    kept = {axis % rank + 1 for axis in axes}
+    grouped = keras.ops.cast(call.grouped(tensor), "float32")
+    others = tuple(a for a in range(1, rank + 1) if a not in kept)
+    return products.sum_over(grouped, others)

@@ -1,0 +1,212 @@
+"""The layers that own weights, and what passes through them in one run."""
+
+import contextlib
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.backend import devices
+from keras_stab.gradients.one_pass import layer_rules
+from keras_stab.gradients.one_pass import rules  # noqa: F401  registers them
+
+# They call the layers inside them in a loop, or on reshaped rows.
+_OPAQUE = (keras.layers.RNN, keras.layers.Wrapper)
+
+
+class Refusal(ValueError):
+    """Why the one-pass engine cannot answer for a model."""
+
+
+class Unit:
+    """A layer that owns trainable variables, and the rule that serves it.
+
+    Attributes:
+        layer: The layer.
+        variables: Those of its trainable variables that are trained.
+        rule: A function as in `register_layer_rule`.
+        before_activation: Whether the rule wants the gradient there.
+    """
+
+    def __init__(self, layer, variables, opaque):
+        self.layer = layer
+        self.variables = variables
+        self.rule, self.before_activation = layer_rules.generic_rule, False
+        if not opaque:
+            self.rule, self.before_activation = layer_rules.find_rule(layer)
+
+    @property
+    def is_generic(self):
+        return self.rule is layer_rules.generic_rule
+
+
+def find_units(model, variables):
+    """The units of a model.
+
+    Raises:
+        Refusal: If the model holds a layer whose answer would be wrong.
+    """
+    wanted = {id(v): v for v in variables}
+    units, covered, hidden = [], set(), set()
+    for layer in keras_internals.all_layers(model):
+        _refuse_layer(layer, wanted)
+        if id(layer) in hidden:
+            continue
+        own = {id(v) for v in layer.trainable_variables} & set(wanted)
+        inner = keras_internals.all_layers(layer)
+        below = {id(v) for x in inner for v in x.trainable_variables}
+        opaque = isinstance(layer, _OPAQUE) or bool(
+            (own - below) and (own & below)
+        )
+        mine = own if opaque else own - below
+        if opaque:
+            hidden.update(id(x) for x in inner)
+        if mine:
+            variables = [v for i, v in wanted.items() if i in mine]
+            units.append(Unit(layer, variables, opaque))
+            covered |= mine
+    for key, variable in wanted.items():
+        if key not in covered:
+            raise Refusal(
+                f"variable {variable.path!r} belongs to the model itself and "
+                "to no layer"
+            )
+    return units
+
+
+def _refuse_layer(layer, wanted):
+    reason = None
+    if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+        reason = "normalises by the statistics of the whole batch"
+    elif isinstance(layer, keras.layers.SpectralNormalization):
+        reason = "rewrites the weights of another layer"
+    elif getattr(layer, "stateful", False):
+        reason = "keeps a state a row of the batch"
+    elif any(v.overwrite_with_gradient for v in layer.trainable_variables):
+        reason = "has variables that are overwritten by their gradient"
+    elif getattr(layer, "quantization_mode", None) is not None:
+        reason = "is quantised"
+    elif keras_internals.is_rematerialised(layer):
+        reason = "is computed twice (RematScope)"
+    elif layer.activity_regularizer is not None:
+        reason = "has an activity regulariser, averaged over the whole batch"
+    elif isinstance(layer, keras.layers.TorchModuleWrapper) and any(
+        id(v) in wanted for v in layer.trainable_variables
+    ):
+        reason = "runs a PyTorch module, whose weights cannot be replaced"
+    if reason is not None:
+        raise Refusal(f"layer {layer.name!r} ({type(layer).__name__}) {reason}")
+
+
+class Recorder:
+    """Listens to the units of a model while it runs.
+
+    Args:
+        units: List of `Unit`.
+        scope: The `RecordingScope` in which the model runs.
+        tap: Called with each floating output of a unit; its result is what
+            the model goes on with.
+        examines: Whether to notice draws of random numbers that Keras does
+            not know of.
+    """
+
+    def __init__(self, units, scope, tap, examines=False):
+        self.calls = []
+        self._examines = examines
+        self._units, self._scope, self._tap = units, scope, tap
+
+    @contextlib.contextmanager
+    def listening(self):
+        """Shadows `call` of each unit's layer, on the instance."""
+        self._scope.guard(v for unit in self._units for v in unit.variables)
+        try:
+            for unit in self._units:
+                vars(unit.layer)["call"] = self._around(unit, unit.layer.call)
+            yield self
+        finally:
+            for unit in self._units:
+                vars(unit.layer).pop("call", None)
+
+    def _around(self, unit, original):
+        def call(*args, **kwargs):
+            draws = self._scope.draws
+            random_state = devices.random_state() if self._examines else None
+            with self._scope.allowing(unit.variables):
+                with _without_activation(unit) as activation:
+                    outputs = original(*args, **kwargs)
+            record = RecordedCall(unit, args, kwargs)
+            record.draws = self._scope.draws > draws or (
+                devices.drew_since(random_state)
+            )
+            if is_float(outputs):  # the usual case, without tree operations
+                tapped = self._through(outputs)
+                record.outputs = [tapped]
+            else:
+                tapped = keras.tree.map_structure(self._through, outputs)
+                record.outputs = floating(tapped)
+            self.calls.append(record)
+            return activation(tapped) if unit.before_activation else tapped
+
+        return call
+
+    def _through(self, tensor):
+        if not is_float(tensor):
+            return tensor
+        mask = keras_internals.get_mask(tensor)
+        tensor = self._tap(tensor)
+        keras_internals.set_mask(tensor, mask)
+        return tensor
+
+
+class RecordedCall:
+    """What one call of a unit was given and what it returned.
+
+    Attributes:
+        outputs: The floating outputs, before the activation if the rule
+            wants that.
+        draws: Whether random numbers were drawn in it.
+    """
+
+    def __init__(self, unit, args, kwargs):
+        self.unit, self.args, self.kwargs = unit, args, kwargs
+        self.outputs = None
+        self.draws = False
+
+    def tensors(self):
+        """Every tensor that came in."""
+        leaves = keras.tree.flatten((self.args, self.kwargs))
+        return [leaf for leaf in leaves if keras.ops.is_tensor(leaf)]
+
+    def with_tensors(self, tensors):
+        """The same arguments with other tensors."""
+        remaining = iter(tensors)
+        return keras.tree.map_structure(
+            lambda leaf: next(remaining) if keras.ops.is_tensor(leaf) else leaf,
+            (self.args, self.kwargs),
+        )
+
+
+@contextlib.contextmanager
+def _without_activation(unit):
+    """Takes the activation off while the layer runs; yields it."""
+    if not unit.before_activation:
+        yield None
+        return
+    # Not through the layer's own `__setattr__`, which tracks and may refuse.
+    attributes = vars(unit.layer)
+    activation = attributes["activation"]
+    attributes["activation"] = None
+    try:
+        yield activation
+    finally:
+        attributes["activation"] = activation
+
+
+def floating(structure):
+    """The floating tensors in a nested structure."""
+    return [leaf for leaf in keras.tree.flatten(structure) if is_float(leaf)]
+
+
+def is_float(leaf):
+    return keras.ops.is_tensor(leaf) and keras.backend.is_float_dtype(
+        leaf.dtype
+    )

@@ -1,0 +1,69 @@
+"""Adam's second moment alone: what Schedule-Free puts its average around."""
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.arguments import checked_learning_rate
+from keras_stab.arguments import checked_number
+from keras_stab.numerics.norms import in_full_precision
+
+
+@keras.saving.register_keras_serializable(package="keras_stab")
+class MomentumFreeAdam(keras.optimizers.Optimizer):
+    r"""$w \leftarrow w - \gamma g / (\sqrt{\hat v} + \epsilon)$.
+
+    `keras.optimizers.Adam(beta_1=0)` keeps a momentum that it does not need,
+    and adds its epsilon before the correction of the bias.
+
+    Args:
+        learning_rate: $\gamma$: float, schedule or callable.
+        beta_2: Decay of the second moment, in [0, 1).
+        epsilon: $\epsilon$.
+        name: String.
+        **kwargs: Further arguments of every Keras optimizer.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        beta_2=0.999,
+        epsilon=1e-8,
+        name="momentum_free_adam",
+        **kwargs,
+    ):
+        super().__init__(
+            checked_learning_rate(learning_rate), name=name, **kwargs
+        )
+        self.beta_2 = checked_number("beta_2", beta_2, 0.0, 1.0)
+        self.epsilon = checked_number("epsilon", epsilon, 0.0)
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.velocities = self.add_optimizer_variables(variables, "velocity")
+
+    def update_step(self, gradient, variable, learning_rate):
+        ops = keras.ops
+        slot = self.velocities[keras_internals.variable_index(self, variable)]
+        gradient = in_full_precision(ops.convert_to_tensor(gradient))
+        velocity = in_full_precision(ops.convert_to_tensor(slot.value))
+        velocity = velocity + (1.0 - self.beta_2) * (
+            ops.square(gradient) - velocity
+        )
+        self.assign(slot, ops.cast(velocity, slot.dtype))
+        step = ops.cast(self.iterations + 1, velocity.dtype)
+        beta = ops.convert_to_tensor(self.beta_2, velocity.dtype)
+        update = gradient / (
+            ops.sqrt(velocity / (1.0 - ops.power(beta, step))) + self.epsilon
+        )
+        rate = ops.cast(learning_rate, velocity.dtype)
+        self.assign_sub(variable, ops.cast(rate * update, variable.dtype))
+
+    def get_config(self):
+        config = super().get_config()
+        config.update({"beta_2": self.beta_2, "epsilon": self.epsilon})
+        return config

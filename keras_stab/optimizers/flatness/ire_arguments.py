@@ -1,0 +1,106 @@
+"""Checks of the arguments of IRE."""
+
+import keras
+
+from keras_stab.arguments import checked_count
+from keras_stab.arguments import checked_number
+from keras_stab.nesting import nest
+from keras_stab.optimizers.flatness.second_moment import WITH_SECOND_MOMENT
+from keras_stab.optimizers.lent_weights import LendsWeights
+from keras_stab.optimizers.wrapper import innermost
+
+CURVATURES = ("fisher", "second_moment", "gradient")
+
+
+def checked_share(argument, value):
+    """The value as a float above 0 and at most 1."""
+    value = checked_number(argument, value, 0.0, forbidden=(0.0,))
+    if value > 1.0:
+        raise ValueError(
+            f"`{argument}` must be at most 1. Received: {argument}={value}"
+        )
+    return value
+
+
+def checked_sampler(value, curvature):
+    """A function that draws labels, its config, or `None`."""
+    if isinstance(value, dict):
+        value = keras.saving.deserialize_keras_object(value)
+    if value is None:
+        return value
+    if not callable(value):
+        raise ValueError(
+            "`label_sampler` must be a function (outputs, seed) -> labels. "
+            f"Received: label_sampler={value!r}"
+        )
+    if curvature != "fisher":
+        raise ValueError(
+            '`label_sampler` has an effect with curvature="fisher" only. '
+            f"Received: curvature={curvature!r}"
+        )
+    return value
+
+
+def first_step(start_step, inner):
+    """The int, `None` when it will be told later."""
+    if start_step == "manual":
+        return None
+    if start_step != "warmup_end":
+        if isinstance(start_step, str):
+            raise ValueError(
+                '`start_step` must be an integer, "warmup_end" or "manual". '
+                f"Received: start_step={start_step!r}"
+            )
+        return checked_count("start_step", start_step, 0)
+    rate = innermost(inner).get_config()["learning_rate"]
+    arguments = rate["config"] if isinstance(rate, dict) else {}
+    if not arguments.get("warmup_steps"):
+        raise ValueError(
+            'start_step="warmup_end" needs an inner optimizer whose learning '
+            "rate is a schedule with `warmup_steps`. Pass the step itself"
+        )
+    return int(arguments["warmup_steps"])
+
+
+def check_inner(optimizer, curvature, momentum):
+    """Raises a `ValueError` for an inner optimizer that cannot be used."""
+    base = innermost(optimizer)
+    if getattr(base, "use_ema", False):
+        raise ValueError(
+            "`use_ema` of the inner optimizer would average weights that are "
+            "not boosted. Average outside of IRE instead"
+        )
+    if type(base).__name__ == "ScheduleFreeAdamW":
+        raise ValueError(
+            "ScheduleFreeAdamW makes the weights from its own state, which "
+            "would undo the boost. Use another inner optimizer"
+        )
+    for each in nest(optimizer):
+        if isinstance(each, LendsWeights):
+            name = type(each).__name__
+            wraps = hasattr(each, "inner_optimizer")
+            advice = (
+                f"Put it outside, {name}(IRE(...))"
+                if wraps
+                else ("Use another inner optimizer")
+            )
+            raise ValueError(
+                f"{name} keeps a second set of weights, which would not hear "
+                f"of the boost. {advice}"
+            )
+    if any(hasattr(each, "start_boost") for each in nest(optimizer)):
+        raise ValueError("IRE inside IRE would boost twice: use one")
+    if curvature != "second_moment":
+        return
+    if momentum:
+        raise ValueError(
+            'curvature="second_moment" is an average already: leave '
+            f"`curvature_momentum` 0. Received: curvature_momentum={momentum}"
+        )
+    if not isinstance(base, WITH_SECOND_MOMENT):
+        names = ", ".join(kind.__name__ for kind in WITH_SECOND_MOMENT[:-1])
+        raise ValueError(
+            'curvature="second_moment" reads the running average of squared '
+            f"gradients that {names} keep. Use curvature="
+            f'"gradient" with {type(base).__name__}'
+        )

@@ -1,0 +1,351 @@
+"""SAM: sharpness-aware minimization, and its adaptive form ASAM."""
+
+import keras
+
+from keras_stab.arguments import checked_choice
+from keras_stab.arguments import checked_count
+from keras_stab.arguments import checked_number
+from keras_stab.backend import devices
+from keras_stab.backend import tracing
+from keras_stab.nesting import nest
+from keras_stab.numerics.ascent import ascent
+from keras_stab.numerics.ascent import cosine
+from keras_stab.numerics.ascent import global_norm
+from keras_stab.optimizers.flatness.strengths import Strength
+from keras_stab.optimizers.state import add_state
+from keras_stab.optimizers.wrapper import GradientMethod
+
+MEASURES = (
+    "gradient_norm",
+    "perturbation_norm",
+    "sharpness_gap",
+    "cosine",
+)
+NORMALIZATION = ("gamma", "beta", "scale")
+OFFSETS = ("bias", "beta")
+
+
+@keras.saving.register_keras_serializable(package="keras_stab")
+class SAM(GradientMethod):
+    r"""Takes the gradient where the loss near by is highest.
+
+    For weights $w$ and their gradient $g$ the inner optimizer, which makes
+    its step from $w$, is given
+
+    $$
+    h = \nabla L(w + e), \qquad e = \rho \, \frac{T^2 g}{\|T g\|}
+    $$
+
+    with one norm over all perturbed variables. $T = 1$ is SAM, $T = |w|$
+    (and a little more) ASAM, which does not change when a layer is scaled up
+    and the next one down.
+
+    Args:
+        inner_optimizer: Keras optimizer, name or config, that is given $h$.
+            Clipping, weight decay, moments and learning rate are its own.
+            Defaults to `"sgd"`.
+        rho: Float, the radius $\rho$, or a `LearningRateSchedule`, called
+            with the number of updates. 0.05 to 0.2 are usual; with
+            `adaptive=True` 0.5 to 1, with `adaptive="all"` about 2. 0 is the
+            inner optimizer itself. Defaults to 0.05.
+        adaptive: `False`: $T = 1$. `True`: $T = |w| + \eta$, but 1 for
+            variables named `bias` or `beta`, as in the authors' code.
+            `"all"`: $T = |w|$ for every variable. Defaults to `False`.
+        interval: Int of at least 1. SAM at every such update from
+            `start_step` on, the plain gradient at the others. Defaults to 1.
+        eta: Float, $\eta$; of `adaptive=True` only. Defaults to 0.01.
+        start_step: Int, updates before the first of SAM. Defaults to 0.
+        stop_step: Int, the first update without SAM again, or `None`.
+        variable_filter: Which variables are perturbed and enter the norm:
+            `None` for all, `"normalization"` for those named `gamma`, `beta`
+            or `scale`, or a function from a variable's path to a boolean
+            (register it as serializable to save the model). The others get
+            their gradient at $w + e$ too. Defaults to `None`.
+        independent_noise: Whether the second pass draws dropout masks of its
+            own; by default it sees those of the first.
+        rho_schedule: `"constant"`, or `"learning_rate"`: $\rho$ times the
+            learning rate over its highest value. Defaults to `"constant"`.
+        reference_learning_rate: Float, that highest value; `None` takes it
+            from the schedule of the inner optimizer.
+        name: String or `None`.
+
+    Raises:
+        ValueError: If an argument is out of range, belongs on the inner
+            optimizer, or the inner optimizer cannot be used.
+        RuntimeError: If plain gradients are handed to it.
+
+    What training keeps comes from the first pass: batch-norm statistics,
+    dropout seeds, metrics, the loss that is logged. The weights are never
+    moved to $w + e$ and back: the second pass is handed other values. A
+    gradient that is not finite reaches the inner optimizer, as without SAM.
+    `diagnostics()` reads figures of the last update that was SAM's.
+
+    Example:
+
+    >>> import keras, keras_stab
+    >>> model = keras.Sequential([keras.layers.Dense(1)])
+    >>> optimizer = keras_stab.SAM(keras.optimizers.SGD(0.1), rho=0.05)
+    >>> model.compile(optimizer=optimizer, loss="mse")
+    >>> x, y = keras.ops.ones((8, 3)), keras.ops.ones((8, 1))
+    >>> history = model.fit(x, y, batch_size=8, verbose=0)
+    >>> round(optimizer.diagnostics()["perturbation_norm"], 3)
+    0.05
+
+    Departures from the paper:
+        On several devices there is one perturbation, that of the whole
+        batch, not one a device: results do not depend on how many there are.
+        With `gradient_accumulation_steps` each micro-batch has its own. On
+        PyTorch and TensorFlow a weight that the loss does not depend on is
+        no part of the norm; on JAX its gradient is zero, which is the same.
+
+    Cost:
+        Two forward and two backward passes instead of one of each;
+        `interval=k` divides what is added by k. For a moment one copy of the
+        weights; nothing is kept. `benchmarks/method_time.py` measures it.
+
+    References:
+        - Foret, Kleiner, Mobahi, Neyshabur, 2020, "Sharpness-Aware
+          Minimization for Efficiently Improving Generalization",
+          arXiv:2010.01412
+        - Kwon, Kim, Park, Choi, 2021, "ASAM: Adaptive Sharpness-Aware
+          Minimization for Scale-Invariant Learning of Deep Neural Networks",
+          arXiv:2102.11600
+    """
+
+    def __init__(
+        self,
+        inner_optimizer="sgd",
+        rho=0.05,
+        adaptive=False,
+        interval=1,
+        eta=0.01,
+        start_step=0,
+        stop_step=None,
+        variable_filter=None,
+        independent_noise=False,
+        rho_schedule="constant",
+        reference_learning_rate=None,
+        name=None,
+        **kwargs,
+    ):
+        super().__init__(inner_optimizer, name=name, **kwargs)
+        self._rho = Strength("rho", rho, rho_schedule, reference_learning_rate)
+        self.adaptive = checked_choice(
+            "adaptive", adaptive, (False, True, "all")
+        )
+        self.interval = checked_count("interval", interval, 1)
+        self.eta = checked_number("eta", eta, minimum=0.0)
+        self.start_step = checked_count("start_step", start_step, 0)
+        if stop_step is not None:
+            stop_step = checked_count(
+                "stop_step", stop_step, self.start_step + 1
+            )
+        self.stop_step = stop_step
+        self.variable_filter = _checked_filter(variable_filter)
+        self.independent_noise = bool(independent_noise)
+        self._rho.check(self.inner_optimizer)
+        _check_inner(self.inner_optimizer)
+
+    def build(self, variables):
+        if self.built:
+            return
+        variables = list(variables)
+        self._perturbed = [self._is_perturbed(v) for v in variables]
+        if not any(self._perturbed):
+            paths = ", ".join(v.path for v in variables)
+            raise ValueError(
+                "`variable_filter` leaves no variable to perturb. Received: "
+                f"variable_filter={self.variable_filter!r}; the variables are "
+                f"{paths}"
+            )
+        super().build(variables)
+        self._measures = add_state(
+            self, "measures", (len(MEASURES),), "float32"
+        )
+
+    def estimate(self, oracle):
+        gradients = super().estimate(oracle)
+        measures = self._measures.value
+        if not self._rho.is_zero:
+            gradients, measures = self._sharpness_aware(
+                oracle, gradients, measures
+            )
+        oracle.notes[self] = measures
+        return gradients
+
+    def _sharpness_aware(self, oracle, gradients, measures):
+        """The gradients to hand over and the figures, at this update."""
+        gradients = [tracing.densify(g) for g in gradients]
+        present = [i for i, g in enumerate(gradients) if g is not None]
+        step = self.completed_updates()
+        active = self._active(step)
+        if active is None:
+            answer, measures, notes = self._second_pass(oracle, gradients, step)
+            oracle.notes.update(notes)
+            return answer, measures
+        if devices.replicas() > 1:
+            raise ValueError(
+                "SAM cannot choose per update under a tf.distribute strategy, "
+                "which allows no exchange between replicas inside a "
+                "condition. Use interval=1, start_step=0 and stop_step=None"
+            )
+        methods = list(oracle.notes)
+        kept = [oracle.notes[m] for m in methods]
+
+        def flat(gradients, measures, notes):
+            leaves = [gradients[i] for i in present]
+            return [*leaves, measures, *keras.tree.flatten(notes)]
+
+        def second():
+            answer, measures, notes = self._second_pass(oracle, gradients, step)
+            return flat(answer, measures, [notes[m] for m in methods])
+
+        leaves = keras.ops.cond(
+            active, second, lambda: flat(gradients, measures, kept)
+        )
+        answer = list(gradients)
+        for i, leaf in zip(present, leaves):
+            answer[i] = leaf
+        measures, *rest = leaves[len(present) :]
+        if methods:
+            notes = keras.tree.pack_sequence_as(kept, rest)
+            oracle.notes.update(zip(methods, notes))
+        return answer, measures
+
+    def _active(self, step):
+        """Whether SAM acts at this update; `None` when it always does."""
+        conditions = []
+        if self.start_step:
+            conditions.append(step >= self.start_step)
+        if self.stop_step is not None:
+            conditions.append(step < self.stop_step)
+        if self.interval > 1:
+            conditions.append((step - self.start_step) % self.interval == 0)
+        if not conditions:
+            return None
+        return keras.ops.all(keras.ops.stack(conditions))
+
+    def _second_pass(self, oracle, gradients, step):
+        """The gradients at `w + e`, figures, and notes of inner methods."""
+        chosen = [
+            i
+            for i, g in enumerate(gradients)
+            if g is not None and self._perturbed[i]
+        ]
+        radius = self._rho.at(step, self.inner_optimizer)
+        shift = [None] * len(gradients)
+        own = [gradients[i] for i in chosen]
+        scales = [
+            self._scale(oracle.variables[i], oracle.values[i]) for i in chosen
+        ]
+        perturbation = ascent(own, scales, radius) if chosen else []
+        for i, part in zip(chosen, perturbation):
+            shift[i] = part
+        shifted = oracle.at(shift)
+        if self.independent_noise:
+            shifted = shifted.with_new_noise()
+        shifted.notes = {}
+        answer = [tracing.densify(g) for g in super().estimate(shifted)]
+        _check_answer(gradients, answer, oracle.variables)
+        others = [answer[i] for i in chosen]
+        zero = keras.ops.zeros((), "float32")
+        measures = [
+            global_norm(own) if own else zero,
+            global_norm(perturbation) if own else zero,
+            keras.ops.cast(shifted.loss - oracle.loss, "float32"),
+            cosine(own, others) if own else zero,
+        ]
+        return answer, keras.ops.stack(measures), shifted.notes
+
+    def _scale(self, variable, value):
+        """T of one variable."""
+        offset = self.adaptive is True and _short_name(variable) in OFFSETS
+        if not self.adaptive or offset:
+            return 1.0
+        size = keras.ops.abs(keras.ops.cast(value, "float32"))
+        return size if self.adaptive == "all" else size + self.eta
+
+    def _is_perturbed(self, variable):
+        if variable.overwrite_with_gradient:  # statistics of fp8 layers
+            return False
+        if self.variable_filter is None:
+            return True
+        if self.variable_filter == "normalization":
+            return _short_name(variable) in NORMALIZATION
+        return bool(self.variable_filter(variable.path))
+
+    def apply_in_order(self, gradients, variables):
+        super().apply_in_order(gradients, variables)
+        self._measures.assign(self.handed_over)
+
+    def diagnostics(self):
+        """Figures of the last update that was SAM's, read from the device.
+
+        Returns:
+            Dict of floats: `gradient_norm` (of the perturbed variables),
+            `perturbation_norm`, `sharpness_gap` ($L(w + e) - L(w)$) and
+            `cosine` (of the two gradients). All zero before.
+        """
+        if not self.built:
+            raise ValueError("There are no figures before the first step")
+        values = keras.ops.convert_to_numpy(self._measures.value)
+        return dict(zip(MEASURES, (float(v) for v in values)))
+
+    def get_config(self):
+        config = super().get_config()
+        chosen = self.variable_filter
+        if callable(chosen):
+            chosen = keras.saving.serialize_keras_object(chosen)
+        config.update(
+            {
+                "rho": self._rho.config(),
+                "adaptive": self.adaptive,
+                "interval": self.interval,
+                "eta": self.eta,
+                "start_step": self.start_step,
+                "stop_step": self.stop_step,
+                "variable_filter": chosen,
+                "independent_noise": self.independent_noise,
+                "rho_schedule": self._rho.schedule,
+                "reference_learning_rate": self._rho.reference,
+            }
+        )
+        return config
+
+
+def _short_name(variable):
+    return variable.path.rsplit("/", 1)[-1]
+
+
+def _checked_filter(value):
+    if isinstance(value, dict):
+        value = keras.saving.deserialize_keras_object(value)
+    if value is None or value == "normalization" or callable(value):
+        return value
+    raise ValueError(
+        '`variable_filter` must be None, "normalization" or a function from a '
+        f"path to a boolean. Received: variable_filter={value!r}"
+    )
+
+
+def _check_answer(first, second, variables):
+    """A weight that is read past Keras cannot be perturbed."""
+    for one, other, variable in zip(first, second, variables):
+        if one is not None and other is None:
+            raise ValueError(
+                "SAM hands the perturbed weights to the model as values of "
+                "its Keras variables, but a layer reads this one directly, "
+                "as wrapped PyTorch modules do. Use an optimizer other than "
+                f"SAM. Received: variable {variable.path!r}"
+            )
+
+
+def _check_inner(optimizer):
+    for each in nest(optimizer):
+        if getattr(each, "sees_unperturbed_weights_only", False):
+            raise ValueError(
+                f"{type(each).__name__} must not look at perturbed weights: "
+                f"put SAM inside of it, {type(each).__name__}(SAM(...))"
+            )
+        if isinstance(each, SAM):
+            raise ValueError("SAM inside SAM would perturb twice: use one")

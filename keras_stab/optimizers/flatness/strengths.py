@@ -1,0 +1,85 @@
+"""A strength that may change over time: a radius, a boost."""
+
+import keras
+
+from keras_stab.arguments import checked_choice
+from keras_stab.arguments import checked_number
+from keras_stab.optimizers.wrapper import innermost
+
+Schedule = keras.optimizers.schedules.LearningRateSchedule
+# Where the schedules of Keras, and ours, keep their highest rate.
+_PEAKS = ("warmup_target", "initial_learning_rate", "learning_rate")
+
+
+class Strength:
+    """A number, or a schedule, perhaps in proportion to the learning rate.
+
+    Args:
+        argument: Name for messages.
+        value: Float of at least 0, or a `LearningRateSchedule` (or the config
+            of one), which is a function of a count of updates.
+        schedule: `"constant"`, or `"learning_rate"`: times the learning rate
+            over its highest value.
+        reference: That highest value; `None` to look for it in the schedule
+            of the learning rate.
+    """
+
+    def __init__(self, argument, value, schedule="constant", reference=None):
+        if isinstance(value, dict):
+            value = keras.optimizers.schedules.deserialize(value)
+        if not isinstance(value, Schedule):
+            value = checked_number(argument, value, minimum=0.0)
+        self.value = value
+        self.schedule = checked_choice(
+            f"{argument}_schedule", schedule, ("constant", "learning_rate")
+        )
+        if reference is not None:
+            reference = checked_number(
+                "reference_learning_rate", reference, 0.0, forbidden=(0.0,)
+            )
+            if schedule == "constant":
+                raise ValueError(
+                    "`reference_learning_rate` has no effect with "
+                    f'{argument}_schedule="constant". Leave it out'
+                )
+        self.reference = reference
+
+    @property
+    def is_zero(self):
+        """Whether it is 0 at all times."""
+        return self.value == 0.0
+
+    def check(self, optimizer):
+        """Raises a `ValueError` where the highest rate cannot be known."""
+        if self.schedule == "learning_rate":
+            self._peak(optimizer)
+
+    def at(self, step, optimizer):
+        """The strength at a step, as a float32 scalar tensor or a float."""
+        value = self.value
+        if isinstance(value, Schedule):
+            value = keras.ops.cast(value(step), "float32")
+        if self.schedule == "constant":
+            return value
+        rate = keras.ops.convert_to_tensor(optimizer.learning_rate)
+        return value * keras.ops.cast(rate, "float32") / self._peak(optimizer)
+
+    def config(self):
+        """The value, in JSON types."""
+        if isinstance(self.value, Schedule):
+            return keras.optimizers.schedules.serialize(self.value)
+        return self.value
+
+    def _peak(self, optimizer):
+        if self.reference is not None:
+            return self.reference
+        rate = innermost(optimizer).get_config()["learning_rate"]
+        # The config of a number is its value of now, perhaps already lowered.
+        arguments = rate["config"] if isinstance(rate, dict) else {}
+        for name in _PEAKS:
+            if isinstance(arguments.get(name), float):
+                return arguments[name]
+        raise ValueError(
+            "The highest learning rate is not known: the inner optimizer has "
+            "no schedule that tells it. Pass `reference_learning_rate`"
+        )

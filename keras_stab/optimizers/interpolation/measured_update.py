@@ -1,0 +1,109 @@
+"""MeasuredUpdate: uses what an inner optimizer would do, in another way."""
+
+import keras
+
+from keras_stab.backend import many_tensors
+from keras_stab.backend import tracing
+from keras_stab.backend import updates
+from keras_stab.optimizers.interpolation.projection import suspended_constraints
+from keras_stab.optimizers.lent_weights import LendsWeights
+from keras_stab.optimizers.nest_checks import refuse_accumulating_parts
+from keras_stab.optimizers.nest_checks import refuse_averages_inside
+from keras_stab.optimizers.nest_checks import refuse_several_evaluations
+from keras_stab.optimizers.state import add_state
+from keras_stab.optimizers.wrapper import Wrapper
+
+
+class MeasuredUpdate(LendsWeights, Wrapper):
+    """Base of the extragradient family around any optimizer.
+
+    The update u is the difference of the weights that the inner optimizer
+    makes, without constraints. A subclass names its one slot a variable,
+    `slot_name`, and defines `move`, which says where weights and slot go.
+    """
+
+    slot_name = "anchor"
+    evaluation_name = "anchor"
+
+    def __init__(self, inner_optimizer="sgd", name=None, **kwargs):
+        super().__init__(inner_optimizer, name=name, **kwargs)
+        kind, inner = type(self).__name__, self.inner_optimizer
+        refuse_averages_inside(kind, inner)
+        refuse_accumulating_parts(kind, inner)
+        refuse_several_evaluations(kind, inner)
+
+    def build(self, variables):
+        if self.built:
+            return
+        variables = list(variables)
+        super().build(variables)
+        self._phase = add_state(self, "phase")
+        self._slots = self.add_optimizer_variables(variables, self.slot_name)
+
+    def apply_in_order(self, gradients, variables):
+        count = len(variables)
+        gathered = updates.barrier(
+            [
+                *gradients,
+                *map(tracing.snapshot, variables),
+                keras.ops.copy(self._phase.value),
+                self.completed_updates(),
+            ]
+        )
+        gradients, before = gathered[:count], gathered[count : 2 * count]
+        phase, completed = gathered[2 * count :]
+        with suspended_constraints(variables) as constraints:
+            self.inner_apply(gradients, variables, phase)
+        updated = self.completed_updates() > completed
+        kept = [i for i, slot in enumerate(self._slots) if slot is not None]
+        slots = [self._slots[i] for i in kept]
+        moving = [variables[i] for i in kept]
+
+        def project(values):
+            pairs = zip((constraints[i] for i in kept), values)
+            return [v if c is None else c(v) for c, v in pairs]
+
+        new_slots, values, phase = self.move(
+            phase,
+            updated,
+            list(map(tracing.read, slots)),
+            [before[i] for i in kept],
+            list(map(tracing.read, moving)),
+            project,
+        )
+        many_tensors.assign_each(self, slots, new_slots)
+        many_tensors.assign_each(self, moving, values)
+        self._phase.assign(phase)
+
+    def inner_apply(self, gradients, variables, phase):
+        """The update of the inner optimizer, without constraints."""
+        del phase
+        updates.apply_gradients(self.inner_optimizer, gradients, variables)
+
+    def move(self, phase, updated, slots, before, after, project):
+        """Where slots and weights go.
+
+        Args:
+            phase: int32 scalar tensor, 0 at first.
+            updated: Boolean tensor, whether the inner optimizer did anything;
+                otherwise slots and weights must stay.
+            slots: Tensors.
+            before, after: Weights around the inner update, tensors.
+            project: Function that applies the constraints to a list.
+
+        Returns:
+            New slots, new weights, new phase.
+        """
+        raise NotImplementedError
+
+    def evaluation_values(self):
+        if not self.built:
+            return []
+        if int(tracing.read(self._phase)) == 0:
+            return [None] * len(self._slots)
+        return [None if s is None else s.value for s in self._slots]
+
+    def stability_metrics(self):
+        """For `StabilityMonitor`: how far the weights are from the anchor."""
+        phase = tracing.read(self._phase) if self.built else 0
+        return {"distance": self.distance(), "phase": phase}

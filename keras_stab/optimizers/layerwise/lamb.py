@@ -1,0 +1,170 @@
+"""LAMB: Adam with each layer's step scaled to the size of its weights."""
+
+import keras
+
+from keras_stab.arguments import checked_boolean
+from keras_stab.arguments import checked_learning_rate
+from keras_stab.arguments import checked_number
+from keras_stab.arguments import checked_optional
+from keras_stab.backend import many_tensors
+from keras_stab.numerics.norms import at_most
+from keras_stab.numerics.norms import in_full_precision
+from keras_stab.optimizers.layerwise.layerwise_optimizer import (
+    LayerwiseOptimizer,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_stab")
+class LAMB(LayerwiseOptimizer):
+    r"""Adam whose step is scaled, layer by layer, to the norm of the weights.
+
+    With Adam's bias-corrected moments $\hat m$ and $\hat v$, for each variable
+
+    $$
+    u = \frac{\hat m}{\sqrt{\hat v} + \epsilon} + \beta w, \qquad
+    w \leftarrow w - \gamma \frac{\|w\|}{\|u\|} u
+    $$
+
+    The weight decay $\beta$ is inside the ratio, as published (that of
+    `keras.optimizers.Lamb` is outside). The ratio is 1 where a norm is zero
+    and for variables that are not adapted.
+
+    Args:
+        learning_rate: $\gamma$: float, schedule or callable. Defaults to
+            1e-3.
+        beta_1, beta_2: Decay of the moments, in [0, 1). Default to 0.9 and
+            0.999.
+        epsilon: $\epsilon$. Defaults to 1e-6.
+        weight_decay: $\beta$. Defaults to 0.01.
+        bias_correction: Whether the moments are corrected for their start at
+            zero. Defaults to `True`.
+        trust_ratio: Whether the ratio is used at all. Defaults to `True`.
+        weight_norm_max: Largest norm of the weights in the ratio, or `None`.
+            Defaults to `None`.
+        trust_clip: Largest ratio, or `None`. Defaults to `None`.
+        exclude_1d, decay_exclude, adaptation_exclude: As in `LARS`.
+        track_trust_ratios: As in `LARS`. Defaults to `False`.
+        name: String.
+        **kwargs: Further arguments of every Keras optimizer.
+
+    Raises:
+        ValueError: If an argument is out of range, or a pattern matches no
+            variable.
+
+    Example:
+
+    >>> import keras, keras_stab
+    >>> model = keras.Sequential([keras.layers.Dense(2)])
+    >>> model.compile(keras_stab.LAMB(0.01), loss="mse")
+    >>> x, y = keras.ops.ones((8, 3)), keras.ops.ones((8, 2))
+    >>> history = model.fit(x, y, verbose=0)
+
+    Departures from the paper:
+        No function of the weight norm but an optional upper bound; variables
+        of one dimension are left out by default.
+
+    References:
+        - You et al., 2020, "Large Batch Optimization for Deep Learning:
+          Training BERT in 76 minutes", arXiv:1904.00962
+    """
+
+    arguments = (
+        "beta_1",
+        "beta_2",
+        "epsilon",
+        "bias_correction",
+        "trust_ratio",
+        "weight_norm_max",
+    )
+
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-6,
+        weight_decay=0.01,
+        bias_correction=True,
+        trust_ratio=True,
+        weight_norm_max=None,
+        trust_clip=None,
+        exclude_1d=True,
+        decay_exclude=None,
+        adaptation_exclude=None,
+        track_trust_ratios=False,
+        name="lamb",
+        **kwargs,
+    ):
+        super().__init__(
+            learning_rate=checked_learning_rate(learning_rate),
+            weight_decay=weight_decay,
+            exclude_1d=exclude_1d,
+            decay_exclude=decay_exclude,
+            adaptation_exclude=adaptation_exclude,
+            trust_clip=trust_clip,
+            track_trust_ratios=track_trust_ratios,
+            name=name,
+            **kwargs,
+        )
+        self.beta_1 = checked_number("beta_1", beta_1, 0.0, 1.0)
+        self.beta_2 = checked_number("beta_2", beta_2, 0.0, 1.0)
+        self.epsilon = checked_number("epsilon", epsilon, 0.0)
+        self.bias_correction = checked_boolean(
+            "bias_correction", bias_correction
+        )
+        self.trust_ratio = checked_boolean("trust_ratio", trust_ratio)
+        self.weight_norm_max = checked_optional(
+            "weight_norm_max", weight_norm_max, 0.0
+        )
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.momentums, self.velocities = self.add_optimizer_variables(
+            variables, ["momentum", "velocity"]
+        )
+
+    def update_alike(
+        self, indices, gradients, variables, learning_rate, decay, adapted
+    ):
+        weights = many_tensors.each_value(variables)
+        squares = many_tensors.each_product(gradients, gradients)
+        first = self._moments(self.momentums, indices, self.beta_1, gradients)
+        second = self._moments(self.velocities, indices, self.beta_2, squares)
+        updates = many_tensors.each_quotient(first, second, self.epsilon)
+        if decay:
+            updates = many_tensors.each_sum(updates, weights, decay)
+        rates = in_full_precision(keras.ops.convert_to_tensor(learning_rate))
+        if self.trust_ratio and adapted:
+            ratios = self._trust_ratios(weights, updates)
+            self.note_ratios(indices, ratios)
+            rates = keras.ops.cast(rates, ratios.dtype) * ratios
+        updates = many_tensors.each_product(updates, rates)
+        many_tensors.assign_each(
+            self, variables, many_tensors.each_sum(weights, updates, -1.0)
+        )
+
+    def _moments(self, slots, indices, beta, values):
+        """Brings the slots up to date; returns the corrected moments."""
+        slots = [slots[i] for i in indices]
+        moments = many_tensors.each_sum(
+            many_tensors.each_product(many_tensors.each_value(slots), beta),
+            values,
+            1.0 - beta,
+        )
+        many_tensors.assign_each(self, slots, moments)
+        if not self.bias_correction:
+            return moments
+        dtype = many_tensors.common_dtype(moments)
+        step = keras.ops.cast(self.iterations + 1, dtype)
+        power = keras.ops.power(keras.ops.convert_to_tensor(beta, dtype), step)
+        return many_tensors.each_product(moments, 1.0 / (1.0 - power))
+
+    def _trust_ratios(self, weights, updates):
+        weight_norms = many_tensors.each_norm(weights)
+        update_norms = many_tensors.each_norm(updates)
+        if self.weight_norm_max is not None:
+            weight_norms = at_most(weight_norms, self.weight_norm_max)
+        defined = keras.ops.logical_and(weight_norms > 0, update_norms > 0)
+        return self.clipped_ratios(weight_norms, update_norms, defined)

@@ -1,0 +1,35 @@
+"""State that optimizers keep beside the slots of Keras."""
+
+from keras_stab import keras_internals
+
+
+def add_state(
+    optimizer, name, shape=(), dtype="int32", initializer="zeros", layout=None
+):
+    """A variable of the optimizer that is the same on every replica."""
+    return optimizer.add_variable(
+        shape=shape,
+        initializer=initializer,
+        dtype=dtype,
+        aggregation="only_first_replica",
+        layout=layout,
+        name=name,
+    )
+
+
+def add_slot(optimizer, variable, name, dtype, initializer="zeros"):
+    """The same in the shape of a weight, spread over devices as that is."""
+    return add_state(
+        optimizer,
+        f"{variable.path.replace('/', '_')}_{name}",
+        variable.shape,
+        dtype,
+        initializer,
+        keras_internals.layout(variable),
+    )
+
+
+def widest_dtype(variables):
+    """Dtype of scalars that enter into updates of these variables."""
+    wide = any(variable.dtype == "float64" for variable in variables)
+    return "float64" if wide else "float32"

@@ -1,0 +1,32 @@
+"""UpdatesTogether: one update for all variables."""
+
+from keras_stab.backend import devices
+from keras_stab.backend import tracing
+from keras_stab.backend import updates
+
+
+class UpdatesTogether:
+    """Mixin of optimizers that define `update_steps` for many variables.
+
+    Keras calls `update_step` once a variable. On PyTorch its own optimizers
+    override what is overridden here, and for the same reason: many small
+    operations are bound by Python.
+    """
+
+    # Whether there is something to gain by that on the other backends too.
+    together_everywhere = False
+
+    def apply(self, grads, trainable_variables=None):
+        # What a `Wrapper` does for the optimizer inside it; these are used
+        # without one.
+        super().apply(updates.barrier(list(grads)), trainable_variables)
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        together = self.together_everywhere and devices.replicas() == 1
+        if not devices.EAGER and not together:
+            super()._backend_update_step(
+                grads, trainable_variables, learning_rate
+            )
+            return
+        with tracing.no_gradients():
+            self.update_steps(grads, trainable_variables, learning_rate)
