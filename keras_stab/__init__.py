@@ -24,9 +24,6 @@ from keras_stab.games import Game
 from keras_stab.games import Player
 from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
 from keras_stab.gradients.small_problems import min_norm_weights
-from keras_stab.gradients.train_step import TrainStep
-from keras_stab.gradients.train_step import install
-from keras_stab.gradients.train_step import uninstall
 from keras_stab.optimizers import GRAIN
 from keras_stab.optimizers import IRE
 from keras_stab.optimizers import LAMB
@@ -46,6 +43,9 @@ from keras_stab.schedules import ConstantTail
 from keras_stab.schedules import TimeVaryingSigmoid
 from keras_stab.schedules import WarmupCosine
 from keras_stab.schedules import WarmupPolynomial
+from keras_stab.trainer.installation import TrainStep
+from keras_stab.trainer.installation import install
+from keras_stab.trainer.installation import uninstall
 
 __all__ = [
     "AveragedSGD",

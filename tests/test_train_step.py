@@ -34,7 +34,6 @@ from model_cases import state
 from model_cases import take
 from reference import min_norm_by_enumeration
 
-import keras_stab
 from keras_stab import GRAIN
 from keras_stab.optimizers.wrapper import GradientMethod
 
@@ -720,69 +719,6 @@ def test_own_step_with_plain_gradients():
     model = case.make(grain(2))
     with pytest.raises(RuntimeError, match=r"super\(\)\.train_step"):
         model.train_on_batch(*case.data(8))
-
-
-# ---- Installing -----------------------------------------------------------
-
-
-@pytest.fixture
-def uninstalled():
-    keras_stab.uninstall()
-    yield
-    keras_stab.install()
-
-
-def test_keras_has_no_step_of_its_own(uninstalled):
-    # The assumption that makes `install` harmless.
-    assert "train_step" not in vars(keras.Model)
-    keras_stab.install()
-    keras_stab.install()
-    assert "train_step" in vars(keras.Model)
-    keras_stab.uninstall()
-    assert "train_step" not in vars(keras.Model)
-    keras_stab.uninstall()
-
-
-def test_uninstalled_step_hands_over_plain_gradients(uninstalled):
-    case = CASES["functional"]
-    model = case.make(grain(2))
-    with pytest.raises(RuntimeError, match="keras_stab.TrainStep"):
-        model.train_on_batch(*case.data(8))
-
-
-def test_mixin(uninstalled):
-    class Mixed(keras_stab.TrainStep, Subclassed):
-        pass
-
-    case = Case(Mixed, regression)
-    data = case.data(10)
-    reference = Reference(case, data)
-    expected, logs, _ = reference.step(reference.start, data, 2)
-    model = case.make(grain(2))
-    assert_logs(model.train_on_batch(*data, return_dict=True), logs)
-    assert_state(model, expected)
-
-
-def test_another_step_on_keras_model(uninstalled):
-    calls = []
-
-    def foreign(self, *state_and_data):
-        calls.append(self)
-        return super(keras.Model, self).train_step(*state_and_data)
-
-    case = CASES["functional"]
-    keras.Model.train_step = foreign
-    try:
-        keras_stab.install()
-        case.make(SGD()).train_on_batch(*case.data(8))
-        traces = len(calls)  # TensorFlow may trace a first step twice
-        assert traces >= 1
-        case.make(grain(2)).train_on_batch(*case.data(8))
-        assert len(calls) == traces
-        keras_stab.uninstall()
-        assert vars(keras.Model)["train_step"] is foreign
-    finally:
-        del keras.Model.train_step
 
 
 # ---- Precision ------------------------------------------------------------

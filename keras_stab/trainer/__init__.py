@@ -1,0 +1,1 @@
+"""What this library adds to the trainer of `keras.Model`."""

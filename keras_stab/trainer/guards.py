@@ -1,0 +1,62 @@
+"""Trained weights come back before training, and after a call that raised.
+
+A method of averages or slow weights may have lent the model other weights for
+evaluation (`keras_stab.optimizers.lent_weights`).
+"""
+
+import contextlib
+
+from keras_stab import keras_internals
+from keras_stab.backend import devices
+from keras_stab.backend import tracing
+from keras_stab.nesting import whole_nest
+
+
+def _lenders(model):
+    """The methods in the optimizer that may have lent the model weights."""
+    for optimizer in whole_nest(getattr(model, "optimizer", None)):
+        if hasattr(optimizer, "swap_out"):
+            yield optimizer
+
+
+def take_back(model):
+    """Gives the model its trained weights back, if evaluation borrowed it."""
+    for method in _lenders(model):
+        method.swap_out(model)
+
+
+@contextlib.contextmanager
+def taking_back_on_error(model):
+    """Ends what a callback began in this call, when the call raises."""
+    lenders = list(_lenders(model))
+    lent_before = any(method.swapped for method in lenders)
+    state = _held_state(model) if lenders else []
+    try:
+        yield
+    except BaseException:
+        _recover_state(model, state)
+        if not lent_before:
+            take_back(model)
+        raise
+
+
+def _held_state(model):
+    """What `_recover_state` needs; nothing but references."""
+    if not devices.FUNCTIONAL:
+        return []
+    variables = [*model.variables, *model.metrics_variables]
+    return [(v, v.value) for v in variables if keras_internals.has_value(v)]
+
+
+def _recover_state(model, state):
+    """Gives variables their values back after `evaluate` has raised.
+
+    On JAX Keras takes the values out of the variables while it runs, and does
+    not put them back when `evaluate` or `predict` raises.
+    """
+    if not state:
+        return
+    tracing.sync_state(model)
+    for variable, value in state:
+        if not keras_internals.has_value(variable) and not value.is_deleted():
+            variable.assign(value)

@@ -1,0 +1,159 @@
+"""`install` and `uninstall`: what stands on `keras.Model`, and for how long.
+
+`keras.Model` itself defines neither `train_step` nor `fit`: the backend's
+trainer does, further along the method resolution order. `install` adds
+methods of these names, which look at the optimizer and pass on to whatever
+stood there before. Two needs are served, each by names of its own:
+
+- methods that ask for gradients need `train_step`;
+- methods that lend evaluation weights need `fit`, `evaluate`, `predict` and
+  `make_train_function`.
+
+Other libraries patch the same names, before or after this one. So nothing but
+our own methods is ever removed, and one that somebody else's wrapper still
+holds passes on silently once it is uninstalled.
+"""
+
+import functools
+import threading
+
+import keras
+
+from keras_stab.gradients.train_step import takes_over
+from keras_stab.gradients.train_step import train_step
+from keras_stab.trainer.guards import take_back
+from keras_stab.trainer.guards import taking_back_on_error
+
+
+def _step(model, following, *state_and_data):
+    if takes_over(model, state_and_data[-1]):
+        return train_step(model, *state_and_data)
+    return following(*state_and_data)
+
+
+def _guarded(model, following, *args, **kwargs):
+    with taking_back_on_error(model):
+        return following(*args, **kwargs)
+
+
+def _guarded_training(model, following, *args, **kwargs):
+    take_back(model)
+    return _guarded(model, following, *args, **kwargs)
+
+
+FOR_GRADIENTS = {"train_step": _step}
+FOR_EVALUATION_WEIGHTS = {
+    "fit": _guarded,
+    "evaluate": _guarded,
+    "predict": _guarded,
+    "make_train_function": _guarded_training,
+}
+_ADDITIONS = {**FOR_GRADIENTS, **FOR_EVALUATION_WEIGHTS}
+
+
+class TrainStep:
+    """A `keras.Model` mixin with the methods that `install` adds to all models.
+
+    For those who want it explicit, after `keras_stab.uninstall()`:
+
+    ```python
+    class MyModel(keras_stab.TrainStep, keras.Model):
+        ...
+    ```
+    """
+
+    def train_step(self, *state_and_data):
+        following = super().train_step
+        return _once(_step, self, "train_step", following, *state_and_data)
+
+    def make_train_function(self, force: bool = False):
+        name, following = "make_train_function", super().make_train_function
+        return _once(_guarded_training, self, name, following, force)
+
+    def fit(self, *args, **kwargs):
+        return _once(_guarded, self, "fit", super().fit, *args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        following = super().evaluate
+        return _once(_guarded, self, "evaluate", following, *args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        following = super().predict
+        return _once(_guarded, self, "predict", following, *args, **kwargs)
+
+
+# Each method that was added: what stood on `keras.Model` under its name, or
+# `None`. By identity, since `functools.wraps` copies attributes.
+_before = {}
+_installed = False
+
+
+def install() -> None:
+    """Lets every `keras.Model` train with the methods of this library.
+
+    Importing `keras_stab` does this. It changes nothing for a model whose
+    optimizer holds none of them. A `train_step` or `fit` that another library
+    has put on `keras.Model` runs as before, inside of ours.
+    """
+    global _installed
+    _installed = True
+    for name, around in _ADDITIONS.items():
+        if vars(keras.Model).get(name) not in _before:
+            method = _added(name, around)
+            _before[method] = vars(keras.Model).get(name)
+            setattr(keras.Model, name, method)
+
+
+def uninstall() -> None:
+    """Takes what `install` added off `keras.Model` again.
+
+    What other libraries have put there, before or since, stays.
+    """
+    global _installed
+    _installed = False
+    for name in _ADDITIONS:
+        while (method := vars(keras.Model).get(name)) in _before:
+            delattr(keras.Model, name)
+            if _before[method] is not None:
+                setattr(keras.Model, name, _before[method])
+
+
+def _added(name, around):
+    """A method for `keras.Model`, in front of what stands there now."""
+
+    @functools.wraps(getattr(keras.Model, name))
+    def method(self, *args, **kwargs):
+        following = _following(self, name, _before[method])
+        if not _installed:
+            return following(*args, **kwargs)
+        return _once(around, self, name, following, *args, **kwargs)
+
+    return method
+
+
+def _following(model, name, before):
+    """What Python would have found under the name without our method."""
+    if before is None:
+        return getattr(super(keras.Model, model), name)
+    if hasattr(before, "__get__"):
+        return before.__get__(model, type(model))
+    return before
+
+
+_running = set()
+
+
+def _once(around, model, name, following, *args, **kwargs):
+    """Runs `around`; what is nested inside of the same call passes on.
+
+    So a name acts once however many layers hold a method of ours: this mixin,
+    `keras.Model`, and a wrapper of somebody else around an earlier one.
+    """
+    call = (name, id(model), threading.get_ident())
+    if call in _running:
+        return following(*args, **kwargs)
+    _running.add(call)
+    try:
+        return around(model, following, *args, **kwargs)
+    finally:
+        _running.remove(call)
