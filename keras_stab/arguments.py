@@ -7,9 +7,16 @@ user passes can be written into a configuration.
 import math
 import numbers
 import re
+from collections.abc import Callable
 
 import keras
 import numpy as np
+
+LearningRate = (
+    float
+    | keras.optimizers.schedules.LearningRateSchedule
+    | Callable[[], float]
+)
 
 # What a variable of float32 or int32 can hold.
 LARGEST_NUMBER = float(np.finfo("float32").max)
@@ -118,6 +125,16 @@ def checked_count(
     elif whole and plain > maximum:
         limits += ", within the range of 32-bit integers"
     _refuse(argument, limits, value, optional)
+
+
+def checked_axis(axis):
+    """The axis of a tensor as an int, or `None`."""
+    plain = _plain(axis)
+    if plain is None:
+        return None
+    if not isinstance(plain, numbers.Integral) or isinstance(plain, bool):
+        _refuse("axis", "an integer", axis, optional=True)
+    return int(plain)
 
 
 def checked_choice(argument, value, choices):
