@@ -359,8 +359,8 @@ class LinearWarmup(_Configured):
 
     Example:
 
-    >>> import keras_stab
-    >>> schedule = keras_stab.LinearWarmup(0.1, 4)
+    >>> from keras_stab.schedules import LinearWarmup
+    >>> schedule = LinearWarmup(0.1, 4)
     >>> [round(float(schedule(s)), 3) for s in (0, 1, 3, 9)]
     [0.025, 0.05, 0.1, 0.1]
     """

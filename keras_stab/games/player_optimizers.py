@@ -10,6 +10,7 @@ from keras_stab.arguments import checked_optimizer
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.optimizers.nest_checks import evaluations_per_step
+from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import Wrapper
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.optimizers.wrapper import refuse_built_elsewhere
@@ -153,9 +154,7 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
             refuse_built_elsewhere(optimizer, own)
         super().build(variables)
         if self.turns:
-            self.turn = self.add_variable(
-                (), dtype="int32", initializer="zeros", name="turn"
-            )
+            self.turn = add_state(self, "turn")
 
     @property
     def iterations(self) -> keras.Variable:

@@ -17,6 +17,7 @@ from keras_stab.numerics.norms import at_most
 from keras_stab.numerics.norms import ratio_or_one
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
+from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.updates_together import UpdatesTogether
 from keras_stab.text_table import as_text
 
@@ -98,7 +99,7 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
         self._ratios = [None] * len(variables)
         if self.track_trust_ratios:
             self._ratios = [
-                self.add_variable((), dtype="float32", name="trust_ratio")
+                add_state(self, "trust_ratio", dtype="float32")
                 if adapted
                 else None
                 for adapted in self.adapted
