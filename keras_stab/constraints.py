@@ -15,10 +15,12 @@ Example:
 ... )
 """
 
-import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
+from keras_stab.arguments import checked_axis
 from keras_stab.arguments import checked_number
 from keras_stab.numerics import proximal
 
@@ -43,6 +45,8 @@ def __dir__():
     return __all__
 
 
+Tensor = keras.KerasTensor | Any  # of whichever backend is in use
+
 _registered = keras.saving.register_keras_serializable(package="keras_stab")
 
 
@@ -55,7 +59,7 @@ class ProximalOperator:
 
     arguments = ()
 
-    def proximal(self, value, step_size):
+    def proximal(self, value: Tensor, step_size: float | Tensor) -> Tensor:
         r"""The minimiser of $f(z) + \|z - v\|^2 / (2 \gamma)$.
 
         Args:
@@ -64,7 +68,7 @@ class ProximalOperator:
         """
         raise NotImplementedError
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = {name: getattr(self, name) for name in self.arguments}
         if isinstance(config.get("axis"), tuple):
             # As Keras writes tuples, `from_config` would not know them.
@@ -72,21 +76,21 @@ class ProximalOperator:
         return config
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "ProximalOperator":
         return cls(**config)
 
 
 class ConvexSet(ProximalOperator, keras.constraints.Constraint):
     """Base of sets; a subclass defines `project(value)`."""
 
-    def project(self, value):
+    def project(self, value: Tensor) -> Tensor:
         """The nearest point of the set."""
         raise NotImplementedError
 
-    def __call__(self, value):
+    def __call__(self, value: Tensor) -> Tensor:
         return self.project(keras.ops.convert_to_tensor(value))
 
-    def proximal(self, value, step_size):
+    def proximal(self, value: Tensor, step_size: float | Tensor) -> Tensor:
         return self.project(value)
 
 
@@ -100,16 +104,16 @@ class Box(ConvexSet):
 
     arguments = ("lower", "upper")
 
-    def __init__(self, lower, upper):
-        self.lower = _bound("lower", lower)
-        self.upper = _bound("upper", upper)
-        if None not in (lower, upper) and self.lower > self.upper:
+    def __init__(self, lower: float | None, upper: float | None) -> None:
+        self.lower = checked_number("lower", lower, optional=True)
+        self.upper = checked_number("upper", upper, optional=True)
+        if None not in (self.lower, self.upper) and self.lower > self.upper:
             raise ValueError(
                 "`lower` must not be above `upper`. Received: "
                 f"lower={lower}, upper={upper}"
             )
 
-    def project(self, value):
+    def project(self, value: Tensor) -> Tensor:
         return proximal.box(value, self.lower, self.upper)
 
 
@@ -117,7 +121,7 @@ class Box(ConvexSet):
 class NonNegative(ConvexSet):
     """Entries of at least 0."""
 
-    def project(self, value):
+    def project(self, value: Tensor) -> Tensor:
         return proximal.box(value, 0.0, None)
 
 
@@ -136,11 +140,13 @@ class L2Ball(ConvexSet):
 
     arguments = ("radius", "axis")
 
-    def __init__(self, radius, axis=None):
+    def __init__(
+        self, radius: float, axis: int | Sequence[int] | None = None
+    ) -> None:
         self.radius = checked_number("radius", radius, 0.0)
         self.axis = _axes(axis)
 
-    def project(self, value):
+    def project(self, value: Tensor) -> Tensor:
         _check_axes(self, value)
         return proximal.l2_ball(value, self.radius, self.axis)
 
@@ -157,11 +163,11 @@ class Simplex(ConvexSet):
 
     arguments = ("total", "axis")
 
-    def __init__(self, total=1.0, axis=-1):
-        self.total = checked_number("total", total, 0.0, forbidden=(0.0,))
-        self.axis = _one_axis(axis)
+    def __init__(self, total: float = 1.0, axis: int | None = -1) -> None:
+        self.total = checked_number("total", total, above=0.0)
+        self.axis = checked_axis(axis)
 
-    def project(self, value):
+    def project(self, value: Tensor) -> Tensor:
         _check_axes(self, value)
         return proximal.simplex(value, self.total, self.axis)
 
@@ -177,11 +183,11 @@ class L1Ball(ConvexSet):
 
     arguments = ("radius", "axis")
 
-    def __init__(self, radius, axis=None):
-        self.radius = checked_number("radius", radius, 0.0, forbidden=(0.0,))
-        self.axis = _one_axis(axis)
+    def __init__(self, radius: float, axis: int | None = None) -> None:
+        self.radius = checked_number("radius", radius, above=0.0)
+        self.axis = checked_axis(axis)
 
-    def project(self, value):
+    def project(self, value: Tensor) -> Tensor:
         _check_axes(self, value)
         return proximal.l1_ball(value, self.radius, self.axis)
 
@@ -192,7 +198,7 @@ class SpectralBall(ConvexSet):
 
     A kernel of more than two dimensions counts as the matrix with the last
     axis for columns, `reshape(kernel, (-1, kernel.shape[-1]))`: its outputs.
-    One singular value decomposition a projection; float32 or float64.
+    One singular value decomposition per projection; float32 or float64.
 
     Args:
         radius: Float, at least 0.
@@ -200,10 +206,10 @@ class SpectralBall(ConvexSet):
 
     arguments = ("radius",)
 
-    def __init__(self, radius):
+    def __init__(self, radius: float) -> None:
         self.radius = checked_number("radius", radius, 0.0)
 
-    def project(self, value):
+    def project(self, value: Tensor) -> Tensor:
         return _as_matrix(
             self, value, lambda m: proximal.spectral_ball(m, self.radius)
         )
@@ -219,10 +225,10 @@ class L1(ProximalOperator):
 
     arguments = ("weight",)
 
-    def __init__(self, weight):
+    def __init__(self, weight: float) -> None:
         self.weight = checked_number("weight", weight, 0.0)
 
-    def proximal(self, value, step_size):
+    def proximal(self, value: Tensor, step_size: float | Tensor) -> Tensor:
         return proximal.soft_threshold(value, step_size * self.weight)
 
 
@@ -238,11 +244,13 @@ class GroupL2(ProximalOperator):
 
     arguments = ("weight", "axis")
 
-    def __init__(self, weight, axis=None):
+    def __init__(
+        self, weight: float, axis: int | Sequence[int] | None = None
+    ) -> None:
         self.weight = checked_number("weight", weight, 0.0)
         self.axis = _axes(axis)
 
-    def proximal(self, value, step_size):
+    def proximal(self, value: Tensor, step_size: float | Tensor) -> Tensor:
         _check_axes(self, value)
         return proximal.group_threshold(
             value, step_size * self.weight, self.axis
@@ -259,10 +267,10 @@ class SquaredL2(ProximalOperator):
 
     arguments = ("weight",)
 
-    def __init__(self, weight):
+    def __init__(self, weight: float) -> None:
         self.weight = checked_number("weight", weight, 0.0)
 
-    def proximal(self, value, step_size):
+    def proximal(self, value: Tensor, step_size: float | Tensor) -> Tensor:
         return value / (1.0 + step_size * self.weight)
 
 
@@ -276,11 +284,11 @@ class ElasticNet(ProximalOperator):
 
     arguments = ("l1", "l2")
 
-    def __init__(self, l1, l2):
+    def __init__(self, l1: float, l2: float) -> None:
         self.l1 = checked_number("l1", l1, 0.0)
         self.l2 = checked_number("l2", l2, 0.0)
 
-    def proximal(self, value, step_size):
+    def proximal(self, value: Tensor, step_size: float | Tensor) -> Tensor:
         shrunk = proximal.soft_threshold(value, step_size * self.l1)
         return shrunk / (1.0 + step_size * self.l2)
 
@@ -297,10 +305,10 @@ class NuclearNorm(ProximalOperator):
 
     arguments = ("weight",)
 
-    def __init__(self, weight):
+    def __init__(self, weight: float) -> None:
         self.weight = checked_number("weight", weight, 0.0)
 
-    def proximal(self, value, step_size):
+    def proximal(self, value: Tensor, step_size: float | Tensor) -> Tensor:
         threshold = step_size * self.weight
         return _as_matrix(
             self,
@@ -313,29 +321,15 @@ class NuclearNorm(ProximalOperator):
 _NOT_CONVEX = (keras.constraints.UnitNorm, keras.constraints.MinMaxNorm)
 
 
-def is_convex(constraint):
+def is_convex(constraint: Any) -> bool:
     """Whether a constraint, or `None`, is not known to be nonconvex."""
     return not isinstance(constraint, _NOT_CONVEX)
 
 
-def _bound(argument, value):
-    return None if value is None else checked_number(argument, value)
-
-
-def _one_axis(axis):
-    if axis is not None and (
-        isinstance(axis, bool) or not isinstance(axis, numbers.Integral)
-    ):
-        raise ValueError(
-            f"`axis` must be an integer or None. Received: axis={axis!r}"
-        )
-    return None if axis is None else int(axis)
-
-
 def _axes(axis):
     if isinstance(axis, (list, tuple)):
-        return tuple(_one_axis(each) for each in axis)
-    return _one_axis(axis)
+        return tuple(checked_axis(each) for each in axis)
+    return checked_axis(axis)
 
 
 def _check_axes(operator, value):

@@ -4,6 +4,8 @@ For large batches, and with a constant end for methods that average weights.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -25,6 +27,8 @@ def __dir__():
     return __all__
 
 
+Tensor = keras.KerasTensor | Any  # of whichever backend is in use
+
 _Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 SHAPES = ("cosine", "linear", "steps")
@@ -35,7 +39,7 @@ class _Configured(_Schedule):
 
     arguments = ()
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.arguments}
 
 
@@ -52,11 +56,11 @@ class WarmupPolynomial(_Configured):
     $$
 
     Args:
-        learning_rate: $b$.
-        warmup_steps: $w$, at least 0.
-        total_steps: $T$, above $w$.
-        end_learning_rate: $e$. Defaults to 1e-4.
-        power: $p$. Defaults to 2.
+        learning_rate: Float, $b$, at least 0.
+        warmup_steps: Number of steps, $w$, at least 0.
+        total_steps: Number of steps, $T$, above $w$.
+        end_learning_rate: Float, $e$, at least 0. Defaults to 1e-4.
+        power: Float, $p$, at least 0. Defaults to 2.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -82,12 +86,12 @@ class WarmupPolynomial(_Configured):
 
     def __init__(
         self,
-        learning_rate,
-        warmup_steps,
-        total_steps,
-        end_learning_rate=1e-4,
-        power=2,
-    ):
+        learning_rate: float,
+        warmup_steps: float,
+        total_steps: float,
+        end_learning_rate: float = 1e-4,
+        power: float = 2,
+    ) -> None:
         self.learning_rate = checked_number("learning_rate", learning_rate, 0.0)
         self.warmup_steps = checked_number("warmup_steps", warmup_steps, 0.0)
         self.total_steps = _after(total_steps, self.warmup_steps)
@@ -96,7 +100,7 @@ class WarmupPolynomial(_Configured):
         )
         self.power = checked_number("power", power, 0.0)
 
-    def __call__(self, step):
+    def __call__(self, step: int | Tensor) -> Tensor:
         step = keras.ops.cast(step, "float32")
         ramp = self.learning_rate * step / max(self.warmup_steps, 1.0)
         length = self.total_steps - self.warmup_steps + 1.0
@@ -124,10 +128,11 @@ class WarmupCosine(_Configured):
     $$
 
     Args:
-        learning_rate: $b$.
-        warmup_steps: $w$, at least 0.
-        total_steps: $T$, above $w$; from there on the end rate $b f$ stays.
-        end_factor: $f$. Defaults to 1e-3.
+        learning_rate: Float, $b$, at least 0.
+        warmup_steps: Number of steps, $w$, at least 0.
+        total_steps: Number of steps, $T$, above $w$; after them the rate stays
+            at $b f$.
+        end_factor: Float, $f$, at least 0. Defaults to 1e-3.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -143,14 +148,18 @@ class WarmupCosine(_Configured):
     arguments = ("learning_rate", "warmup_steps", "total_steps", "end_factor")
 
     def __init__(
-        self, learning_rate, warmup_steps, total_steps, end_factor=1e-3
-    ):
+        self,
+        learning_rate: float,
+        warmup_steps: float,
+        total_steps: float,
+        end_factor: float = 1e-3,
+    ) -> None:
         self.learning_rate = checked_number("learning_rate", learning_rate, 0.0)
         self.warmup_steps = checked_number("warmup_steps", warmup_steps, 0.0)
         self.total_steps = _after(total_steps, self.warmup_steps)
         self.end_factor = checked_number("end_factor", end_factor, 0.0)
 
-    def __call__(self, step):
+    def __call__(self, step: int | Tensor) -> Tensor:
         step = keras.ops.cast(step, "float32")
         ramp = step / max(self.warmup_steps, 1.0)
         length = self.total_steps - self.warmup_steps
@@ -170,15 +179,15 @@ class TimeVaryingSigmoid(_Configured):
         \frac{1}{\alpha + e^{\lambda (t - d_e)}} \Big)
     $$
 
-    Here the factor is outside of the momentum buffer: while it falls quickly
-    this is not the trajectory of `TVLARS`.
+    Here the factor is outside of the momentum buffer, so that while it falls
+    quickly the weights take another path than with `TVLARS`.
 
     Args:
-        learning_rate: $b$.
-        decay_rate: $\lambda$, at least 0, per step.
-        delay: $d_e$, in steps.
-        alpha: $\alpha$, at least 0. Defaults to 1.0.
-        floor: $\phi_{\min}$, at least 0. Defaults to 1e-3.
+        learning_rate: Float, $b$, at least 0.
+        decay_rate: Float, $\lambda$, at least 0, per step.
+        delay: Float, $d_e$, in steps; may be negative.
+        alpha: Float, $\alpha$, at least 0. Defaults to 1.0.
+        floor: Float, $\phi_{\min}$, at least 0. Defaults to 1e-3.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -193,14 +202,21 @@ class TimeVaryingSigmoid(_Configured):
 
     arguments = ("learning_rate", "decay_rate", "delay", "alpha", "floor")
 
-    def __init__(self, learning_rate, decay_rate, delay, alpha=1.0, floor=1e-3):
+    def __init__(
+        self,
+        learning_rate: float,
+        decay_rate: float,
+        delay: float,
+        alpha: float = 1.0,
+        floor: float = 1e-3,
+    ) -> None:
         self.learning_rate = checked_number("learning_rate", learning_rate, 0.0)
         self.decay_rate = checked_number("decay_rate", decay_rate, 0.0)
         self.delay = checked_number("delay", delay)
         self.alpha = checked_number("alpha", alpha, 0.0)
         self.floor = checked_number("floor", floor, 0.0)
 
-    def __call__(self, step):
+    def __call__(self, step: int | Tensor) -> Tensor:
         return self.learning_rate * time_factor(
             step, self.decay_rate, self.delay, self.alpha, self.floor
         )
@@ -219,15 +235,16 @@ class ConstantTail(_Configured):
         \;\; \text{(cosine)}
     $$
 
-    or, with `"steps"`, $b (e/b)^{k/K}$ after k of K milestones. What counts
-    for an average is how large the tail rate is.
+    or, with `"steps"`, $b (e/b)^{k/K}$ after k of K milestones. For averaged
+    weights the size of the tail rate matters most.
 
     Args:
         learning_rate: Float, $b$.
         tail_learning_rate: Float, $e$.
-        tail_step: Number, $S$, from where the rate is constant. With
-            `"steps"` it is the last milestone and is left out.
-        decay_from: Number, $d$, until where the rate is $b$. Defaults to 0.
+        tail_step: Number, $S$, the step from which the rate is constant. With
+            `"steps"` that is the last milestone: leave `tail_step` out.
+        decay_from: Number, $d$, the step up to which the rate is $b$. Defaults
+            to 0.
         shape: `"cosine"`, `"linear"` or `"steps"`. Defaults to `"cosine"`.
         milestones: With `"steps"`: list of rising steps. Defaults to `None`.
 
@@ -265,15 +282,15 @@ class ConstantTail(_Configured):
 
     def __init__(
         self,
-        learning_rate,
-        tail_learning_rate,
-        tail_step=None,
-        decay_from=0,
-        shape="cosine",
-        milestones=None,
-    ):
+        learning_rate: float,
+        tail_learning_rate: float,
+        tail_step: float | None = None,
+        decay_from: float = 0,
+        shape: str = "cosine",
+        milestones: Sequence[float] | None = None,
+    ) -> None:
         self.learning_rate = checked_number(
-            "learning_rate", learning_rate, 0.0, forbidden=(0.0,)
+            "learning_rate", learning_rate, above=0.0
         )
         self.tail_learning_rate = checked_number(
             "tail_learning_rate", tail_learning_rate, 0.0
@@ -313,7 +330,7 @@ class ConstantTail(_Configured):
                 f"{self.tail_learning_rate}"
             )
 
-    def __call__(self, step):
+    def __call__(self, step: int | Tensor) -> Tensor:
         step = keras.ops.cast(step, keras.config.floatx())
         first, last = self.learning_rate, self.tail_learning_rate
         if self.shape == "steps":
@@ -339,15 +356,22 @@ class LinearWarmup(_Configured):
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> from keras_stab.schedules import LinearWarmup
+    >>> schedule = LinearWarmup(0.1, 4)
+    >>> [round(float(schedule(s)), 3) for s in (0, 1, 3, 9)]
+    [0.025, 0.05, 0.1, 0.1]
     """
 
     arguments = ("learning_rate", "warmup_steps")
 
-    def __init__(self, learning_rate, warmup_steps):
+    def __init__(self, learning_rate: float, warmup_steps: int) -> None:
         self.learning_rate = checked_number("learning_rate", learning_rate, 0.0)
         self.warmup_steps = checked_count("warmup_steps", warmup_steps, 1)
 
-    def __call__(self, step):
+    def __call__(self, step: int | Tensor) -> Tensor:
         step = keras.ops.cast(step, keras.config.floatx())
         gone = keras.ops.clip((step + 1.0) / self.warmup_steps, 0.0, 1.0)
         return self.learning_rate * gone

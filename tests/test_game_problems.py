@@ -53,7 +53,7 @@ def test_what_is_known(name):
 def test_bad_problems():
     for make, message in (
         (lambda: games.quadratic(L=3.0, rho=-0.5), "at most 1 / L in size"),
-        (lambda: games.quadratic(L=0.0), "`L` must not be 0"),
+        (lambda: games.quadratic(L=0.0), "`L` must be above 0"),
         (lambda: games.bilinear(radius=-1.0), "`radius` must be at least"),
         (lambda: games.polar("a"), "`a` must be a number"),
     ):

@@ -384,7 +384,7 @@ def test_bad_players():
         (("x", "x", loss), "layers, models or keras.Variables"),
         (("x", x, 3.0), "must be a function"),
         (("x", x, loss, "up"), "`sense` must be one of"),
-        (("x", x, loss, "min", 0.0), "`weight` must not be 0"),
+        (("x", x, loss, "min", 0.0), "`weight` must be above 0"),
         (("x", keras.layers.Dense(2), loss), "not built"),
         (("x", keras.Sequential([keras.layers.Dense(2)]), loss), "not built"),
     ):

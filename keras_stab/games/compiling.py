@@ -3,13 +3,14 @@
 import keras
 
 from keras_stab.arguments import checked_optimizer
+from keras_stab.backend import devices
 from keras_stab.games.player_optimizers import JointOptimizer
 from keras_stab.games.player_optimizers import PlayerOptimizers
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
 from keras_stab.optimizers.flatness.ire import IRE
-from keras_stab.optimizers.interpolation.phase_optimizer import PhaseOptimizer
 from keras_stab.optimizers.nest_checks import evaluations_per_step
+from keras_stab.optimizers.updates_together import UpdatesTogether
 from keras_stab.optimizers.wrapper import GradientMethod
 from keras_stab.optimizers.wrapper import Wrapper
 from keras_stab.optimizers.wrapper import innermost
@@ -40,7 +41,7 @@ def prepared(optimizer, owned, turns):
             _check_joint(optimizer)
     if per_player(optimizer) is not None:
         per_player(optimizer).bind(owned, turns)
-    guarded = (Wrapper, PlayerOptimizers, PhaseOptimizer)
+    guarded = (Wrapper, PlayerOptimizers, UpdatesTogether)
     if isinstance(optimizer, guarded):
         return optimizer
     return JointOptimizer(optimizer)
@@ -64,6 +65,27 @@ def show_rates(optimizer):
         scaler = isinstance(each, keras.optimizers.LossScaleOptimizer)
         if scaler and players is not None:
             each.optimizers = players.optimizers
+
+
+def refuse_replicas():
+    """Raises a `ValueError` under a strategy of several replicas."""
+    if devices.replicas() > 1:
+        raise ValueError(
+            "A Game does not run under a tf.distribute strategy of several "
+            f"replicas. Received: {devices.replicas()} replicas"
+        )
+
+
+def check_norm_of_scaled(optimizer):
+    """Raises a `ValueError` where `operator_norm=True` would underflow."""
+    for each in nest(optimizer):
+        if isinstance(each, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "`operator_norm=True` takes gradients before a "
+                "LossScaleOptimizer scales them, which underflow in float16. "
+                "Leave it out, or use mixed_bfloat16. Received: optimizer "
+                f"{each.name!r} of type LossScaleOptimizer"
+            )
 
 
 def _check_methods(optimizer):

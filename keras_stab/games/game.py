@@ -1,32 +1,32 @@
 """Game: several players, each with a loss and variables of its own."""
 
-import contextlib
 import inspect
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_count
-from keras_stab.backend import devices
-from keras_stab.backend import differentiation
-from keras_stab.backend import tracing
+from keras_stab.games.compiling import check_norm_of_scaled
 from keras_stab.games.compiling import per_player
 from keras_stab.games.compiling import prepared
+from keras_stab.games.compiling import refuse_replicas
 from keras_stab.games.compiling import show_rates
 from keras_stab.games.game_arguments import check_serialisable
 from keras_stab.games.game_arguments import checked_parts
 from keras_stab.games.game_arguments import checked_players
 from keras_stab.games.game_arguments import checked_turns
+from keras_stab.games.game_arguments import named_layer
 from keras_stab.games.game_arguments import owners
-from keras_stab.games.joint_loss import JointLoss
-from keras_stab.games.nan_watch import with_nan_watch
-from keras_stab.nesting import nest
+from keras_stab.games.joint_training import JointTraining
+from keras_stab.games.player import Player
 from keras_stab.optimizers.wrapper import refuse_built_elsewhere
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
-class Game(keras.Model):
+class Game(JointTraining):
     r"""A model of several players, trained by the stock train step.
 
     Player i minimises (or maximises) its own loss $L_i$ over its own
@@ -41,16 +41,17 @@ class Game(keras.Model):
     one backward pass serves all players, `fit` works as for any model, and
     the optimizer decides what to do with F.
 
-    The log shows `<name>_loss` of every player, the mean over all examples;
-    with turns over its own turns, 0 before the first of them in an epoch. The
-    joint sum is not shown: it says nothing (in a zero-sum game it is 0).
+    The log shows `<name>_loss` of every player, the mean over all examples.
+    With turns it is the mean over the player's own turns, and 0 before the
+    first of them in an epoch. The joint sum is not shown, since it says
+    nothing (in a zero-sum game it is 0).
     `evaluate` gives the same figures; `predict` runs one layer, see
     `predict_with`.
 
     Players are evaluated in their order, each from the state (seeds,
     batch-norm statistics, spectral vectors) that the one before has left. Two
-    players with the same loss, one for the minimum and one for the maximum,
-    take one evaluation together. What layers assign in a loss to weights,
+    players with the same loss, one minimising and one maximising it, share one
+    evaluation. What layers assign in a loss to weights,
     frozen ones too, is dropped, so that `SpectralNormalization` gives on every
     backend what it gives on JAX.
 
@@ -112,26 +113,24 @@ class Game(keras.Model):
 
     def __init__(
         self,
-        players,
-        parts=None,
-        predict_with=None,
-        turns="simultaneous",
-        operator_norm=False,
-        seed=None,
-        name=None,
-        **kwargs,
-    ):
+        players: Sequence[Player],
+        parts: dict[str, Any] | None = None,
+        predict_with: str | None = None,
+        turns: str | Sequence[str] = "simultaneous",
+        operator_norm: bool = False,
+        seed: int | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=name, **kwargs)
         self.players = checked_players(players)
         self.pieces = [p for player in self.players for p in player.pieces]
         self.parts = checked_parts(parts)
-        if seed is not None:
-            seed = checked_count("seed", seed, 0)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed = checked_count("seed", seed, 0, optional=True)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.turns = checked_turns(turns, self.players)
         self.operator_norm = checked_boolean("operator_norm", operator_norm)
-        if operator_norm and self.turns != "simultaneous":
+        if self.operator_norm and self.turns != "simultaneous":
             raise ValueError(
                 "`operator_norm=True` needs the gradients of all players in "
                 "every step, and players who take turns do without. Received: "
@@ -139,26 +138,19 @@ class Game(keras.Model):
             )
         self.predict_with = predict_with
         if predict_with is not None:
-            self._layer_of_predictions()
-        self._player_losses = [
-            keras.metrics.Mean(name=f"{player.name}_loss")
-            for player in self.players
-        ]
-        self._norm = (
-            keras.metrics.Mean(name="operator_norm") if operator_norm else None
-        )
+            named_layer(predict_with, self.pieces, self.parts)
         self._owners = owners(self.players)
-        self._step = None
+        self.prepare_training(self.players, self.operator_norm)
         self.weight_ids = set()
         self.built = True
 
     # ---- Who owns what ----------------------------------------------------
 
-    def owner(self, variable):
+    def owner(self, variable: keras.Variable) -> Player | None:
         """The player to whom a variable belongs, or `None`."""
         return self._owners.get(id(variable))
 
-    def owned(self):
+    def owned(self) -> dict[str, list[keras.Variable]]:
         """Dict: each player's name to its trainable variables.
 
         Raises:
@@ -178,7 +170,7 @@ class Game(keras.Model):
         return owned
 
     @property
-    def player_optimizers(self):
+    def player_optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
         """Dict: each player's name to the optimizer that moves it.
 
         Set learning rates there:
@@ -191,16 +183,16 @@ class Game(keras.Model):
             return dict(parts.by_player)
         return {player.name: self.optimizer for player in self.players}
 
-    # ---- Training ---------------------------------------------------------
+    # ---- Compilation -------------------------------------------------------
 
     def compile(
         self,
-        optimizer="sgd",
-        run_eagerly=False,
-        steps_per_execution=1,
-        jit_compile="auto",
-        auto_scale_loss=True,
-    ):
+        optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
+    ) -> None:
         """Chooses the optimizer; the losses are the players' own.
 
         Args:
@@ -215,11 +207,7 @@ class Game(keras.Model):
                 a joint `global_clipnorm`, a joint RAPP or CEGPlus or a wrapper
                 with turns.
         """
-        if devices.replicas() > 1:
-            raise ValueError(
-                "A Game does not run under a tf.distribute strategy of "
-                f"several replicas. Received: {devices.replicas()} replicas"
-            )
+        refuse_replicas()
         turns = None if self.turns == "simultaneous" else self.turns
         optimizer = prepared(optimizer, self.owned(), turns)
         super().compile(
@@ -229,163 +217,20 @@ class Game(keras.Model):
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
-        scaled = keras.optimizers.LossScaleOptimizer
-        if self.operator_norm and any(
-            isinstance(each, scaled) for each in nest(self.optimizer)
-        ):
-            raise ValueError(
-                "`operator_norm=True` takes gradients that no LossScale"
-                "Optimizer has scaled, which underflow in float16. Leave it "
-                "out, or use mixed_bfloat16"
-            )
+        if self.operator_norm:
+            check_norm_of_scaled(self.optimizer)
         show_rates(self.optimizer)
         self.weight_ids = {
             id(v) for v in keras_internals.weights_to_train(self)
         }
-        # On JAX nothing else tells that its state is of other variables.
+        # On JAX nothing else would notice state of other variables.
         refuse_built_elsewhere(self.optimizer, self.trainable_variables)
-        # Now, since inside a traced step it would be too late.
+        # Inside a traced step it would be too late.
         self.optimizer.build(self.trainable_variables)
-
-    def train_step(self, *state_and_data):
-        """The stock step, told whose turn it is."""
-        with self._in_step(state_and_data[0]):
-            result = super().train_step(*state_and_data)
-            for joint in self._step.joint_losses:
-                joint.check_dependence()
-        return result
-
-    def test_step(self, *state_and_data):
-        """The stock step."""
-        with self._in_step():
-            return super().test_step(*state_and_data)
-
-    @contextlib.contextmanager
-    def _in_step(self, state=None):
-        self._step = _Step(self._turn(state) if state is not None else None)
-        try:
-            yield
-        finally:
-            self._step = None
-
-    def _turn(self, state):
-        """The value of the turn counter, which the optimizer keeps."""
-        parts = per_player(self.optimizer)
-        if parts is None or parts.turn is None:
-            return None
-        if not devices.FUNCTIONAL:
-            return parts.player_on_turn(tracing.read(parts.turn))
-        # In `fit` it has no value but the one that the step is given.
-        for variable, value in zip(self.optimizer.variables, state[2]):
-            if variable is parts.turn:
-                return parts.player_on_turn(value)
-        raise RuntimeError("The optimizer has no turn counter")
-
-    def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        """The joint loss, see above; the stock steps call it."""
-        batch = x
-        if sample_weight is not None:
-            batch = (x, y, sample_weight)
-        elif y is not None:
-            batch = (x, y)
-        self.owned()  # raises when there are weights that nobody owns
-        joint = JointLoss(self, batch, training)
-        turn = self._step.turn if self._step and training else None
-        values = [tracing.read(v) for v in joint.weights]
-        state = [v.value for v in joint.carried]
-        if turn is not None:
-            total, losses, state, shown = self._of_one(
-                joint, turn, values, state
-            )
-        else:
-            shown = [None] * len(self.players)
-            total, losses, state = self._of_all(joint, values, state)
-        if self._step and training:
-            self._step.joint_losses.append(joint)
-        for variable, value in zip(joint.carried, state):
-            if id(variable) in joint.written:
-                variable.assign(value)
-        rows = _rows(batch)
-        for metric, loss, part in zip(self._player_losses, losses, shown):
-            weight = rows if part is None else rows * part
-            metric.update_state(loss, sample_weight=weight)
-        return total
-
-    def _of_all(self, joint, values, state):
-        """The joint loss of players who move at the same time."""
-        if not self.operator_norm:
-            return joint(values, state)
-        # With the field at hand, <F, z> is a loss whose gradient is F.
-        constants = [keras.ops.stop_gradient(v) for v in values]
-
-        def field(values):
-            total, losses, after = joint(values, state)
-            return total, (losses, after)
-
-        (_, (losses, after)), gradients = differentiation.value_and_gradients(
-            field, constants
-        )
-        pairs = [
-            (keras.ops.stop_gradient(tracing.densify(g)), v)
-            for g, v in zip(gradients, values)
-            if g is not None
-        ]
-        square = sum(keras.ops.sum(keras.ops.square(g)) for g, _ in pairs)
-        self._norm.update_state(keras.ops.sqrt(square))
-        total = sum(keras.ops.sum(g * v) for g, v in pairs)
-        return total, losses, after
-
-    def _of_one(self, joint, turn, values, state):
-        """The loss of the player on turn; the others' are not computed."""
-
-        def branch(player):
-            def evaluate():
-                total, (loss,), after = joint(values, state, [player])
-                if not any(self.owner(v) is player for v in joint.weights):
-                    # PyTorch differentiates nothing that needs no gradient.
-                    total = total + sum(0.0 * keras.ops.sum(v) for v in values)
-                return [total, loss, *after]
-
-            return evaluate
-
-        total, loss, *after = keras.ops.switch(
-            turn, [branch(player) for player in self.players]
-        )
-        shown = [
-            keras.ops.cast(keras.ops.equal(turn, i), "float32")
-            for i in range(len(self.players))
-        ]
-        losses = [
-            keras.ops.where(weight > 0, loss, keras.ops.zeros_like(loss))
-            for weight in shown
-        ]
-        return total, losses, after, shown
-
-    def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`; `TerminateOnNaN` sees the players' losses."""
-        given = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
-        given.arguments["callbacks"] = with_nan_watch(
-            given.arguments.get("callbacks"),
-            [metric.name for metric in self._player_losses],
-        )
-        return super().fit(*given.args[1:], **given.kwargs)
-
-    @property
-    def metrics_names(self):
-        """Without the joint sum, as `evaluate`."""
-        return [name for name in super().metrics_names if name != "loss"]
-
-    def get_metrics_result(self):
-        """The players' losses; the joint sum would only mislead."""
-        result = super().get_metrics_result()
-        result.pop("loss", None)
-        return result
 
     # ---- Predictions ------------------------------------------------------
 
-    def call(self, x, training=False):
+    def call(self, x: Any, training: bool = False) -> Any:
         """Runs the layer `predict_with`."""
         if self._step is not None:
             return x  # the losses call what they need themselves
@@ -394,41 +239,22 @@ class Game(keras.Model):
                 "A game has several models: say which one `predict` and "
                 "`game(x)` run, Game(..., predict_with='<layer>')"
             )
-        return self._layer_of_predictions()(x, training=training)
-
-    def _layer_of_predictions(self):
-        named = {
-            piece.name: piece
-            for piece in [*self.pieces, *self.parts.values()]
-            if isinstance(piece, keras.layers.Layer)
-        }
-        named.update(
-            (name, part)
-            for name, part in self.parts.items()
-            if isinstance(part, keras.layers.Layer)
-        )
-        known = isinstance(self.predict_with, str)
-        if not known or self.predict_with not in named:
-            raise ValueError(
-                "`predict_with` must be the name of a layer of a player or of "
-                f"`parts`. Received: predict_with={self.predict_with!r}, known "
-                f"layers: {sorted(named)}"
-            )
-        return named[self.predict_with]
+        layer = named_layer(self.predict_with, self.pieces, self.parts)
+        return layer(x, training=training)
 
     # ---- Saving -----------------------------------------------------------
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         # Keras saves no seeds; without this a resumed run draws other noise.
         store["seed"] = self.seed_generator.state.numpy()
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         store = {key: store[key] for key in store.keys()}
         self.seed_generator.state.assign(store.pop("seed"))
         super().load_own_variables(store)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         for player in self.players:
             check_serialisable(self, player)
         config = {
@@ -448,7 +274,9 @@ class Game(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict | None = None
+    ) -> "Game":
         return cls(
             **{
                 key: keras.saving.deserialize_keras_object(
@@ -458,26 +286,7 @@ class Game(keras.Model):
             }
         )
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         config = keras.saving.deserialize_keras_object(config)
         known = inspect.signature(Game.compile).parameters
         self.compile(**{k: v for k, v in config.items() if k in known})
-
-
-class _Step:
-    """What is known only while a train or test step runs."""
-
-    def __init__(self, turn):
-        self.turn = turn
-        self.joint_losses = []
-
-
-def _rows(batch):
-    """How many examples a batch has, by which Keras weights what it logs."""
-    shapes = [
-        keras.ops.shape(leaf)
-        for leaf in keras.tree.flatten(batch)
-        if leaf is not None
-    ]
-    rows = shapes[0][0] if shapes and len(shapes[0]) else 1
-    return keras.ops.cast(rows, "float32")

@@ -55,6 +55,27 @@ def checked_turns(turns, players):
     return tuple(turns)
 
 
+def named_layer(name, pieces, parts):
+    """The layer of that name, of a player or of `parts`."""
+    layers = {
+        piece.name: piece
+        for piece in [*pieces, *parts.values()]
+        if isinstance(piece, keras.layers.Layer)
+    }
+    layers.update(
+        (key, part)
+        for key, part in parts.items()
+        if isinstance(part, keras.layers.Layer)
+    )
+    if not isinstance(name, str) or name not in layers:
+        raise ValueError(
+            "`predict_with` must be the name of a layer of a player or of "
+            f"`parts`. Received: predict_with={name!r}, known layers: "
+            f"{sorted(layers)}"
+        )
+    return layers[name]
+
+
 def owners(players):
     """Dict: the id of each variable to the player that it belongs to."""
     found = {}

@@ -60,7 +60,7 @@ class JointLoss:
         return total, losses, state
 
     def _saddle(self, values, state):
-        """Both players of one zero-sum loss, in one evaluation.
+        """The joint loss of two players of one zero-sum loss, evaluated once.
 
         The maximiser's v enters as `2 stop_gradient(v) - v`: the value is v,
         the derivative -1.

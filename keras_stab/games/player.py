@@ -1,6 +1,8 @@
 """Player: who owns which variables, and what for."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -41,7 +43,14 @@ class Player:
     'min'
     """
 
-    def __init__(self, name, variables, loss, sense="min", weight=1.0):
+    def __init__(
+        self,
+        name: str,
+        variables: Any,
+        loss: Callable[..., Any],
+        sense: str = "min",
+        weight: float = 1.0,
+    ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(
                 "`name` of a player must be a string that is not empty. "
@@ -65,7 +74,7 @@ class Player:
             self._check(piece)
         self.loss = loss
         self.sense = checked_choice("sense", sense, ("min", "max"))
-        self.weight = checked_number("weight", weight, 0.0, forbidden=(0.0,))
+        self.weight = checked_number("weight", weight, above=0.0)
         self._takes_game = "game" in _parameters(loss)
 
     def _check(self, piece):
@@ -84,7 +93,7 @@ class Player:
             )
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         """All variables of the player, those that are frozen too."""
         found = {}
         for piece in self.pieces:
@@ -94,16 +103,17 @@ class Player:
         return list(found.values())
 
     @property
-    def sign(self):
+    def sign(self) -> float:
+        """1 for a minimiser, -1 for a maximiser."""
         return 1.0 if self.sense == "min" else -1.0
 
-    def evaluate(self, batch, training, game):
+    def evaluate(self, batch: Any, training: bool, game: Any) -> Any:
         """The player's own loss: what `loss` returns."""
         if self._takes_game:
             return self.loss(batch, training, game=game)
         return self.loss(batch, training)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "variables": keras.saving.serialize_keras_object(list(self.pieces)),
@@ -113,7 +123,9 @@ class Player:
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict | None = None
+    ) -> "Player":
         config = dict(config)
         for key in ("variables", "loss"):
             config[key] = keras.saving.deserialize_keras_object(
@@ -136,5 +148,5 @@ def _is_built(layer):
 def _parameters(function):
     try:
         return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some callables of C have none
+    except (TypeError, ValueError):  # some callables written in C
         return {}

@@ -1,6 +1,7 @@
 """Optimizers of a game: one for each player, or one behind a barrier."""
 
 import math
+from typing import Any
 
 import keras
 
@@ -9,6 +10,7 @@ from keras_stab.arguments import checked_optimizer
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.optimizers.nest_checks import evaluations_per_step
+from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import Wrapper
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.optimizers.wrapper import refuse_built_elsewhere
@@ -16,17 +18,17 @@ from keras_stab.optimizers.wrapper import refuse_built_elsewhere
 
 @keras.saving.register_keras_serializable(package="keras_stab")
 class JointOptimizer(Wrapper):
-    """Does nothing but what every `Wrapper` does: it keeps TensorFlow exact.
+    """Changes nothing but the order of operations, which TensorFlow needs.
 
     In TensorFlow's graph mode an assignment can overtake the read of a
     variable by the gradient of another one, and in a game most gradients do
-    not depend on their own variable. `Game.compile` puts optimizers that do
-    not see to it themselves into this wrapper.
+    not depend on their own variable. `Game.compile` puts optimizers that have
+    no barrier against this into the wrapper, which has one.
     """
 
 
 class _ByPlayer:
-    """What `MultiOptimizer` asks: all optimizers, and that of a variable."""
+    """The map from variables to optimizers that `MultiOptimizer` takes."""
 
     def __init__(self, optimizers):
         self._optimizers = list(optimizers.values())
@@ -70,7 +72,11 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
     ['Adam', 'SGD']
     """
 
-    def __init__(self, optimizers, name=None):
+    def __init__(
+        self,
+        optimizers: dict[str, str | dict | keras.optimizers.Optimizer],
+        name: str | None = None,
+    ) -> None:
         if not isinstance(optimizers, dict) or not optimizers:
             raise ValueError(
                 "`optimizers` must name the players of a game, as a dict with "
@@ -95,7 +101,11 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
         self.turns = None
         self.turn = None
 
-    def bind(self, owned, turns=None):
+    def bind(
+        self,
+        owned: dict[str, list[keras.Variable]],
+        turns: tuple[str, ...] | None = None,
+    ) -> None:
         """Tells the players' variables; `Game.compile` does.
 
         Args:
@@ -135,7 +145,7 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
             )
         self._by_player.position, self.turns = position, turns
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)
@@ -144,20 +154,18 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
             refuse_built_elsewhere(optimizer, own)
         super().build(variables)
         if self.turns:
-            self.turn = self.add_variable(
-                (), dtype="int32", initializer="zeros", name="turn"
-            )
+            self.turn = add_state(self, "turn")
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable:
         """Real updates of the players; with turns, turns."""
         if self.turns:
             return super().iterations
         return next(iter(self.by_player.values())).iterations
 
     @property
-    def evaluations_per_step(self):
-        """Gradients until every player has finished a step of its method."""
+    def evaluations_per_step(self) -> int:
+        """How many gradients it takes until every player made a whole step."""
         rounds = 1
         order = self.turns or range(len(self.by_player))
         for i, optimizer in enumerate(self.by_player.values()):
@@ -166,7 +174,7 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
             rounds = math.lcm(rounds, needed // math.gcd(needed, share))
         return rounds * (len(self.turns) if self.turns else 1)
 
-    def player_on_turn(self, turn):
+    def player_on_turn(self, turn: Any) -> Any:
         """The position of the player whose turn it is.
 
         Args:
@@ -175,11 +183,11 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
         order = keras.ops.convert_to_tensor(self.turns, dtype="int32")
         return keras.ops.take(order, turn)
 
-    def apply_gradients(self, grads_and_vars):
+    def apply_gradients(self, grads_and_vars: Any) -> keras.Variable:
         super().apply_gradients(grads_and_vars)
         return self.iterations
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         grads = list(grads)
         if not grads:
             return
@@ -236,11 +244,11 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
         own = [super().iterations]
         return own if self.turn is None else [*own, self.turn]
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         for i, variable in enumerate(self._own()):
             store[str(i)] = variable.numpy()
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         own = self._own()
         if len(store.keys()) != len(own):
             raise ValueError(
@@ -251,14 +259,16 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
         for i, variable in enumerate(own):
             variable.assign(store[str(i)])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "optimizers": keras.saving.serialize_keras_object(self.by_player),
             "name": self.name,
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict | None = None
+    ) -> "PlayerOptimizers":
         config = dict(config)
         config["optimizers"] = {
             player: keras.saving.deserialize_keras_object(

@@ -1,76 +1,23 @@
 """Small games with known solutions, to test and to teach methods with."""
 
-import dataclasses
 import math
-from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from keras_stab.arguments import checked_number
-from keras_stab.arguments import checked_optional
 from keras_stab.constraints import Box
 from keras_stab.constraints import L2Ball
 from keras_stab.games.game import Game
+from keras_stab.games.game_problem import GameProblem
+from keras_stab.games.game_problem import Point
+from keras_stab.games.game_problem import clip
+from keras_stab.games.game_problem import on_arrays
+from keras_stab.games.game_problem import saddle
 from keras_stab.games.player import Player
 
 
-class Point(keras.layers.Layer):
-    """A layer that is a point: one weight, `z`."""
-
-    def __init__(self, start, constraint, name):
-        super().__init__(dtype=keras.config.floatx(), name=name)
-        self.z = self.add_weight(
-            shape=np.shape(start), name="z", constraint=constraint
-        )
-        self.z.assign(start)
-        self.built = True
-
-
-@dataclasses.dataclass
-class GameProblem:
-    r"""A game with what is known about it.
-
-    Attributes:
-        game: A `Game` that holds `start`, not compiled. What it is fed with
-            does not matter: the losses do not look at it.
-        operator: The field `F(z)`, from an array of shape `(2,)` to another.
-        project: The projection to the domain, likewise.
-        solution: Array of shape `(2,)`.
-        L: Float, the Lipschitz constant of F on the domain.
-        rho: Float, the largest number for which
-            $\langle F(z), z - z^* \rangle \ge \rho \|F(z)\|^2$ on the domain.
-        start: Array of shape `(2,)`, in the domain.
-    """
-
-    game: Game
-    operator: Callable
-    project: Callable
-    solution: np.ndarray
-    L: float
-    rho: float
-    start: np.ndarray
-
-    @property
-    def point(self):
-        """Where the players stand, as an array of shape `(2,)`."""
-        values = [v.numpy().reshape(-1) for v in self.game.trainable_variables]
-        return np.concatenate(values).astype("float64")
-
-    @point.setter
-    def point(self, z):
-        z = np.asarray(z)
-        variables = self.game.trainable_variables
-        parts = [z] if len(variables) == 1 else list(z)
-        for variable, part in zip(variables, parts):
-            variable.assign(part)
-
-    def steps(self, count):
-        """Data for `count` train steps of batch size 1."""
-        return np.zeros((count, 1), "float32")
-
-
-def bilinear(offset=0.0, radius=None):
+def bilinear(offset: float = 0.0, radius: float | None = None) -> GameProblem:
     r"""`min max (x - offset) (y - offset)`.
 
     Args:
@@ -92,7 +39,7 @@ def bilinear(offset=0.0, radius=None):
     """
     offset = checked_number("offset", offset)
     start = (0.0, 0.0) if offset else (1.0, 0.5)
-    return _saddle(
+    return saddle(
         lambda x, y: (x - offset) * (y - offset),
         lambda x, y: (y - offset, offset - x),
         radius,
@@ -103,7 +50,9 @@ def bilinear(offset=0.0, radius=None):
     )
 
 
-def quadratic(L=3.0, rho=-1.0 / 9.0, radius=None):
+def quadratic(
+    L: float = 3.0, rho: float = -1.0 / 9.0, radius: float | None = None
+) -> GameProblem:
     r"""`min max a x y + b x^2 / 2 - b y^2 / 2` with given L and rho.
 
     $a = \sqrt{L^2 - L^4 \rho^2}$ and $b = L^2 \rho$: for negative rho both
@@ -117,14 +66,14 @@ def quadratic(L=3.0, rho=-1.0 / 9.0, radius=None):
     Returns:
         A `GameProblem`.
     """
-    L = checked_number("L", L, 0.0, forbidden=(0.0,))
+    L = checked_number("L", L, above=0.0)
     rho = checked_number("rho", rho)
     if abs(rho * L) > 1.0:
         raise ValueError(
             f"`rho` must be at most 1 / L in size. Received: rho={rho}, L={L}"
         )
     a, b = math.sqrt(max(L**2 - L**4 * rho**2, 0.0)), L**2 * rho
-    return _saddle(
+    return saddle(
         lambda x, y: a * x * y + 0.5 * b * x * x - 0.5 * b * y * y,
         lambda x, y: (b * x + a * y, b * y - a * x),
         radius,
@@ -135,7 +84,7 @@ def quadratic(L=3.0, rho=-1.0 / 9.0, radius=None):
     )
 
 
-def polar(a=1.0 / 3.0):
+def polar(a: float = 1.0 / 3.0) -> GameProblem:
     r"""A field with an attracting cycle of radius 1 around its solution.
 
     $F = (x q - y, y q + x)$, $q = a (r^2 - 1)(16 r^2 - 9) / 16$, on the box
@@ -148,7 +97,7 @@ def polar(a=1.0 / 3.0):
     Returns:
         A `GameProblem`.
     """
-    a = checked_number("a", a, 0.0, forbidden=(0.0,))
+    a = checked_number("a", a, above=0.0)
 
     def field(x, y):
         square = x * x + y * y
@@ -170,8 +119,8 @@ def polar(a=1.0 / 3.0):
     q = max(-a * 49.0 / 1024.0, -1.0)
     return GameProblem(
         game,
-        _on_arrays(field),
-        _clip(1.1),
+        on_arrays(field),
+        clip(1.1),
         np.zeros(2),
         L=_corner_norm(a),
         rho=q / (q * q + 1.0),
@@ -188,7 +137,7 @@ def _corner_norm(a):
     )
 
 
-def forsaken(radius=1.5):
+def forsaken(radius: float | None = 1.5) -> GameProblem:
     r"""`min max x (y - 0.45) + psi(x) - psi(y)`, with two cycles.
 
     $\psi(t) = t^2 / 4 - t^4 / 2 + t^6 / 6$. The solution repels gradient
@@ -202,7 +151,7 @@ def forsaken(radius=1.5):
     Returns:
         A `GameProblem`.
     """
-    radius = checked_optional("radius", radius, 0.0)
+    radius = checked_number("radius", radius, 0.0, optional=True)
 
     def psi(t):
         return t * t / 4.0 - t**4 / 2.0 + t**6 / 6.0
@@ -210,7 +159,7 @@ def forsaken(radius=1.5):
     def slope(t):
         return t / 2.0 - 2.0 * t**3 + t**5
 
-    return _saddle(
+    return saddle(
         lambda x, y: x * (y - 0.45) + psi(x) - psi(y),
         lambda x, y: (y - 0.45 + slope(x), slope(y) - x),
         radius,
@@ -232,7 +181,7 @@ def _forsaken_norm(radius):
     return float(max(norms))
 
 
-def global_forsaken():
+def global_forsaken() -> GameProblem:
     r"""`min max x y + psi(x) - psi(y)` on the ball of radius 4/3.
 
     $\psi(t) = 2 t^6 / 21 - t^4 / 3 + t^2 / 3$. The ball holds both players
@@ -258,7 +207,7 @@ def global_forsaken():
     ball = Point(start, L2Ball(4.0 / 3.0), "xy")
     return GameProblem(
         Game([Player("xy", ball, loss)]),
-        _on_arrays(field),
+        on_arrays(field),
         project,
         np.zeros(2),
         L=3.022397641960374,
@@ -269,36 +218,3 @@ def global_forsaken():
 
 def _global_slope(t):
     return 4.0 * t**5 / 7.0 - 4.0 * t**3 / 3.0 + 2.0 * t / 3.0
-
-
-def _saddle(phi, field, radius, solution, L, rho, start):
-    """A game of two numbers, of which one minimises and one maximises phi."""
-    radius = checked_optional("radius", radius, 0.0)
-    constraint = None if radius is None else Box(-radius, radius)
-
-    def loss(batch, training, game):
-        return phi(*(v.value for v in game.trainable_variables))
-
-    project = _clip(radius)
-    start = project(start)
-    x = Point(start[0], constraint, "x")
-    y = Point(start[1], constraint, "y")
-    players = [Player("x", x, loss), Player("y", y, loss, sense="max")]
-    return GameProblem(
-        Game(players),
-        _on_arrays(field),
-        project,
-        np.array(solution),
-        L=L,
-        rho=rho,
-        start=start,
-    )
-
-
-def _clip(radius):
-    limit = math.inf if radius is None else radius
-    return lambda z: np.clip(np.asarray(z, "float64"), -limit, limit)
-
-
-def _on_arrays(field):
-    return lambda z: np.array(field(*np.asarray(z, "float64")))

@@ -1,11 +1,13 @@
 """LAMB: Adam with each layer's step scaled to the size of its weights."""
 
+from typing import Any
+
 import keras
 
+from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_boolean
-from keras_stab.arguments import checked_learning_rate
+from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
-from keras_stab.arguments import checked_optional
 from keras_stab.backend import many_tensors
 from keras_stab.numerics.norms import at_most
 from keras_stab.numerics.norms import in_full_precision
@@ -41,11 +43,10 @@ class LAMB(LayerwiseOptimizer):
         trust_ratio: Whether the ratio is used at all. Defaults to `True`.
         weight_norm_max: Largest norm of the weights in the ratio, or `None`.
             Defaults to `None`.
-        trust_clip: Largest ratio, or `None`. Defaults to `None`.
-        exclude_1d, decay_exclude, adaptation_exclude: As in `LARS`.
-        track_trust_ratios: As in `LARS`. Defaults to `False`.
         name: String.
-        **kwargs: Further arguments of every Keras optimizer.
+        **kwargs: `trust_clip`, `exclude_1d`, `decay_exclude`,
+            `adaptation_exclude` and `track_trust_ratios`, as in `LARS`, and
+            further arguments of every Keras optimizer.
 
     Raises:
         ValueError: If an argument is out of range, or a pattern matches no
@@ -60,8 +61,8 @@ class LAMB(LayerwiseOptimizer):
     >>> history = model.fit(x, y, verbose=0)
 
     Departures from the paper:
-        No function of the weight norm but an optional upper bound; variables
-        of one dimension are left out by default.
+        The only function of the weight norm is an upper bound, which is
+        optional; variables of one dimension are left out by default.
 
     References:
         - You et al., 2020, "Large Batch Optimization for Deep Learning:
@@ -79,45 +80,31 @@ class LAMB(LayerwiseOptimizer):
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-6,
-        weight_decay=0.01,
-        bias_correction=True,
-        trust_ratio=True,
-        weight_norm_max=None,
-        trust_clip=None,
-        exclude_1d=True,
-        decay_exclude=None,
-        adaptation_exclude=None,
-        track_trust_ratios=False,
-        name="lamb",
-        **kwargs,
-    ):
-        super().__init__(
-            learning_rate=checked_learning_rate(learning_rate),
-            weight_decay=weight_decay,
-            exclude_1d=exclude_1d,
-            decay_exclude=decay_exclude,
-            adaptation_exclude=adaptation_exclude,
-            trust_clip=trust_clip,
-            track_trust_ratios=track_trust_ratios,
-            name=name,
-            **kwargs,
-        )
-        self.beta_1 = checked_number("beta_1", beta_1, 0.0, 1.0)
-        self.beta_2 = checked_number("beta_2", beta_2, 0.0, 1.0)
+        learning_rate: LearningRate = 1e-3,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
+        weight_decay: float | None = 0.01,
+        bias_correction: bool = True,
+        trust_ratio: bool = True,
+        weight_norm_max: float | None = None,
+        *,
+        name: str = "lamb",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, name, **kwargs)
+        self.beta_1 = checked_fraction("beta_1", beta_1, zero=True, one=False)
+        self.beta_2 = checked_fraction("beta_2", beta_2, zero=True, one=False)
         self.epsilon = checked_number("epsilon", epsilon, 0.0)
         self.bias_correction = checked_boolean(
             "bias_correction", bias_correction
         )
         self.trust_ratio = checked_boolean("trust_ratio", trust_ratio)
-        self.weight_norm_max = checked_optional(
-            "weight_norm_max", weight_norm_max, 0.0
+        self.weight_norm_max = checked_number(
+            "weight_norm_max", weight_norm_max, 0.0, optional=True
         )
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)

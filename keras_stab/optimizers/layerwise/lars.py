@@ -1,14 +1,15 @@
 """LARS: layer-wise adaptive rate scaling."""
 
 import warnings
+from typing import Any
 
 import keras
 
+from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
-from keras_stab.arguments import checked_learning_rate
+from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
-from keras_stab.arguments import checked_optional
 from keras_stab.backend import many_tensors
 from keras_stab.numerics.norms import at_most
 from keras_stab.numerics.norms import in_full_precision
@@ -48,23 +49,23 @@ class LARS(LayerwiseOptimizer):
             `"outside"`.
         norm: Denominator of $r$. `"combined"`: $\|g + \beta w\|$;
             `"separate"`: $\|g\| + \beta \|w\|$. Defaults to `"combined"`.
-        trust_clip: Largest $r$, or `None`.
         clip_mode: `"lars"`, or `"larc"`: $r$ is at most the learning rate,
             divided by it. Defaults to `"lars"`.
+        excluded_lr_scale: Multiplies the learning rate of variables that are
+            not adapted, which would otherwise take the raw rate. Defaults to
+            1.0.
+        norm_max: Largest value of either norm, or `None`. Only for parity
+            with code that clamps them. Defaults to `None`.
+        name: String.
+        trust_clip: Largest $r$, or `None`. Defaults to `None`.
         exclude_1d: Whether variables of at most one dimension (biases,
             scales) are neither decayed nor adapted. Defaults to `True`.
         decay_exclude: List of variables and of regular expressions for their
             paths that are not decayed; it replaces `exclude_1d` for the decay.
             An empty list excludes nothing. Defaults to `None`.
         adaptation_exclude: The same for the ratio $r$.
-        excluded_lr_scale: Multiplies the learning rate of variables that are
-            not adapted, which would otherwise take the raw rate. Defaults to
-            1.0.
-        norm_max: Largest value of either norm, or `None`. Only for parity
-            with code that clamps them. Defaults to `None`.
         track_trust_ratios: Whether the ratios of the last update are kept, a
-            scalar a variable, for `trust_ratios()`. Defaults to `False`.
-        name: String.
+            scalar per variable, for `trust_ratios()`. Defaults to `False`.
         **kwargs: Further arguments of every Keras optimizer: clipping, EMA,
             `loss_scale_factor`, `gradient_accumulation_steps`.
 
@@ -106,39 +107,27 @@ class LARS(LayerwiseOptimizer):
 
     def __init__(
         self,
-        learning_rate=1.0,
-        momentum=0.9,
-        weight_decay=0.0,
-        trust_coefficient=1e-3,
-        epsilon=0.0,
-        nesterov=False,
-        momentum_style="outside",
-        norm="combined",
-        trust_clip=None,
-        clip_mode="lars",
-        exclude_1d=True,
-        decay_exclude=None,
-        adaptation_exclude=None,
-        excluded_lr_scale=1.0,
-        norm_max=None,
-        track_trust_ratios=False,
-        name="lars",
-        **kwargs,
-    ):
-        super().__init__(
-            learning_rate=checked_learning_rate(learning_rate),
-            weight_decay=weight_decay,
-            exclude_1d=exclude_1d,
-            decay_exclude=decay_exclude,
-            adaptation_exclude=adaptation_exclude,
-            trust_clip=trust_clip,
-            track_trust_ratios=track_trust_ratios,
-            name=name,
-            **kwargs,
+        learning_rate: LearningRate = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float | None = 0.0,
+        trust_coefficient: float = 1e-3,
+        epsilon: float = 0.0,
+        nesterov: bool = False,
+        momentum_style: str = "outside",
+        norm: str = "combined",
+        *,
+        clip_mode: str = "lars",
+        excluded_lr_scale: float = 1.0,
+        norm_max: float | None = None,
+        name: str = "lars",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, name, **kwargs)
+        self.momentum = checked_fraction(
+            "momentum", momentum, zero=True, one=False
         )
-        self.momentum = checked_number("momentum", momentum, 0.0, 1.0)
         self.trust_coefficient = checked_number(
-            "trust_coefficient", trust_coefficient, 0.0, forbidden=(0.0,)
+            "trust_coefficient", trust_coefficient, above=0.0
         )
         self.epsilon = checked_number("epsilon", epsilon, 0.0)
         self.nesterov = checked_boolean("nesterov", nesterov)
@@ -152,18 +141,18 @@ class LARS(LayerwiseOptimizer):
         self.excluded_lr_scale = checked_number(
             "excluded_lr_scale", excluded_lr_scale, 0.0
         )
-        self.norm_max = checked_optional("norm_max", norm_max, 0.0)
+        self.norm_max = checked_number("norm_max", norm_max, 0.0, optional=True)
         if self.nesterov and not self.momentum:
             raise ValueError(
                 "`nesterov` needs `momentum` above 0. Received: momentum=0.0"
             )
-        if self.clip_mode == "larc" and trust_clip is not None:
+        if self.clip_mode == "larc" and self.trust_clip is not None:
             raise ValueError(
                 'clip_mode="larc" clips the ratio at the learning rate. Leave '
-                f"`trust_clip` out. Received: trust_clip={trust_clip}"
+                f"`trust_clip` out. Received: trust_clip={self.trust_clip}"
             )
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)

@@ -1,18 +1,23 @@
-"""What LARS and LAMB share: who is decayed, who is adapted."""
+"""What LARS and LAMB share: which variables are decayed, which adapted."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_stab import keras_internals
+from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_boolean
+from keras_stab.arguments import checked_learning_rate
 from keras_stab.arguments import checked_number
-from keras_stab.arguments import checked_optional
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.numerics.norms import at_most
 from keras_stab.numerics.norms import ratio_or_one
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
+from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.updates_together import UpdatesTogether
 from keras_stab.text_table import as_text
 
@@ -20,14 +25,15 @@ from keras_stab.text_table import as_text
 class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
     """Base of optimizers that scale each variable's step to its norm.
 
-    The weight decay is a part of the update rule: Keras's own, which comes
-    before it, stays off. A subclass defines `update_alike`, and names its own
-    arguments in `arguments`.
+    Its arguments are those that `LARS` and `LAMB` have in common; `LARS`
+    describes them. The weight decay is a part of the update rule: Keras's own,
+    which comes before it, stays off. A subclass defines `update_alike`, and
+    names its own arguments in `arguments`.
 
     Attributes:
         weight_decay_rate: Float.
-        decayed: One boolean a variable, after `build`.
-        adapted: One boolean a variable, after `build`.
+        decayed: One boolean per variable, after `build`.
+        adapted: One boolean per variable, after `build`.
     """
 
     arguments = (
@@ -40,16 +46,17 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate,
-        weight_decay,
-        exclude_1d,
-        decay_exclude,
-        adaptation_exclude,
-        trust_clip,
-        track_trust_ratios,
-        name,
-        **kwargs,
-    ):
+        learning_rate: LearningRate,
+        weight_decay: float | None,
+        name: str,
+        exclude_1d: bool = True,
+        decay_exclude: Sequence[str | keras.Variable] | None = None,
+        adaptation_exclude: Sequence[str | keras.Variable] | None = None,
+        trust_clip: float | None = None,
+        track_trust_ratios: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        learning_rate = checked_learning_rate(learning_rate)
         super().__init__(
             learning_rate=learning_rate, weight_decay=None, name=name, **kwargs
         )
@@ -62,8 +69,8 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
             "adaptation_exclude", adaptation_exclude
         )
         self.also_not_decayed = []
-        self.trust_clip = checked_optional(
-            "trust_clip", trust_clip, 0.0, forbidden=(0.0,)
+        self.trust_clip = checked_number(
+            "trust_clip", trust_clip, above=0.0, optional=True
         )
         self.track_trust_ratios = checked_boolean(
             "track_trust_ratios", track_trust_ratios
@@ -73,7 +80,7 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
             learning_rate if isinstance(learning_rate, float) else None
         )
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
@@ -92,7 +99,7 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
         self._ratios = [None] * len(variables)
         if self.track_trust_ratios:
             self._ratios = [
-                self.add_variable((), dtype="float32", name="trust_ratio")
+                add_state(self, "trust_ratio", dtype="float32")
                 if adapted
                 else None
                 for adapted in self.adapted
@@ -100,7 +107,9 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
 
     # ---- The update -------------------------------------------------------
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Any, variable: Any, learning_rate: Any
+    ) -> None:
         self.update_steps([gradient], [variable], learning_rate)
 
     def update_steps(self, gradients, variables, learning_rate):
@@ -154,7 +163,7 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
 
     # ---- What it does to which variable -----------------------------------
 
-    def trust_ratios(self):
+    def trust_ratios(self) -> dict[str, Any]:
         """The ratio of each adapted variable at the last update, by path.
 
         Needs `track_trust_ratios=True`. Scalar tensors: reading one as a
@@ -173,7 +182,7 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
             if ratio is not None
         }
 
-    def stability_metrics(self):
+    def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: the trust ratios, if they are tracked."""
         if not self.track_trust_ratios or not any(self.adapted):
             return {}
@@ -186,7 +195,7 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
             "trust_ratios": dict(zip(self.trust_ratios(), ratios)),
         }
 
-    def describe(self):
+    def describe(self) -> str:
         """A table, as text: which variables are decayed and adapted."""
         if not self.built:
             raise ValueError(
@@ -202,7 +211,11 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
             ),
         )
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(
+        self,
+        var_list: list[keras.Variable] | None = None,
+        var_names: list[str] | None = None,
+    ) -> None:
         """Leaves more variables out, given themselves or by path patterns."""
         if self.built:
             raise ValueError(
@@ -214,7 +227,7 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
 
     # ---- Saving -----------------------------------------------------------
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for kind in type(self).__mro__:
             for name in vars(kind).get("arguments", ()):
@@ -225,7 +238,9 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict | None = None
+    ) -> "LayerwiseOptimizer":
         config = dict(config)
         more = config.pop("also_not_decayed", [])
         optimizer = super().from_config(config, custom_objects=custom_objects)

@@ -2,10 +2,12 @@
 
 import math
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_number
 from keras_stab.numerics.time_factor import from_durations
@@ -73,9 +75,9 @@ class TVLARS(LARS):
     [0.97, 0.9, 0.1, 0.0]
 
     Departures from the paper:
-        Its body was not available to us. The form of the factor is that on
-        which two summaries agree; the delay is honoured, the clock is saved
-        and no norm is clamped, unlike in the published code.
+        The full text was not available to us, so the factor has the form on
+        which two summaries agree. Unlike in the published code the delay is
+        honoured, the clock is saved and no norm is clamped.
 
     References:
         - Do et al., 2023, "Revisiting LARS for Large Batch Training
@@ -93,19 +95,19 @@ class TVLARS(LARS):
 
     def __init__(
         self,
-        learning_rate=1.0,
-        momentum=0.9,
-        weight_decay=0.0,
-        trust_coefficient=1e-3,
-        decay_rate=None,
-        delay=None,
-        alpha=None,
-        floor=None,
-        factor_scope=None,
-        variant="paper",
-        name="tvlars",
-        **kwargs,
-    ):
+        learning_rate: LearningRate = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float | None = 0.0,
+        trust_coefficient: float = 1e-3,
+        decay_rate: float | None = None,
+        delay: float | None = None,
+        alpha: float | None = None,
+        floor: float | None = None,
+        factor_scope: str | None = None,
+        variant: str = "paper",
+        name: str = "tvlars",
+        **kwargs: Any,
+    ) -> None:
         checked_choice("variant", variant, ("paper", "official"))
         own = {
             "delay": delay,
@@ -155,7 +157,13 @@ class TVLARS(LARS):
             self._warn_of_freezing()
 
     @classmethod
-    def from_steps(cls, hold_steps, decay_steps, alpha=1.0, **kwargs):
+    def from_steps(
+        cls,
+        hold_steps: float,
+        decay_steps: float,
+        alpha: float = 1.0,
+        **kwargs: Any,
+    ) -> "TVLARS":
         """A TVLARS for a run of known length.
 
         Args:
@@ -165,14 +173,12 @@ class TVLARS(LARS):
             **kwargs: Further arguments of the constructor.
         """
         hold_steps = checked_number("hold_steps", hold_steps, 0.0)
-        decay_steps = checked_number(
-            "decay_steps", decay_steps, 0.0, forbidden=(0.0,)
-        )
-        alpha = checked_number("alpha", alpha, 0.0, forbidden=(0.0,))
+        decay_steps = checked_number("decay_steps", decay_steps, above=0.0)
+        alpha = checked_number("alpha", alpha, above=0.0)
         decay_rate, delay = from_durations(hold_steps, decay_steps, alpha)
         return cls(decay_rate=decay_rate, delay=delay, alpha=alpha, **kwargs)
 
-    def phi(self, step):
+    def phi(self, step: Any) -> np.ndarray:
         """The factor at update `step`; a number, list or array, in NumPy."""
         return keras.ops.convert_to_numpy(
             self._factor(np.asarray(step, "float32"))
