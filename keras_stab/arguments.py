@@ -59,12 +59,15 @@ def checked_boolean(argument, value):
     return value
 
 
-def checked_count(argument, value, minimum):
-    """The value as an int of at least `minimum`."""
+def checked_count(argument, value, minimum, maximum=math.inf):
+    """The value as an int from `minimum` to `maximum`."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < minimum:
+    if not whole or not minimum <= value <= maximum:
+        limits = f"of at least {minimum}"
+        if maximum < math.inf:
+            limits = f"from {minimum} to {maximum}"
         raise ValueError(
-            f"`{argument}` must be an integer of at least {minimum}. "
+            f"`{argument}` must be an integer {limits}. "
             f"Received: {argument}={value!r}"
         )
     return int(value)

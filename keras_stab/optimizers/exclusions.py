@@ -29,7 +29,7 @@ def as_patterns(argument, excluded):
 
 
 def excluded_variables(argument, patterns, exclude_1d, variables):
-    """One boolean a variable.
+    """One boolean per variable.
 
     Args:
         argument: Name for messages.

@@ -42,7 +42,7 @@ def checked_sampler(value, curvature):
 
 
 def first_step(start_step, inner):
-    """The int, `None` when it will be told later."""
+    """The first boosted update; `None` where it is not known yet."""
     if start_step == "manual":
         return None
     if start_step != "warmup_end":
@@ -82,11 +82,11 @@ def check_inner(optimizer, curvature, momentum):
             advice = (
                 f"Put it outside, {name}(IRE(...))"
                 if wraps
-                else ("Use another inner optimizer")
+                else "Use another inner optimizer"
             )
             raise ValueError(
-                f"{name} keeps a second set of weights, which would not hear "
-                f"of the boost. {advice}"
+                f"{name} keeps a second set of weights, which would not be "
+                f"boosted. {advice}"
             )
     if any(hasattr(each, "start_boost") for each in nest(optimizer)):
         raise ValueError("IRE inside IRE would boost twice: use one")

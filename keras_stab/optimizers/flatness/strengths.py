@@ -1,4 +1,4 @@
-"""A strength that may change over time: a radius, a boost."""
+"""A radius or a boost that may change over time."""
 
 import keras
 
@@ -12,7 +12,7 @@ _PEAKS = ("warmup_target", "initial_learning_rate", "learning_rate")
 
 
 class Strength:
-    """A number, or a schedule, perhaps in proportion to the learning rate.
+    """A number or a schedule, optionally in proportion to the learning rate.
 
     Args:
         argument: Name for messages.
