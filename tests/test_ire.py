@@ -805,9 +805,9 @@ def test_state_is_one_byte_a_weight():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"flat_fraction": 0.0}, "`flat_fraction` must not be 0"),
-        ({"flat_fraction": 1.5}, "`flat_fraction` must be at most 1"),
-        ({"flat_fraction": -0.5}, "`flat_fraction` must be at least 0"),
+        ({"flat_fraction": 0.0}, r"`flat_fraction` must be in \(0, 1\]"),
+        ({"flat_fraction": 1.5}, r"`flat_fraction` must be in \(0, 1\]"),
+        ({"flat_fraction": -0.5}, r"`flat_fraction` must be in \(0, 1\]"),
         ({"boost": -1.0}, "`boost` must be at least 0"),
         ({"boost": float("nan")}, "`boost` must be"),
         ({"update_every": 0}, "`update_every` must be an integer"),
@@ -815,7 +815,7 @@ def test_state_is_one_byte_a_weight():
         ({"start_step": "soon"}, '"warmup_end" or "manual"'),
         ({"curvature": "hessian"}, "`curvature` must be one of"),
         ({"curvature_momentum": 1.0}, "`curvature_momentum` must be"),
-        ({"fisher_fraction": 0.0}, "`fisher_fraction` must not be 0"),
+        ({"fisher_fraction": 0.0}, r"`fisher_fraction` must be in \(0, 1\]"),
         ({"curvature": "second_moment"}, 'Use curvature="gradient" with SGD'),
         ({"label_sampler": 3}, "must be a function"),
         ({"boost_schedule": "learning_rate"}, "reference_learning_rate"),

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
-from keras_stab.arguments import checked_number
+from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.gradients.oracle import GradientOracle
@@ -25,7 +26,6 @@ from keras_stab.optimizers.flatness.flat_mask import FlatMask
 from keras_stab.optimizers.flatness.ire_arguments import CURVATURES
 from keras_stab.optimizers.flatness.ire_arguments import check_inner
 from keras_stab.optimizers.flatness.ire_arguments import checked_sampler
-from keras_stab.optimizers.flatness.ire_arguments import checked_share
 from keras_stab.optimizers.flatness.ire_arguments import first_step
 from keras_stab.optimizers.flatness.second_moment import second_moment_roots
 from keras_stab.optimizers.flatness.strengths import Strength
@@ -167,17 +167,21 @@ class IRE(GradientMethod):
         self._boost = Strength(
             "boost", boost, boost_schedule, reference_learning_rate
         )
-        self.flat_fraction = checked_share("flat_fraction", flat_fraction)
+        self.flat_fraction = checked_fraction("flat_fraction", flat_fraction)
         self.update_every = checked_count("update_every", update_every, 1)
         self.curvature = checked_choice("curvature", curvature, CURVATURES)
-        self.curvature_momentum = checked_number(
-            "curvature_momentum", curvature_momentum, 0.0, 1.0
+        self.curvature_momentum = checked_fraction(
+            "curvature_momentum", curvature_momentum, zero=True, one=False
         )
-        self.fisher_fraction = checked_share("fisher_fraction", fisher_fraction)
-        self.boost_weight_decay = bool(boost_weight_decay)
+        self.fisher_fraction = checked_fraction(
+            "fisher_fraction", fisher_fraction
+        )
+        self.boost_weight_decay = checked_boolean(
+            "boost_weight_decay", boost_weight_decay
+        )
         self.label_sampler = checked_sampler(label_sampler, curvature)
         self.exclude = as_patterns("exclude", exclude)
-        self.seed = None if seed is None else checked_count("seed", seed, 0)
+        self.seed = checked_count("seed", seed, 0, optional=True)
         self.start_step = start_step
         self._first = first_step(start_step, self.inner_optimizer)
         self._boost.check(self.inner_optimizer)
@@ -233,9 +237,8 @@ class IRE(GradientMethod):
 
     def _since_start(self, step):
         """Updates since the start, negative before it."""
-        return step - (
-            self._start.value if self._first is None else self._first
-        )
+        first = self._start.value if self._first is None else self._first
+        return step - first
 
     def _due(self, step):
         since = self._since_start(step)
@@ -376,9 +379,7 @@ class IRE(GradientMethod):
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
-        sampler = self.label_sampler
-        if sampler is not None:
-            sampler = keras.saving.serialize_keras_object(sampler)
+        sampler = keras.saving.serialize_keras_object(self.label_sampler)
         config.update(
             {
                 "flat_fraction": self.flat_fraction,

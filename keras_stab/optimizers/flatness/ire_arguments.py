@@ -3,23 +3,12 @@
 import keras
 
 from keras_stab.arguments import checked_count
-from keras_stab.arguments import checked_number
 from keras_stab.nesting import nest
 from keras_stab.optimizers.flatness.second_moment import WITH_SECOND_MOMENT
 from keras_stab.optimizers.lent_weights import LendsWeights
 from keras_stab.optimizers.wrapper import innermost
 
 CURVATURES = ("fisher", "second_moment", "gradient")
-
-
-def checked_share(argument, value):
-    """The value as a float above 0 and at most 1."""
-    value = checked_number(argument, value, 0.0, forbidden=(0.0,))
-    if value > 1.0:
-        raise ValueError(
-            f"`{argument}` must be at most 1. Received: {argument}={value}"
-        )
-    return value
 
 
 def checked_sampler(value, curvature):

@@ -6,16 +6,18 @@ from typing import Any
 
 import keras
 
+from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_number
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.gradients.oracle import GradientOracle
-from keras_stab.nesting import nest
 from keras_stab.numerics.ascent import ascent
 from keras_stab.numerics.ascent import cosine
 from keras_stab.numerics.ascent import global_norm
+from keras_stab.optimizers.flatness.sam_arguments import check_inner
+from keras_stab.optimizers.flatness.sam_arguments import checked_filter
 from keras_stab.optimizers.flatness.strengths import Strength
 from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
@@ -118,6 +120,8 @@ class SAM(GradientMethod):
           arXiv:2102.11600
     """
 
+    perturbs_weights = True
+
     def __init__(
         self,
         inner_optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
@@ -142,15 +146,15 @@ class SAM(GradientMethod):
         self.interval = checked_count("interval", interval, 1)
         self.eta = checked_number("eta", eta, minimum=0.0)
         self.start_step = checked_count("start_step", start_step, 0)
-        if stop_step is not None:
-            stop_step = checked_count(
-                "stop_step", stop_step, self.start_step + 1
-            )
-        self.stop_step = stop_step
-        self.variable_filter = _checked_filter(variable_filter)
-        self.independent_noise = bool(independent_noise)
+        self.stop_step = checked_count(
+            "stop_step", stop_step, self.start_step + 1, optional=True
+        )
+        self.variable_filter = checked_filter(variable_filter)
+        self.independent_noise = checked_boolean(
+            "independent_noise", independent_noise
+        )
         self._rho.check(self.inner_optimizer)
-        _check_inner(self.inner_optimizer)
+        check_inner(self.inner_optimizer)
 
     def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
@@ -326,17 +330,6 @@ def _short_name(variable):
     return variable.path.rsplit("/", 1)[-1]
 
 
-def _checked_filter(value):
-    if isinstance(value, dict):
-        value = keras.saving.deserialize_keras_object(value)
-    if value is None or value == "normalization" or callable(value):
-        return value
-    raise ValueError(
-        '`variable_filter` must be None, "normalization" or a function from a '
-        f"path to a boolean. Received: variable_filter={value!r}"
-    )
-
-
 def _check_answer(first, second, variables):
     """A weight that is read past Keras cannot be perturbed."""
     for one, other, variable in zip(first, second, variables):
@@ -347,14 +340,3 @@ def _check_answer(first, second, variables):
                 "as wrapped PyTorch modules do. Use an optimizer other than "
                 f"SAM. Received: variable {variable.path!r}"
             )
-
-
-def _check_inner(optimizer):
-    for each in nest(optimizer):
-        if getattr(each, "sees_unperturbed_weights_only", False):
-            raise ValueError(
-                f"{type(each).__name__} must not look at perturbed weights: "
-                f"put SAM inside it, {type(each).__name__}(SAM(...))"
-            )
-        if isinstance(each, SAM):
-            raise ValueError("SAM inside SAM would perturb twice: use one")

@@ -35,7 +35,7 @@ class Strength:
         )
         if reference is not None:
             reference = checked_number(
-                "reference_learning_rate", reference, 0.0, forbidden=(0.0,)
+                "reference_learning_rate", reference, above=0.0
             )
             if schedule == "constant":
                 raise ValueError(
