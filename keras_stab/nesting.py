@@ -1,4 +1,4 @@
-"""Optimizers inside optimizers, looked at one by one."""
+"""Optimizers inside optimizers, one by one."""
 
 
 def nest(optimizer):
@@ -9,10 +9,10 @@ def nest(optimizer):
 
 
 def whole_nest(optimizer):
-    """As `nest`, with the several optimizers that a `MultiOptimizer` holds."""
+    """As `nest`, with the optimizers that a `MultiOptimizer` holds."""
     last = None
     for last in nest(optimizer):
         yield last
-    # Of the innermost only: a wrapper shows those of the one inside it.
+    # Of the innermost only, because a wrapper forwards the attribute.
     for part in getattr(last, "optimizers", None) or []:
         yield from whole_nest(part)

@@ -15,7 +15,7 @@ import pytest
 from marks import ON_TORCH
 
 import keras_stab
-from keras_stab.optimizers.wrapper import GradientMethod
+from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.wrapper import Wrapper
 
 

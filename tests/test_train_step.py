@@ -35,7 +35,7 @@ from model_cases import take
 from reference import min_norm_by_enumeration
 
 from keras_stab import GRAIN
-from keras_stab.optimizers.wrapper import GradientMethod
+from keras_stab.optimizers.gradient_method import GradientMethod
 
 if BACKEND == "tensorflow":
     import tensorflow as tf

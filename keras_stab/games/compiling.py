@@ -9,9 +9,9 @@ from keras_stab.games.player_optimizers import PlayerOptimizers
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
 from keras_stab.optimizers.flatness.ire import IRE
+from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.nest_checks import evaluations_per_step
 from keras_stab.optimizers.updates_together import UpdatesTogether
-from keras_stab.optimizers.wrapper import GradientMethod
 from keras_stab.optimizers.wrapper import Wrapper
 from keras_stab.optimizers.wrapper import innermost
 

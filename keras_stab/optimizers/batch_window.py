@@ -1,4 +1,4 @@
-"""The open window of GRAIN across batches: K gradients and their Gram."""
+"""The window of GRAIN across batches: K gradients and their Gram matrix."""
 
 import keras
 
@@ -10,11 +10,11 @@ from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 
 
 class BatchWindow:
-    """Collects K successive gradients, then lets the inner optimizer move.
+    """Collects K successive gradients, then makes one step of them.
 
     Each call stores one gradient and one row of the Gram matrix; the K-th
-    solves and applies. Everything is an optimizer variable: a window that is
-    open when training stops is saved and goes on after a resume.
+    call solves and applies. Everything is an optimizer variable: a window that
+    is open when training stops is saved, and goes on after a resume.
     """
 
     def __init__(self, optimizer, variables, groups):
@@ -66,8 +66,8 @@ class BatchWindow:
             products.inner_products(slot.value, gradient)
             for slot, gradient in zip(self._slots, grads)
         )
-        # Entries of slots that are still to be filled are of an old window;
-        # they are written again when their turn comes.
+        # Entries of slots that are not filled yet belong to the window before;
+        # they are overwritten when their turn comes.
         at_index = ops.arange(self._groups) == index
         old = self._gram.value
         gram = ops.where(at_index[:, None], row[None, :], old)
@@ -117,10 +117,10 @@ def _add_slots(optimizer, variable, groups):
 
 
 def _slot_layout(variable):
-    """The layout of the variable, with an axis in front that is not cut.
+    """The layout of the variable, with an axis in front that is not sharded.
 
     Otherwise every device would keep K whole gradients, or a pattern of the
-    user's layout map that fits the slot's name would cut the wrong axes.
+    user's layout map that fits the slot's name would shard the wrong axes.
     """
     distribution = keras.distribution.distribution()
     if distribution is None:

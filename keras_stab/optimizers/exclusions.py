@@ -4,6 +4,8 @@ import re
 
 import keras
 
+from keras_stab.arguments import checked_pattern
+
 
 def as_patterns(argument, excluded):
     """Path patterns from patterns and variables, for a config; or `None`."""
@@ -19,7 +21,7 @@ def as_patterns(argument, excluded):
         if isinstance(item, keras.Variable):
             patterns.append(f"^{re.escape(item.path)}$")
         elif isinstance(item, str):
-            patterns.append(item)
+            patterns.append(checked_pattern(argument, item))
         else:
             raise ValueError(
                 f"`{argument}` must hold strings or variables. Received: "
@@ -29,7 +31,7 @@ def as_patterns(argument, excluded):
 
 
 def excluded_variables(argument, patterns, exclude_1d, variables):
-    """One boolean a variable.
+    """One boolean per variable.
 
     Args:
         argument: Name for messages.

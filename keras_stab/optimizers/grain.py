@@ -1,19 +1,26 @@
 """GRAIN: group aggregation via a min-norm objective."""
 
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 
+from keras_stab.arguments import checked_choice
+from keras_stab.arguments import checked_count
 from keras_stab.backend import updates
 from keras_stab.gradients.engines import ENGINES
+from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.oracle import plan_for
+from keras_stab.gradients.plan import Plan
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
+from keras_stab.nesting import nest
 from keras_stab.numerics.gram_measures import MEASURES
 from keras_stab.numerics.gram_measures import weight_entropy
 from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
+from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
-from keras_stab.optimizers.wrapper import GradientMethod
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -37,13 +44,13 @@ class GRAIN(GradientMethod):
         inner_optimizer: Keras optimizer, name or config, that makes a step of
             $d$. Clipping, weight decay, moments and learning rate are its
             own. Defaults to `"adamw"`.
-        groups: Int from 1 to 64, K. At least 8 rows a group are advised. 1
-            is the inner optimizer itself. Defaults to 4.
+        groups: Int from 1 to 64, K. At least 8 rows per group are advised.
+            1 is the inner optimizer itself. Defaults to 4.
         across: `None`: the groups are parts of each batch; works in `fit`
             and `train_on_batch` of any `keras.Model`. `"batches"`: the K
-            groups are K successive batches and the weights move on every
-            K-th; takes plain gradients, so it works in any training loop, at
-            the price of K gradients kept as state. Defaults to `None`.
+            groups are K successive batches and the weights move after every
+            K-th; takes plain gradients, so it works in any training loop, but
+            keeps K gradients as state. Defaults to `None`.
         engine: How group gradients are computed. `"microbatch"`: the ordinary
             gradient of each group, which works for any model. `"one_pass"`:
             one forward and one backward pass for all groups, for models
@@ -76,17 +83,18 @@ class GRAIN(GradientMethod):
     [0.5, 0.5]
 
     Departures from the paper:
-        Its body was not available to us. K, the grouping rule, the solver,
+        Only its abstract was available to us. K, the grouping rule, the solver,
         the treatment of zero and non-finite groups and the defaults are ours,
-        and none of its tables is reproduced. The guarantee above is about
+        and none of its tables was reproduced. The guarantee above is about
         $d$, not about a momentum or Adam step made from it.
 
     Cost:
-        `"one_pass"`: one forward pass, one backward pass and some products a
-        layer; for a moment the layers' inputs and output gradients, or K
-        gradients where those are smaller. `"microbatch"`: the work of a plain
-        step in K parts; for a moment K gradients (4 K bytes a weight).
-        `across="batches"` keeps K gradients. Measured: `benchmarks/results`.
+        `"one_pass"`: one forward pass, one backward pass and some products
+        per layer; during a step it holds the layers' inputs and output
+        gradients, or K gradients where those are smaller. `"microbatch"`: the
+        work of a plain step in K parts; during a step it holds K gradients
+        (4 K bytes per weight). `across="batches"` keeps K gradients.
+        Measurements are in `benchmarks/results`.
 
     References:
         - Bui, Yao, Wang, 2026, "GRAIN: Group Aggregation via Min-Norm
@@ -102,26 +110,28 @@ class GRAIN(GradientMethod):
 
     def __init__(
         self,
-        inner_optimizer="adamw",
-        groups=4,
-        across=None,
-        engine="auto",
-        zero_groups="exclude",
-        name=None,
-        **kwargs,
+        inner_optimizer: str | dict | keras.optimizers.Optimizer = "adamw",
+        groups: int = 4,
+        across: str | None = None,
+        engine: str = "auto",
+        zero_groups: str = "exclude",
+        name: str | None = None,
+        **kwargs: Any,
     ):
-        _check_arguments(groups, across, engine, zero_groups)
         super().__init__(inner_optimizer, name=name, **kwargs)
-        self.groups = groups
-        self.across = across
-        self.engine = engine
-        self.zero_groups = zero_groups
+        self.groups = checked_count("groups", groups, 1, MAX_GROUPS)
+        self.across = checked_choice("across", across, (None, "batches"))
+        self.engine = checked_choice("engine", engine, ENGINES)
+        self.zero_groups = checked_choice(
+            "zero_groups", zero_groups, ("exclude", "literal")
+        )
         self._plan = None
         _check_inner(self.inner_optimizer, across, engine)
 
-    def build(self, variables):
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
+        variables = list(variables)
         super().build(variables)
         self._weights = add_state(
             self, "group_weights", (self.groups,), "float32"
@@ -130,13 +140,13 @@ class GRAIN(GradientMethod):
             self, "measures", (len(MEASURES),), "float32"
         )
         if self.across == "batches" and self.groups > 1:
-            self._window = BatchWindow(self, list(variables), self.groups)
+            self._window = BatchWindow(self, variables, self.groups)
 
     @property
-    def wants_oracle(self):
+    def wants_oracle(self) -> bool:
         return self.across is None and self.groups > 1
 
-    def estimate(self, oracle):
+    def estimate(self, oracle: GradientOracle) -> list[Any]:
         if not self.wants_oracle:
             return super().estimate(oracle)
         groups = oracle.group_gradients(self.groups, self.engine)
@@ -151,7 +161,9 @@ class GRAIN(GradientMethod):
         oracle.notes[self] = (weights, measures)
         return groups.combine(weights)
 
-    def apply_in_order(self, gradients, variables):
+    def apply_in_order(
+        self, gradients: list[Any], variables: list[keras.Variable]
+    ) -> None:
         if self.groups == 1:
             # The inner optimizer itself, to the last bit.
             updates.apply_gradients(self.inner_optimizer, gradients, variables)
@@ -169,7 +181,7 @@ class GRAIN(GradientMethod):
         self._weights.assign(note[0])
         self._measures.assign(note[1])
 
-    def diagnostics(self):
+    def diagnostics(self) -> dict[str, Any]:
         """The weights and figures of the last step, read from the device.
 
         Returns:
@@ -187,19 +199,25 @@ class GRAIN(GradientMethod):
         figures.update(zip(MEASURES, (float(v) for v in values)))
         return figures
 
-    def stability_metrics(self):
+    def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: `diagnostics()` and the weights' entropy."""
         figures = self.diagnostics()
         figures["weight_entropy"] = weight_entropy(figures["weights"])
         return figures
 
-    def plan(self, model=None, x=None, y=None, sample_weight=None):
+    def plan(
+        self,
+        model: keras.Model | None = None,
+        x: Any = None,
+        y: Any = None,
+        sample_weight: Any = None,
+    ) -> Plan:
         """How group gradients are computed, and at what predicted cost.
 
         Args:
             model: A compiled `keras.Model`, to plan for it without training;
                 by default the plan of the last step that was traced (on
-                PyTorch: run) is told.
+                PyTorch: run) is returned.
             x, y, sample_weight: One batch for `model`.
 
         Returns:
@@ -227,7 +245,7 @@ class GRAIN(GradientMethod):
         print(self._plan)
         return self._plan
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             {
@@ -240,26 +258,6 @@ class GRAIN(GradientMethod):
         return config
 
 
-def _check_arguments(groups, across, engine, zero_groups):
-    whole = isinstance(groups, int) and not isinstance(groups, bool)
-    if not whole or not 1 <= groups <= MAX_GROUPS:
-        raise ValueError(
-            f"`groups` must be an integer from 1 to {MAX_GROUPS}. Received: "
-            f"groups={groups!r}"
-        )
-    choices = {
-        "across": (across, (None, "batches")),
-        "engine": (engine, ENGINES),
-        "zero_groups": (zero_groups, ("exclude", "literal")),
-    }
-    for argument, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(
-                f"`{argument}` must be one of {allowed}. Received: "
-                f"{argument}={value!r}"
-            )
-
-
 def _check_inner(inner, across, engine):
     if across == "batches" and engine != "auto":
         raise ValueError(
@@ -267,8 +265,7 @@ def _check_inner(inner, across, engine):
             'nothing is split. Leave engine="auto". Received: '
             f"engine={engine!r}"
         )
-    optimizer = inner
-    while optimizer is not None:
+    for optimizer in nest(inner):
         if getattr(optimizer, "wants_oracle", False):
             raise ValueError(
                 "The optimizer inside GRAIN must take plain gradients. Put "
@@ -291,4 +288,3 @@ def _check_inner(inner, across, engine):
                     "group. `global_clipnorm` keeps the direction.",
                     stacklevel=4,
                 )
-        optimizer = getattr(optimizer, "inner_optimizer", None)

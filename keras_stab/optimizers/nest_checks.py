@@ -5,7 +5,7 @@ from keras_stab.nesting import whole_nest
 
 
 def evaluations_per_step(optimizer):
-    """Int, gradients that make one step of the optimizer's method.
+    """Int, how many gradients one step of the optimizer's method takes.
 
     Raises:
         ValueError: If the parts of a `MultiOptimizer` differ in it.
@@ -19,20 +19,20 @@ def evaluations_per_step(optimizer):
     if len(set(counts.values())) > 1:
         raise ValueError(
             "The optimizers of the players take different numbers of "
-            "gradients a step, so that no synchronisation fits all of them: "
+            "gradients per step, so no synchronisation fits all of them: "
             f"choose methods that take equally many. Received: {counts}"
         )
     return next(iter(counts.values()), 1)
 
 
 def refuse_averages_inside(name, optimizer):
-    """Raises when an optimizer inside averages points of another's path."""
+    """Raises when an optimizer inside averages weights by itself."""
     for each in whole_nest(optimizer):
         if getattr(each, "use_ema", False) or getattr(
             each, "averages_weights", False
         ):
             raise ValueError(
-                f"An average inside {name} would be one of look-ahead points. "
+                f"An average inside {name} would average look-ahead points. "
                 f"Put it outside: WeightAveraging({name}(...)). Received: "
                 f"inner optimizer {each.name!r} of type {type(each).__name__}"
             )
@@ -44,8 +44,8 @@ def refuse_several_evaluations(name, optimizer):
     if count > 1:
         raise ValueError(
             f"{name} needs an inner optimizer that moves with every gradient, "
-            "for example SGD or Adam. Received: "
-            f"{type(optimizer).__name__}, which takes {count} gradients a step"
+            "for example SGD or Adam. Received:"
+            f" {type(optimizer).__name__}, which needs {count} per step"
         )
 
 

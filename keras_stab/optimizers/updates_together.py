@@ -8,12 +8,12 @@ from keras_stab.backend import updates
 class UpdatesTogether:
     """Mixin of optimizers that define `update_steps` for many variables.
 
-    Keras calls `update_step` once a variable. On PyTorch its own optimizers
-    override what is overridden here, and for the same reason: many small
-    operations are bound by Python.
+    Keras calls `update_step` once per variable. On PyTorch its own optimizers
+    override what is overridden here, and for the same reason: the time of many
+    small operations is spent in Python.
     """
 
-    # Whether there is something to gain by that on the other backends too.
+    # Whether that is faster on the other backends too.
     together_everywhere = False
 
     def apply(self, grads, trainable_variables=None):

@@ -1,10 +1,15 @@
 """Wrapper: an optimizer around another one."""
 
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_optimizer
 from keras_stab.backend import updates
+from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.nesting import nest
@@ -30,7 +35,12 @@ class Wrapper(keras.optimizers.Optimizer):
             the inner one.
     """
 
-    def __init__(self, inner_optimizer, name=None, **kwargs):
+    def __init__(
+        self,
+        inner_optimizer: str | dict | keras.optimizers.Optimizer,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
         if kwargs:
             raise ValueError(_misplaced(type(self).__name__, kwargs))
         inner_optimizer = checked_optimizer("inner_optimizer", inner_optimizer)
@@ -40,7 +50,7 @@ class Wrapper(keras.optimizers.Optimizer):
         self._unused = len(super().variables)
         self.inner_optimizer = inner_optimizer
 
-    def build(self, variables):
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)
@@ -51,45 +61,48 @@ class Wrapper(keras.optimizers.Optimizer):
         super().build(variables)
 
     @property
-    def own_variables(self):
+    def own_variables(self) -> list[keras.Variable]:
         """The state of this wrapper without that of the inner optimizer."""
         return super().variables[self._unused :]
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         return self.own_variables + self.inner_optimizer.variables
 
     # ---- Forwarded to the inner optimizer ---------------------------------
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> keras.Variable | Any:
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
+    def learning_rate(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    ) -> None:
         self.inner_optimizer.learning_rate = learning_rate
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable | Any:
         return self.inner_optimizer.iterations
 
-    def completed_updates(self):
-        """Updates inside, an int32 tensor that later ones do not change."""
+    def completed_updates(self) -> Any:
+        """Updates made so far, an int32 tensor that stays as it is."""
         count = keras.ops.convert_to_tensor(self.inner_optimizer.iterations)
         return keras.ops.cast(count, "int32") + 0
 
     @property
-    def loss_scale_factor(self):
+    def loss_scale_factor(self) -> float | None:
         return self.inner_optimizer.loss_scale_factor
 
     @loss_scale_factor.setter
-    def loss_scale_factor(self, factor):
+    def loss_scale_factor(self, factor: float | None) -> None:
         # The base class sets it before there is an inner optimizer.
         inner = getattr(self, "inner_optimizer", None)
         if inner is not None:
             inner.loss_scale_factor = factor
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         # Keras's callbacks reach the rates of a `MultiOptimizer` through an
         # attribute that no other optimizer may have.
         inner = vars(self).get("inner_optimizer")
@@ -99,33 +112,45 @@ class Wrapper(keras.optimizers.Optimizer):
             f"{type(self).__name__!r} object has no attribute {name!r}"
         )
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Any) -> Any:
         return self.inner_optimizer.scale_loss(loss)
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[keras.Variable] | None = None,
+        var_names: Sequence[str] | None = None,
+    ) -> None:
         self.inner_optimizer.exclude_from_weight_decay(
             var_list=var_list, var_names=var_names
         )
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(
+        self, var_list: Sequence[keras.Variable]
+    ) -> None:
         self.inner_optimizer.finalize_variable_values(var_list)
 
     # ---- Gradients in, weights out ----------------------------------------
 
     @property
-    def wants_oracle(self):
+    def wants_oracle(self) -> bool:
         """Whether this method, or one inside it, asks a `GradientOracle`."""
         return wants_oracle(self.inner_optimizer)
 
-    def estimate(self, oracle):
+    def estimate(self, oracle: GradientOracle) -> list[Any]:
         """The gradients to hand to `apply`; assigns nothing."""
         return estimate(self.inner_optimizer, oracle)
 
-    def apply_gradients(self, grads_and_vars):
+    def apply_gradients(
+        self, grads_and_vars: Iterable[tuple[Any, keras.Variable]]
+    ) -> Any:
         super().apply_gradients(grads_and_vars)
         return self.iterations
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self,
+        grads: Iterable[Any],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> None:
         grads = list(grads)
         if not grads:
             return
@@ -148,14 +173,16 @@ class Wrapper(keras.optimizers.Optimizer):
             )
         self.apply_in_order(grads, variables)
 
-    def apply_in_order(self, gradients, variables):
-        """What the method does with one gradient a built variable."""
+    def apply_in_order(
+        self, gradients: list[Any], variables: list[keras.Variable]
+    ) -> None:
+        """What the method does with one gradient per built variable."""
         updates.apply_gradients(
             self.inner_optimizer, updates.barrier(gradients), variables
         )
 
     def _in_order(self, gradients, variables):
-        """One slot a built variable; `None` for those not passed."""
+        """One gradient per built variable; `None` for those not passed."""
         position = keras_internals.positions(self)
         ordered = [None] * len(position)
         for gradient, variable in zip(gradients, variables):
@@ -172,13 +199,13 @@ class Wrapper(keras.optimizers.Optimizer):
 
     # ---- Saving -----------------------------------------------------------
 
-    # A saved model walks nested optimizers by itself: each stores its own.
+    # Keras walks nested optimizers by itself, so each stores its own state.
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         for i, variable in enumerate(self.own_variables):
             store[str(i)] = variable.numpy()
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         own = self.own_variables
         saved = sum(key.isdigit() for key in store.keys())
         if not self.built and saved:
@@ -197,7 +224,7 @@ class Wrapper(keras.optimizers.Optimizer):
         for i, variable in enumerate(own):
             variable.assign(store[str(i)])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "inner_optimizer": keras.saving.serialize_keras_object(
@@ -206,43 +233,16 @@ class Wrapper(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> "Wrapper":
         config = dict(config)
         config["inner_optimizer"] = keras.saving.deserialize_keras_object(
             config["inner_optimizer"], custom_objects=custom_objects
         )
         return cls(**config)
-
-
-class GradientMethod(Wrapper):
-    """A wrapper that chooses the gradient: it asks the oracle.
-
-    A subclass defines `estimate(oracle)` and leaves a note there,
-    `oracle.notes[self] = ...`, which it finds as `self.handed_over` when its
-    gradients come back through `apply`.
-    """
-
-    handed_over = None
-
-    @property
-    def wants_oracle(self):
-        return True
-
-    def apply(self, grads, trainable_variables=None):
-        grads = list(grads)
-        # A model without trainable weights hands over nothing at all.
-        if grads and self.wants_oracle and self.handed_over is None:
-            raise RuntimeError(
-                f"{type(self).__name__} received plain gradients, but it "
-                "takes its own from the model and the batch. Train with "
-                "`model.fit` or `model.train_on_batch`; let a custom "
-                "`train_step` end in `super().train_step(...)`; after "
-                "`keras_stab.uninstall()` derive the model from "
-                "`keras_stab.TrainStep`" + self.plain_gradient_hint
-            )
-        super().apply(grads, trainable_variables)
-
-    plain_gradient_hint = ""
 
 
 def innermost(optimizer):

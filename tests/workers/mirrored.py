@@ -20,7 +20,7 @@ import toy  # noqa: E402
 from toy import sgd  # noqa: E402
 
 import keras_stab  # noqa: E402
-from keras_stab.optimizers.wrapper import GradientMethod  # noqa: E402
+from keras_stab.optimizers.gradient_method import GradientMethod  # noqa: E402
 
 ROWS = 32
 GROUPS = 4

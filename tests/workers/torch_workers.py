@@ -12,7 +12,7 @@ import torch.distributed
 import toy
 
 import keras_stab
-from keras_stab.optimizers.wrapper import GradientMethod
+from keras_stab.optimizers.gradient_method import GradientMethod
 
 ROWS = 32
 

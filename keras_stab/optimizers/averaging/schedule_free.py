@@ -12,9 +12,9 @@ from keras_stab.optimizers.averaging.weight_averaging import (
 )
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
+from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.state import widest_dtype
-from keras_stab.optimizers.wrapper import GradientMethod
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.schedules import LinearWarmup
 

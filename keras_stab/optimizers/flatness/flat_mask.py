@@ -1,4 +1,4 @@
-"""Which weights are flat: masks, or averages of scores, as variables."""
+"""Which weights are flat: masks, or averaged scores, kept as variables."""
 
 import math
 
@@ -13,21 +13,21 @@ from keras_stab.optimizers.state import add_slot
 from keras_stab.optimizers.state import add_state
 
 _NO_SCORE = float("inf")
-MEASURES = ("flat_fraction", "sharp_overlap", "curvature_trace")
+FIGURES = ("flat_fraction", "sharp_overlap", "curvature_trace")
 
 
 class FlatMask:
-    """The flat fraction of all weights: those of the smallest scores.
+    """The flat weights: a given fraction of all, those of smallest score.
 
-    Without averaging the masks themselves are kept, one byte a weight; with
-    it the average of the scores, four bytes a weight, and the bit pattern of
-    the threshold, from which the masks follow. Before the first refresh no
-    weight is flat.
+    Without averaging the masks themselves are kept, one byte per weight; with
+    it the averaged scores, four bytes per weight, and the bit pattern of the
+    threshold, from which the masks follow. Before the first refresh no weight
+    is flat.
 
     Args:
         optimizer: Whose variables they become.
         variables: The weights.
-        included: One boolean a variable; the others are never flat.
+        included: One boolean per variable; the others are never flat.
         fraction: Float in (0, 1], the flat fraction.
         momentum: Float in [0, 1), of the average.
     """
@@ -57,7 +57,7 @@ class FlatMask:
             )
         )
         for name, shape, dtype in (
-            ("measures", (len(MEASURES),), "float32"),
+            ("measures", (len(FIGURES),), "float32"),
             ("refreshes", (), "int32"),
             ("skipped_refreshes", (), "int32"),
         ):
@@ -78,8 +78,8 @@ class FlatMask:
         """The state after a refresh; the same masks if it must be skipped.
 
         Args:
-            roots: One tensor a variable whose square is the score, `None` to
-                leave a variable out of the ranking.
+            roots: One tensor per variable, whose square is the score; `None`
+                leaves a variable out of the ranking.
             size: Scalar that makes scores of different refreshes comparable.
         """
         ops = keras.ops
@@ -97,7 +97,7 @@ class FlatMask:
             for i in present
         ]
         usable = _all([ops.all(ops.isfinite(s)) for s in scores])
-        # All zero is no ranking: an empty batch, or no step yet.
+        # All zero (an empty batch, or no step yet) gives no ranking.
         usable = ops.logical_and(
             usable, ops.logical_not(_all([ops.all(s == 0.0) for s in scores]))
         )
@@ -107,7 +107,7 @@ class FlatMask:
                 self._averaged(old[self._position[i]], size * ops.square(s))
                 for i, s in zip(present, scores)
             ]
-        # Ranked by the root where that will do: squares underflow to ties.
+        # Without an average the roots are ranked: squares underflow to ties.
         patterns = [bits_of(s) for s in scores]
         count = sum(math.prod(p.shape) for p in patterns)
         threshold = products.kth_smallest(
@@ -147,7 +147,7 @@ class FlatMask:
             variable.numpy() for variable in self._state[self._weights + 1 :]
         )
         return {
-            **dict(zip(MEASURES, map(float, measures))),
+            **dict(zip(FIGURES, map(float, measures))),
             "refreshes": int(refreshes),
             "skipped_refreshes": int(skipped),
             "flat_fractions": {

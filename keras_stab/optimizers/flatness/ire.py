@@ -1,29 +1,36 @@
 """IRE: implicit regularization enhancement."""
 
-import contextlib
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
-from keras_stab.arguments import checked_number
+from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
-from keras_stab.gradients.sampled_labels import SampledLabels
+from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
+from keras_stab.optimizers.flatness.boost import boost_step
+from keras_stab.optimizers.flatness.boost import decay_rates
+from keras_stab.optimizers.flatness.fisher import FisherPass
 from keras_stab.optimizers.flatness.flat_mask import FlatMask
 from keras_stab.optimizers.flatness.ire_arguments import CURVATURES
 from keras_stab.optimizers.flatness.ire_arguments import check_inner
 from keras_stab.optimizers.flatness.ire_arguments import checked_sampler
-from keras_stab.optimizers.flatness.ire_arguments import checked_share
 from keras_stab.optimizers.flatness.ire_arguments import first_step
 from keras_stab.optimizers.flatness.second_moment import second_moment_roots
 from keras_stab.optimizers.flatness.strengths import Strength
+from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
-from keras_stab.optimizers.wrapper import GradientMethod
 from keras_stab.optimizers.wrapper import innermost
 
 NEVER = 2**31 - 1
@@ -33,7 +40,7 @@ NEVER = 2**31 - 1
 class IRE(GradientMethod):
     r"""Moves faster along the weights in which the loss is flat.
 
-    The inner optimizer makes its whole step from $w$ to $w + \delta$. Then
+    The inner optimizer makes its whole step, from $w$ to $w + \delta$. Then
 
     $$
     w \leftarrow w + \delta + \kappa \, m \odot \delta
@@ -41,8 +48,8 @@ class IRE(GradientMethod):
 
     where the mask m is 1 for the fraction $\gamma$ of all weights with the
     smallest curvature, in one ranking over all variables, and 0 for the
-    others. The curvature is estimated anew every K updates. The inner
-    optimizer sees nothing of it.
+    others. The curvature is estimated again every K updates. The inner
+    optimizer does not know of it.
 
     Args:
         inner_optimizer: Keras optimizer, name or config. Gradients, clipping,
@@ -54,19 +61,18 @@ class IRE(GradientMethod):
             updates since `start_step`. 0 is the inner optimizer itself.
             Defaults to 2.0.
         update_every: Int, K. Defaults to 10.
-        start_step: Int, the update from which on weights are boosted;
-            `"warmup_end"`, the `warmup_steps` of the inner schedule; or
-            `"manual"`, when `start_boost` or the callback
-            `keras_stab.StartBoostAtLoss` says so. No published run starts at
-            0 without a warm-up. Defaults to 0.
+        start_step: Int, the first boosted update; `"warmup_end"`, the
+            `warmup_steps` of the inner schedule; or `"manual"`: when
+            `start_boost` or the callback `keras_stab.StartBoostAtLoss` says
+            so. No published run starts at 0 without a warm-up. Defaults to 0.
         curvature: What is squared to a score. `"fisher"`: the gradient at
-            labels drawn from the model's own predictions, at the price of one
+            labels drawn from the model's own predictions, which costs one
             more forward and backward pass of `fisher_fraction` of the batch
             every K updates. `"second_moment"`: the running average that the
-            inner Adam, AdamW, Nadam, Lamb or RMSprop keeps; free.
-            `"gradient"`: the training gradient; free where the inner
+            inner Adam, AdamW, Nadam, Lamb or RMSprop keeps; no extra pass.
+            `"gradient"`: the training gradient; no extra pass where the inner
             optimizer takes plain gradients; set `curvature_momentum=0.95`
-            with it. The last two are not what the paper runs. Defaults to
+            with it. The paper uses neither of the last two. Defaults to
             `"fisher"`.
         curvature_momentum: Float in [0, 1), of a running average of the
             scores; 0.9 makes masks that change less. Defaults to 0.0.
@@ -80,13 +86,13 @@ class IRE(GradientMethod):
             from the schedule of the inner optimizer.
         boost_weight_decay: Whether the decoupled weight decay of the inner
             optimizer is boosted with the rest. Defaults to `True`.
-        label_sampler: Function `(outputs, seed) -> labels` for a loss of your
-            own (register it as serializable to save the model); `seed` is for
+        label_sampler: Function `(outputs, seed) -> labels` for a custom loss
+            (register it as serializable to save the model); `seed` is for
             functions of `keras.random`. Defaults to `None`.
         exclude: Variables, or regular expressions for their paths, that are
             neither ranked nor boosted. Defaults to `None`.
-        seed: Int, from where labels are drawn; `None` for another one in
-            every process, or that of `keras.utils.set_random_seed`.
+        seed: Int, the seed of the drawn labels; `None` for one that differs
+            in every process unless `keras.utils.set_random_seed` was called.
         name: String or `None`.
 
     Raises:
@@ -99,9 +105,9 @@ class IRE(GradientMethod):
     A refresh whose curvature is not finite, or zero everywhere, keeps the old
     mask and is counted. The Fisher pass leaves batch-norm statistics, seeds,
     metrics and the inner optimizer's state as they are, and always looks at
-    the weights themselves, also around `SAM`. `diagnostics()` reads figures
-    of the last refresh. Keep the weights in float32: the boost multiplies
-    what a step of less precision rounds.
+    the weights themselves, around `SAM` too. `diagnostics()` reads figures of
+    the last refresh. Keep the weights in float32: the boost multiplies the
+    rounding of a less precise step.
 
     Example:
 
@@ -116,14 +122,14 @@ class IRE(GradientMethod):
 
     Departures from the paper:
         A quarter of the batch is in the Fisher pass (paper: all of it;
-        `fisher_fraction=1.0` is its setting), every row of which counts with
-        the root of its sample weight. Ties go to the flat side. On JAX a
-        weight that the loss does not depend on counts as flat, on the other
-        backends it is left out.
+        `fisher_fraction=1.0` is its setting), and each of its rows counts
+        with the root of its sample weight. Ties count as flat. On JAX a weight
+        that the loss does not depend on counts as flat; the other backends
+        leave it out.
 
     Cost:
-        Per update a copy of the weights for a moment and some operations on
-        each; one byte a weight is kept, with `curvature_momentum` four.
+        During an update one copy of the weights and a few operations on
+        each; one byte per weight is kept, with `curvature_momentum` four.
         `benchmarks/method_time.py` measures it.
 
     References:
@@ -140,79 +146,78 @@ class IRE(GradientMethod):
 
     def __init__(
         self,
-        inner_optimizer="adamw",
-        flat_fraction=0.6,
-        boost=2.0,
-        update_every=10,
-        start_step=0,
-        curvature="fisher",
-        curvature_momentum=0.0,
-        fisher_fraction=0.25,
-        boost_schedule="constant",
-        reference_learning_rate=None,
-        boost_weight_decay=True,
-        label_sampler=None,
-        exclude=None,
-        seed=None,
-        name=None,
-        **kwargs,
+        inner_optimizer: str | dict | keras.optimizers.Optimizer = "adamw",
+        flat_fraction: float = 0.6,
+        boost: float | keras.optimizers.schedules.LearningRateSchedule = 2.0,
+        update_every: int = 10,
+        start_step: int | str = 0,
+        curvature: str = "fisher",
+        curvature_momentum: float = 0.0,
+        fisher_fraction: float = 0.25,
+        boost_schedule: str = "constant",
+        reference_learning_rate: float | None = None,
+        boost_weight_decay: bool = True,
+        label_sampler: Callable[[Any, Any], Any] | None = None,
+        exclude: Sequence[str | keras.Variable] | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+        **kwargs: Any,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
         self._boost = Strength(
             "boost", boost, boost_schedule, reference_learning_rate
         )
-        self.flat_fraction = checked_share("flat_fraction", flat_fraction)
+        self.flat_fraction = checked_fraction("flat_fraction", flat_fraction)
         self.update_every = checked_count("update_every", update_every, 1)
         self.curvature = checked_choice("curvature", curvature, CURVATURES)
-        self.curvature_momentum = checked_number(
-            "curvature_momentum", curvature_momentum, 0.0, 1.0
+        self.curvature_momentum = checked_fraction(
+            "curvature_momentum", curvature_momentum, zero=True, one=False
         )
-        self.fisher_fraction = checked_share("fisher_fraction", fisher_fraction)
-        self.boost_weight_decay = bool(boost_weight_decay)
+        self.fisher_fraction = checked_fraction(
+            "fisher_fraction", fisher_fraction
+        )
+        self.boost_weight_decay = checked_boolean(
+            "boost_weight_decay", boost_weight_decay
+        )
         self.label_sampler = checked_sampler(label_sampler, curvature)
         self.exclude = as_patterns("exclude", exclude)
-        self.seed = None if seed is None else checked_count("seed", seed, 0)
+        self.seed = checked_count("seed", seed, 0, optional=True)
         self.start_step = start_step
         self._first = first_step(start_step, self.inner_optimizer)
         self._boost.check(self.inner_optimizer)
         check_inner(self.inner_optimizer, curvature, self.curvature_momentum)
 
-    def build(self, variables):
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)
         super().build(variables)
-        excluded = [False] * len(variables)
-        if self.exclude is not None:
-            excluded = excluded_variables(
-                "exclude", self.exclude, False, variables
-            )
+        excluded = excluded_variables("exclude", self.exclude, False, variables)
+        included = [
+            not (left_out or v.overwrite_with_gradient)
+            for v, left_out in zip(variables, excluded)
+        ]
         self._mask = FlatMask(
             self,
             variables,
-            [
-                not (left_out or v.overwrite_with_gradient)
-                for v, left_out in zip(variables, excluded)
-            ],
+            included,
             self.flat_fraction,
             self.curvature_momentum,
         )
-        self._start = add_state(
-            self,
-            "start_step",
-            initializer=keras.initializers.Constant(NEVER),
-        )
-        # Its state is never moved: labels differ by the count of updates.
-        self._generator = keras.random.SeedGenerator(self.seed)
-        self._label_seed = self._generator.state
+        never = keras.initializers.Constant(NEVER)
+        self._start = add_state(self, "start_step", initializer=never)
+        generator = keras.random.SeedGenerator(self.seed)
+        # Keras tracks variables, not the objects that hold them.
+        self._label_seed = generator.state
+        self._fisher_pass = FisherPass(generator, self.label_sampler)
 
     @property
-    def wants_oracle(self):
+    def wants_oracle(self) -> bool:
         return self.curvature == "fisher" or wants_oracle(self.inner_optimizer)
 
     # ---- When -------------------------------------------------------------
 
-    def start_boost(self):
+    def start_boost(self) -> None:
         """Boosts from the next update on; for `start_step="manual"`."""
         if self.start_step != "manual":
             raise ValueError(
@@ -224,7 +229,7 @@ class IRE(GradientMethod):
         self._start.assign(self.completed_updates())
 
     @property
-    def has_started(self):
+    def has_started(self) -> bool:
         """Whether `start_boost` was called, or the start is set anyway."""
         if self._first is not None:
             return True
@@ -232,9 +237,8 @@ class IRE(GradientMethod):
 
     def _since_start(self, step):
         """Updates since the start, negative before it."""
-        return step - (
-            self._start.value if self._first is None else self._first
-        )
+        first = self._start.value if self._first is None else self._first
+        return step - first
 
     def _due(self, step):
         since = self._since_start(step)
@@ -246,7 +250,7 @@ class IRE(GradientMethod):
 
     # ---- Curvature --------------------------------------------------------
 
-    def estimate(self, oracle):
+    def estimate(self, oracle: GradientOracle) -> list[Any]:
         note = None
         step = self.completed_updates()
         if self._reuses_forward:
@@ -262,7 +266,7 @@ class IRE(GradientMethod):
             note = self._refresh(step, lambda: self.fisher_roots(oracle, step))
         elif self.curvature == "gradient":
             # At w, which is not where the gradients of SAM are taken.
-            note = self._refresh(step, lambda: self._at_weights(oracle))
+            note = self._refresh(step, lambda: (oracle.gradient_beside(), 1.0))
         oracle.notes[self] = (note,)
         return gradients
 
@@ -283,7 +287,9 @@ class IRE(GradientMethod):
             and self.label_sampler is None
         )
 
-    def fisher_roots(self, oracle, step):
+    def fisher_roots(
+        self, oracle: GradientOracle, step: Any
+    ) -> tuple[list[Any], Any]:
         """What `curvature="fisher"` squares to scores; runs when it is due.
 
         Args:
@@ -291,56 +297,34 @@ class IRE(GradientMethod):
             step: Int32 scalar tensor, updates made so far.
 
         Returns:
-            List of tensors, one a trainable variable, `None` for one that is
+            List of tensors, one per trainable variable, `None` for one that is
             left out of the ranking; and a scalar by which the squares are
             multiplied in averages: the gradient at sampled labels, and the
             number of labels. A subclass may rank by something else.
         """
         if self.fisher_fraction < 1.0:
             oracle = oracle.head(self.fisher_fraction)
-        roots, size = self._fisher_gradient(oracle, self._seed_at(step))
-        return [tracing.densify(root) for root in roots], size
+        return self._fisher_pass.roots(oracle, self._fisher_pass.seed_at(step))
 
-    def _fisher_gradient(self, oracle, seed):
-        # The seed was read before: inside the oracle another scope is in force.
-        if self.label_sampler is None:
-            labels = SampledLabels(oracle.model, self._generator, seed)
-            if oracle.has_forward:
-                return oracle.gradient_of_outputs(labels), _as_float(labels)
-            return oracle.with_loss(labels).gradient(), _as_float(labels)
-
-        def sampler(y, y_pred):
-            with self._drawing_from(seed):
-                return self.label_sampler(y_pred, self._generator)
-
-        oracle = oracle.with_labels(sampler).with_compiled_loss()
-        return oracle.gradient(), 1.0
-
-    @contextlib.contextmanager
-    def drawing(self, step):
-        """Yields a seed for `keras.random`; other numbers at every update."""
-        with self._drawing_from(self._seed_at(step)):
-            yield self._generator
-
-    def _drawing_from(self, seed):
-        return keras.StatelessScope([(self._generator.state, seed)])
-
-    def _seed_at(self, step):
-        words = self._label_seed.value
-        # Some hundreds of draws fit between two updates.
-        step = keras.ops.cast(step, words.dtype)
-        return keras.ops.stack([words[0], words[1] + step * 1024])
-
-    def _at_weights(self, oracle):
-        return oracle.gradient_beside(), 1.0
+    def drawing(self, step: Any) -> AbstractContextManager:
+        """Yields a seed for `keras.random`, another one at every update."""
+        fisher = self._fisher_pass
+        return fisher.drawing_from(fisher.seed_at(step))
 
     # ---- The step ---------------------------------------------------------
 
-    def apply_in_order(self, gradients, variables):
+    def apply_in_order(
+        self, gradients: list[Any], variables: list[keras.Variable]
+    ) -> None:
         step = self.completed_updates()
         state = self._state_after_refresh(step, gradients, variables)
-        boost = self._boost_at(step)
-        decay = self._decay_part(variables)
+        since = self._since_start(step)
+        boost = self._boost.at(
+            keras.ops.maximum(since, 0), self.inner_optimizer
+        )
+        decay = [None] * len(variables)
+        if not self.boost_weight_decay:
+            decay = decay_rates(innermost(self.inner_optimizer), variables)
         before = [tracing.snapshot(v) for v in variables]
         super().apply_in_order(gradients, variables)
         # False for a step that a loss scaler drops and for a part of an
@@ -349,11 +333,11 @@ class IRE(GradientMethod):
         self._mask.assign(state, moved)
         if self._boost.is_zero:
             return
-        active = keras.ops.logical_and(moved, self._since_start(step) >= 0)
+        active = keras.ops.logical_and(moved, since >= 0)
         for i, variable in enumerate(variables):
             flat = self._mask.flat(i, state)
             if flat is not None:
-                self._move(variable, before[i], decay[i], boost, flat & active)
+                boost_step(variable, before[i], decay[i], boost, flat & active)
 
     def _state_after_refresh(self, step, gradients, variables):
         note = self.handed_over and self.handed_over[0]
@@ -367,36 +351,7 @@ class IRE(GradientMethod):
         scale = 1.0 / self.scale_loss(1.0)
         return self._refresh(step, lambda: (gradients, scale**2))
 
-    def _boost_at(self, step):
-        since = keras.ops.maximum(self._since_start(step), 0)
-        return self._boost.at(since, self.inner_optimizer)
-
-    def _decay_part(self, variables):
-        """What times the weights the step's decay takes away; `None` = none."""
-        base = innermost(self.inner_optimizer)
-        if self.boost_weight_decay or not base.weight_decay:
-            return [None] * len(variables)
-        rate = keras.ops.convert_to_tensor(base.learning_rate) + 0.0
-        return [
-            rate * base.weight_decay
-            if keras_internals.is_decayed(base, v)
-            else None
-            for v in variables
-        ]
-
-    def _move(self, variable, before, decay, boost, chosen):
-        after = tracing.read_after(variable)
-        extra = after - before
-        if decay is not None:
-            extra = extra + keras.ops.cast(decay, extra.dtype) * before
-        extra = keras.ops.cast(boost, extra.dtype) * extra
-        # Neither `before + (1 + boost) * delta` nor a product with the mask:
-        # the first is not `after` to the last bit, the second lets a NaN in.
-        variable.assign(keras.ops.where(chosen, after + extra, after))
-        if variable.constraint is not None:
-            variable.assign(variable.constraint(tracing.read_after(variable)))
-
-    def diagnostics(self):
+    def diagnostics(self) -> dict[str, Any]:
         """Figures of the last refresh, read from the device.
 
         Returns:
@@ -411,7 +366,7 @@ class IRE(GradientMethod):
             raise ValueError("There are no figures before the first step")
         return self._mask.figures(keras_internals.built_variables(self))
 
-    def stability_metrics(self):
+    def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: `diagnostics()` and the mask's churn.
 
         `mask_churn` is the part of the sharp weights that the last refresh
@@ -422,11 +377,9 @@ class IRE(GradientMethod):
         figures["mask_churn"] = compared * (1.0 - figures["sharp_overlap"])
         return figures
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
-        sampler = self.label_sampler
-        if sampler is not None:
-            sampler = keras.saving.serialize_keras_object(sampler)
+        sampler = keras.saving.serialize_keras_object(self.label_sampler)
         config.update(
             {
                 "flat_fraction": self.flat_fraction,
@@ -445,7 +398,3 @@ class IRE(GradientMethod):
             }
         )
         return config
-
-
-def _as_float(labels):
-    return keras.ops.cast(labels.count, "float32")

@@ -3,23 +3,12 @@
 import keras
 
 from keras_stab.arguments import checked_count
-from keras_stab.arguments import checked_number
 from keras_stab.nesting import nest
 from keras_stab.optimizers.flatness.second_moment import WITH_SECOND_MOMENT
 from keras_stab.optimizers.lent_weights import LendsWeights
 from keras_stab.optimizers.wrapper import innermost
 
 CURVATURES = ("fisher", "second_moment", "gradient")
-
-
-def checked_share(argument, value):
-    """The value as a float above 0 and at most 1."""
-    value = checked_number(argument, value, 0.0, forbidden=(0.0,))
-    if value > 1.0:
-        raise ValueError(
-            f"`{argument}` must be at most 1. Received: {argument}={value}"
-        )
-    return value
 
 
 def checked_sampler(value, curvature):
@@ -42,7 +31,7 @@ def checked_sampler(value, curvature):
 
 
 def first_step(start_step, inner):
-    """The int, `None` when it will be told later."""
+    """The first boosted update; `None` where it is not known yet."""
     if start_step == "manual":
         return None
     if start_step != "warmup_end":
@@ -82,11 +71,11 @@ def check_inner(optimizer, curvature, momentum):
             advice = (
                 f"Put it outside, {name}(IRE(...))"
                 if wraps
-                else ("Use another inner optimizer")
+                else "Use another inner optimizer"
             )
             raise ValueError(
-                f"{name} keeps a second set of weights, which would not hear "
-                f"of the boost. {advice}"
+                f"{name} keeps a second set of weights, which would not be "
+                f"boosted. {advice}"
             )
     if any(hasattr(each, "start_boost") for each in nest(optimizer)):
         raise ValueError("IRE inside IRE would boost twice: use one")

@@ -1,21 +1,28 @@
 """SAM: sharpness-aware minimization, and its adaptive form ASAM."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
+
 import keras
 
+from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_number
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
-from keras_stab.nesting import nest
+from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.numerics.ascent import ascent
 from keras_stab.numerics.ascent import cosine
 from keras_stab.numerics.ascent import global_norm
+from keras_stab.optimizers.flatness.sam_arguments import check_inner
+from keras_stab.optimizers.flatness.sam_arguments import checked_filter
 from keras_stab.optimizers.flatness.strengths import Strength
+from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
-from keras_stab.optimizers.wrapper import GradientMethod
 
-MEASURES = (
+FIGURES = (
     "gradient_norm",
     "perturbation_norm",
     "sharpness_gap",
@@ -27,7 +34,7 @@ OFFSETS = ("bias", "beta")
 
 @keras.saving.register_keras_serializable(package="keras_stab")
 class SAM(GradientMethod):
-    r"""Takes the gradient where the loss near by is highest.
+    r"""Takes the gradient where the loss nearby is highest.
 
     For weights $w$ and their gradient $g$ the inner optimizer, which makes
     its step from $w$, is given
@@ -36,9 +43,9 @@ class SAM(GradientMethod):
     h = \nabla L(w + e), \qquad e = \rho \, \frac{T^2 g}{\|T g\|}
     $$
 
-    with one norm over all perturbed variables. $T = 1$ is SAM, $T = |w|$
-    (and a little more) ASAM, which does not change when a layer is scaled up
-    and the next one down.
+    with one norm over all perturbed variables. $T = 1$ is SAM; $T = |w|$
+    (and a little more) is ASAM, which does not change when a layer is scaled
+    up and the next one down.
 
     Args:
         inner_optimizer: Keras optimizer, name or config, that is given $h$.
@@ -51,18 +58,19 @@ class SAM(GradientMethod):
         adaptive: `False`: $T = 1$. `True`: $T = |w| + \eta$, but 1 for
             variables named `bias` or `beta`, as in the authors' code.
             `"all"`: $T = |w|$ for every variable. Defaults to `False`.
-        interval: Int of at least 1. SAM at every such update from
-            `start_step` on, the plain gradient at the others. Defaults to 1.
-        eta: Float, $\eta$; of `adaptive=True` only. Defaults to 0.01.
+        interval: Int of at least 1. Every so many updates, counted from
+            `start_step`, the gradient is SAM's; otherwise it is the plain
+            one. Defaults to 1.
+        eta: Float, $\eta$; for `adaptive=True` only. Defaults to 0.01.
         start_step: Int, updates before the first of SAM. Defaults to 0.
-        stop_step: Int, the first update without SAM again, or `None`.
+        stop_step: Int, the first update that is plain again, or `None`.
         variable_filter: Which variables are perturbed and enter the norm:
             `None` for all, `"normalization"` for those named `gamma`, `beta`
             or `scale`, or a function from a variable's path to a boolean
             (register it as serializable to save the model). The others get
             their gradient at $w + e$ too. Defaults to `None`.
-        independent_noise: Whether the second pass draws dropout masks of its
-            own; by default it sees those of the first.
+        independent_noise: Whether the second pass draws its own dropout
+            masks. Defaults to `False`: it uses those of the first.
         rho_schedule: `"constant"`, or `"learning_rate"`: $\rho$ times the
             learning rate over its highest value. Defaults to `"constant"`.
         reference_learning_rate: Float, that highest value; `None` takes it
@@ -76,9 +84,9 @@ class SAM(GradientMethod):
 
     What training keeps comes from the first pass: batch-norm statistics,
     dropout seeds, metrics, the loss that is logged. The weights are never
-    moved to $w + e$ and back: the second pass is handed other values. A
+    moved to $w + e$ and back; the second pass is given other values. A
     gradient that is not finite reaches the inner optimizer, as without SAM.
-    `diagnostics()` reads figures of the last update that was SAM's.
+    `diagnostics()` reads figures of the last update at which SAM acted.
 
     Example:
 
@@ -93,14 +101,14 @@ class SAM(GradientMethod):
 
     Departures from the paper:
         On several devices there is one perturbation, that of the whole
-        batch, not one a device: results do not depend on how many there are.
+        batch, not one per device: results do not depend on how many there are.
         With `gradient_accumulation_steps` each micro-batch has its own. On
         PyTorch and TensorFlow a weight that the loss does not depend on is
         no part of the norm; on JAX its gradient is zero, which is the same.
 
     Cost:
         Two forward and two backward passes instead of one of each;
-        `interval=k` divides what is added by k. For a moment one copy of the
+        `interval=k` divides what is added by k. During a step one copy of the
         weights; nothing is kept. `benchmarks/method_time.py` measures it.
 
     References:
@@ -112,21 +120,23 @@ class SAM(GradientMethod):
           arXiv:2102.11600
     """
 
+    perturbs_weights = True
+
     def __init__(
         self,
-        inner_optimizer="sgd",
-        rho=0.05,
-        adaptive=False,
-        interval=1,
-        eta=0.01,
-        start_step=0,
-        stop_step=None,
-        variable_filter=None,
-        independent_noise=False,
-        rho_schedule="constant",
-        reference_learning_rate=None,
-        name=None,
-        **kwargs,
+        inner_optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
+        rho: float | keras.optimizers.schedules.LearningRateSchedule = 0.05,
+        adaptive: bool | str = False,
+        interval: int = 1,
+        eta: float = 0.01,
+        start_step: int = 0,
+        stop_step: int | None = None,
+        variable_filter: str | Callable[[str], bool] | None = None,
+        independent_noise: bool = False,
+        rho_schedule: str = "constant",
+        reference_learning_rate: float | None = None,
+        name: str | None = None,
+        **kwargs: Any,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
         self._rho = Strength("rho", rho, rho_schedule, reference_learning_rate)
@@ -136,17 +146,17 @@ class SAM(GradientMethod):
         self.interval = checked_count("interval", interval, 1)
         self.eta = checked_number("eta", eta, minimum=0.0)
         self.start_step = checked_count("start_step", start_step, 0)
-        if stop_step is not None:
-            stop_step = checked_count(
-                "stop_step", stop_step, self.start_step + 1
-            )
-        self.stop_step = stop_step
-        self.variable_filter = _checked_filter(variable_filter)
-        self.independent_noise = bool(independent_noise)
+        self.stop_step = checked_count(
+            "stop_step", stop_step, self.start_step + 1, optional=True
+        )
+        self.variable_filter = checked_filter(variable_filter)
+        self.independent_noise = checked_boolean(
+            "independent_noise", independent_noise
+        )
         self._rho.check(self.inner_optimizer)
-        _check_inner(self.inner_optimizer)
+        check_inner(self.inner_optimizer)
 
-    def build(self, variables):
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)
@@ -159,11 +169,9 @@ class SAM(GradientMethod):
                 f"{paths}"
             )
         super().build(variables)
-        self._measures = add_state(
-            self, "measures", (len(MEASURES),), "float32"
-        )
+        self._measures = add_state(self, "measures", (len(FIGURES),), "float32")
 
-    def estimate(self, oracle):
+    def estimate(self, oracle: GradientOracle) -> list[Any]:
         gradients = super().estimate(oracle)
         measures = self._measures.value
         if not self._rho.is_zero:
@@ -274,24 +282,29 @@ class SAM(GradientMethod):
             return _short_name(variable) in NORMALIZATION
         return bool(self.variable_filter(variable.path))
 
-    def apply_in_order(self, gradients, variables):
+    def apply_in_order(
+        self, gradients: list[Any], variables: list[keras.Variable]
+    ) -> None:
         super().apply_in_order(gradients, variables)
         self._measures.assign(self.handed_over)
 
-    def diagnostics(self):
+    def diagnostics(self) -> dict[str, float]:
         """Figures of the last update that was SAM's, read from the device.
 
         Returns:
             Dict of floats: `gradient_norm` (of the perturbed variables),
             `perturbation_norm`, `sharpness_gap` ($L(w + e) - L(w)$) and
-            `cosine` (of the two gradients). All zero before.
+            `cosine` (of the two gradients). All are 0 before SAM has acted.
+
+        Raises:
+            ValueError: Before the first step.
         """
         if not self.built:
             raise ValueError("There are no figures before the first step")
         values = keras.ops.convert_to_numpy(self._measures.value)
-        return dict(zip(MEASURES, (float(v) for v in values)))
+        return dict(zip(FIGURES, (float(v) for v in values)))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         chosen = self.variable_filter
         if callable(chosen):
@@ -317,17 +330,6 @@ def _short_name(variable):
     return variable.path.rsplit("/", 1)[-1]
 
 
-def _checked_filter(value):
-    if isinstance(value, dict):
-        value = keras.saving.deserialize_keras_object(value)
-    if value is None or value == "normalization" or callable(value):
-        return value
-    raise ValueError(
-        '`variable_filter` must be None, "normalization" or a function from a '
-        f"path to a boolean. Received: variable_filter={value!r}"
-    )
-
-
 def _check_answer(first, second, variables):
     """A weight that is read past Keras cannot be perturbed."""
     for one, other, variable in zip(first, second, variables):
@@ -338,14 +340,3 @@ def _check_answer(first, second, variables):
                 "as wrapped PyTorch modules do. Use an optimizer other than "
                 f"SAM. Received: variable {variable.path!r}"
             )
-
-
-def _check_inner(optimizer):
-    for each in nest(optimizer):
-        if getattr(each, "sees_unperturbed_weights_only", False):
-            raise ValueError(
-                f"{type(each).__name__} must not look at perturbed weights: "
-                f"put SAM inside of it, {type(each).__name__}(SAM(...))"
-            )
-        if isinstance(each, SAM):
-            raise ValueError("SAM inside SAM would perturb twice: use one")

@@ -14,10 +14,10 @@ WITH_SECOND_MOMENT = (
 
 
 def second_moment_roots(optimizer, variables):
-    """Its roots, one tensor a variable; `None` for statistics of fp8 layers.
+    """Its roots, one tensor per variable; `None` for the statistics of fp8.
 
     Raises:
-        ValueError: If the state has not the names that Keras gives it.
+        ValueError: If the state does not have the names that Keras gives it.
     """
     slots = (v for v in optimizer.variables if v.path.endswith("_velocity"))
     roots = []

@@ -1,4 +1,4 @@
-"""A strength that may change over time: a radius, a boost."""
+"""A radius or a boost that may change over time."""
 
 import keras
 
@@ -12,7 +12,7 @@ _PEAKS = ("warmup_target", "initial_learning_rate", "learning_rate")
 
 
 class Strength:
-    """A number, or a schedule, perhaps in proportion to the learning rate.
+    """A number or a schedule, optionally in proportion to the learning rate.
 
     Args:
         argument: Name for messages.
@@ -35,7 +35,7 @@ class Strength:
         )
         if reference is not None:
             reference = checked_number(
-                "reference_learning_rate", reference, 0.0, forbidden=(0.0,)
+                "reference_learning_rate", reference, above=0.0
             )
             if schedule == "constant":
                 raise ValueError(
