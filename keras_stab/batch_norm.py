@@ -3,23 +3,31 @@
 import contextlib
 import math
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_stab import keras_internals
+from keras_stab.arguments import checked_count
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.batches import iterate
 
 
-def reestimate_batch_norm(model, data, steps=None, batch_size=32, verbose=1):
-    r"""Computes the statistics of all batch-norm layers anew.
+def reestimate_batch_norm(
+    model: keras.Layer,
+    data: Any,
+    steps: int | None = None,
+    batch_size: int = 32,
+    verbose: int = 1,
+) -> None:
+    r"""Computes the statistics of all batch-norm layers again.
 
-    Weights that were averaged, interpolated or loaded do not fit the moving
-    statistics that other weights left behind. This passes data through the
-    model in training mode and assigns, for every batch-norm layer, the mean
-    and the (biased) variance of all $N$ elements that each channel saw,
+    Moving statistics that other weights left behind do not fit weights that
+    were averaged, interpolated or loaded. This passes data through the model
+    in training mode and assigns, for every batch-norm layer, the mean and the
+    (biased) variance of all $N$ elements that each channel saw,
 
     $$
     m = \frac1N \sum_b n_b m_b, \qquad
@@ -27,22 +35,21 @@ def reestimate_batch_norm(model, data, steps=None, batch_size=32, verbose=1):
     $$
 
     pooled over batches $b$ of any sizes $n_b$, in float64. Nothing else of
-    the model changes: weights, dropout seeds, metrics, `momentum`, and the
-    statistics of layers with `trainable=False`, which are not used in
-    training either. When anything fails, the old statistics stay.
+    the model changes: not the weights, dropout seeds, metrics, `momentum`, or
+    the statistics of layers with `trainable=False`, which training leaves
+    alone too. When anything fails, the old statistics stay.
 
     Args:
-        model: A `keras.Model` (or layer). No need to compile it.
+        model: A `keras.Model` (or layer). It need not be compiled.
         data: Arrays as for `fit`: `x`, a dict of inputs, or a tuple
             `(x, y)` or `(x, y, sample_weight)`, cut into batches of
             `batch_size`. Or batches: a list or other iterable of any of
             those, a `tf.data.Dataset`, a `PyDataset` or a PyTorch
             `DataLoader`. Only `x` is used.
-        steps: Int, the most batches to use; `None` for all. Some 50 to 400
-            are usually enough. Defaults to `None`.
-        batch_size: Int, rows in a batch cut from arrays: that of training,
-            because deeper layers see what batches of this size give.
-            Defaults to 32.
+        steps: Int, the maximum number of batches to use; `None` for all.
+            Some 50 to 400 are usually enough. Defaults to `None`.
+        batch_size: Int, rows per batch cut from arrays. Use that of training,
+            because the inputs of deeper layers depend on it. Defaults to 32.
         verbose: 1 for a progress bar, 0 for none. Defaults to 1.
 
     Raises:
@@ -61,14 +68,15 @@ def reestimate_batch_norm(model, data, steps=None, batch_size=32, verbose=1):
 
     Departures from the paper:
         SWA (Izmailov et al.) weights unbiased batch variances and leaves out
-        the spread of the batch means, torch's `update_bn` also weights small
-        batches like large ones; the figures here are exact.
+        the spread of the batch means; torch's `update_bn` also gives small
+        batches the weight of large ones. The figures here are exact.
 
     References:
         - Izmailov et al., 2018, "Averaging Weights Leads to Wider Optima and
           Better Generalization", arXiv:1803.05407
     """
-    _check(steps, batch_size)
+    checked_count("steps", steps, 1, optional=True)
+    checked_count("batch_size", batch_size, 1)
     batches, total = iterate(data, batch_size)
     if steps is not None:
         total = steps if total is None else min(steps, total)
@@ -244,15 +252,3 @@ def _refuse_other_statistics(layer):
             f"statistics. Received: layer {layer.path!r} of type "
             f"{type(layer).__name__}"
         )
-
-
-def _check(steps, batch_size):
-    for argument, value in (("steps", steps), ("batch_size", batch_size)):
-        if value is None and argument == "steps":
-            continue
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < 1:
-            raise ValueError(
-                f"`{argument}` must be a positive integer. Received: "
-                f"{argument}={value!r}"
-            )

@@ -153,10 +153,10 @@ def test_bad_input_changes_nothing(models):
     for arguments, message in (
         ({"directions": 3}, "`directions` must be 1, 2 or a list"),
         ({"directions": []}, "one or two directions"),
-        ({"directions": [before]}, "one array a trainable variable"),
+        ({"directions": [before]}, "one array per trainable variable"),
         ({"to": wrong}, "`to` must be a model like this one"),
         ({"to": other, "directions": [before]}, "gives the first direction"),
-        ({"distance": 0.0}, "`distance` must not be 0"),
+        ({"distance": 0.0}, "`distance` must be above 0"),
         ({"points": 1}, "`points` must be an integer of at least 2"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -173,5 +173,5 @@ def test_bad_input_changes_nothing(models):
 
 def test_without_matplotlib(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match="pip install matplotlib"):
+    with pytest.raises(ImportError, match=r"needs matplotlib.*\[diagnostics"):
         keras_stab.plot_loss_landscape(models[0], (X, Y))

@@ -168,10 +168,10 @@ def test_power_at_the_ends():
     assert keras_stab.seeds_needed(1.0, 0.0) == 2
     assert keras_stab.seeds_needed(1e9, 1.0) == 2
     for arguments, message in (
-        ({"difference": 0.0, "deviation": 1.0}, "other than 0"),
-        ({"difference": 1.0, "deviation": -1.0}, "from 0 on"),
-        ({"difference": 1.0, "deviation": math.nan}, "from 0 on"),
-        ({"difference": 1.0, "deviation": 1.0, "power": 1.0}, "between 0"),
+        ({"difference": 0.0, "deviation": 1.0}, "must not be 0"),
+        ({"difference": 1.0, "deviation": -1.0}, "at least 0"),
+        ({"difference": 1.0, "deviation": math.nan}, "at least 0"),
+        ({"difference": 1.0, "deviation": 1.0, "power": 1.0}, r"in \(0, 1\)"),
         ({"difference": 1e-6, "deviation": 1.0}, "more than 1000000 seeds"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -16,7 +16,7 @@ from workers import report_runs
 
 import keras_stab
 from keras_stab.diagnostics.report.one_run import is_failure
-from keras_stab.diagnostics.report.processes import check_sendable
+from keras_stab.diagnostics.report.workers import check_sendable
 
 SGD = functools.partial(keras.optimizers.SGD, 0.1)
 ARMS = {"SGD": SGD, "Adam": keras.optimizers.Adam}
@@ -236,7 +236,7 @@ def test_a_difference_below_the_test_set_floor_is_qualified(tmp_path):
     assert found.arms["SGD"].binomial_floor == pytest.approx(floor)
     assert floor > found.comparisons["Adam"].difference.value
     assert "is better" in found.verdict
-    assert "smaller than what a new test set" in found.verdict
+    assert "smaller than the deviation of an accuracy" in found.verdict
     found = report(tmp_path, test_rows=100_000)
     assert "new test set" not in found.verdict
 
@@ -296,7 +296,7 @@ def test_metrics_by_name(tmp_path):
         ({"a": "good"}, "must be a number"),
         ({"a": np.ones((2, 2))}, "a list of numbers"),
         ({"a": 1.0, "predictions": [0.2, 0.7]}, "whole numbers"),
-        ({"a": 1.0, "predictions": [[0.2], [0.7]]}, "make classes first"),
+        ({"a": 1.0, "predictions": [[0.2], [0.7]]}, "Make classes of"),
         (
             {"a": 1.0, "predictions": [0, 1], "targets": [0]},
             "do not belong together",
@@ -313,19 +313,27 @@ def test_results_that_cannot_be_used(tmp_path, result, message):
     [
         ({"seeds": 1}, "at least two seeds; five or more"),
         ({"seeds": [3]}, "at least two seeds"),
-        ({"seeds": [3, 3]}, "Twice or more"),
+        ({"seeds": [3, 3]}, "only once"),
         ({"seeds": [0.5, 1]}, "whole number"),
         ({"seeds": [-1, 1]}, "whole number"),
-        ({"seeds": [(0, 1), (1, 2)], "vary": "order"}, "Leave out"),
+        ({"seeds": [(0, 1), (1, 2)], "vary": "order"}, "leave out"),
         ({"vary": "weights"}, "`vary` must be one of"),
         ({"arms": {}}, "At least one arm"),
-        ({"arms": [("A", SGD), ("A", SGD)]}, r"its own name. Twice: \['A'\]"),
+        ({"arms": [("A", SGD), ("A", SGD)]}, r"its own name.*: \['A'\]"),
         ({"arms": {"A": "sgd"}}, "function without arguments"),
         ({"arms": {"A": lambda: "sgd"}}, "must make a Keras optimizer"),
         ({"arms": {3: SGD}}, "name is a string"),
         ({"processes": 0}, "`processes` must be"),
-        ({"level": 95}, "`level` must lie"),
+        ({"level": 95}, "`level` must be in"),
         ({"questions": "mean"}, "`questions` must be"),
+        ({"relevant_difference": -1.0}, "`relevant_difference` must be"),
+        ({"higher_is_better": "yes"}, "`higher_is_better` must be"),
+        ({"failure_score": "0.5"}, "`failure_score` must be"),
+        ({"test_rows": 0}, "`test_rows` must be"),
+        ({"unit": 3}, "`unit` must be"),
+        ({"pictures": "no"}, "`pictures` must be"),
+        ({"seeds": "all"}, "`seeds` must be"),
+        ({"seeds": 2.5}, "`seeds` must be"),
         ({"settings": {"f": print}}, "what JSON can"),
     ],
 )

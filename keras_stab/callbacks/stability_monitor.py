@@ -1,4 +1,7 @@
-"""StabilityMonitor: what the methods know, beside the loss."""
+"""StabilityMonitor: what the methods report, beside the loss."""
+
+import os
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +19,7 @@ _NOISE = ("gradient_noise", "gradient_norm_squared")
 
 
 class StabilityMonitor(keras.callbacks.Callback):
-    r"""Logs what the methods in the optimizer know, and how groups agree.
+    r"""Logs what the methods in the optimizer report, and how groups agree.
 
     Every optimizer in the nest that has a method `stability_metrics()` or
     `diagnostics()` is asked: GRAIN for its weights and their entropy, conflict
@@ -25,40 +28,39 @@ class StabilityMonitor(keras.callbacks.Callback):
     with `track_trust_ratios=True` for the ratio of every layer;
     `WeightAveraging` for the distance of the weights from their average;
     Lookahead, RAPP and the extragradient family for their phase and the
-    distance from their anchor. An
-    optimizer of your own joins with a method `stability_metrics()` that
-    returns a dict of numbers, scalar tensors or variables, or lists and dicts
-    of them; it is called only when a sample is taken.
+    distance from their anchor. An optimizer of your own takes part if it has
+    a method `stability_metrics()` that returns a dict of numbers, scalar
+    tensors or variables, or lists and dicts of them; it is called only when a
+    sample is taken.
 
-    With `probe` any optimizer, also a plain one, gets the conflict rate and
-    the gradient noise scale: the groups of these batches are differentiated
-    beside the training, which stays the same to the last bit.
+    `probe` gives the conflict rate and the gradient noise scale of any
+    optimizer, also of a plain one: the gradients of groups of these rows are
+    computed beside the training, which stays the same to the last bit.
 
-    The gradient noise scale $\operatorname{tr} \Sigma / |G|^2$ (of rows, for
+    The gradient noise scale $\operatorname{tr} \Sigma / |G|^2$ (in rows, for
     the mean gradient $G$ and the covariance $\Sigma$ of row gradients) is the
     ratio of two averages over the samples of an epoch, each of which is
-    unbiased; it is NaN where $|G|^2$ is estimated at 0 or less.
+    unbiased; it is NaN where the estimate of $|G|^2$ is 0 or less.
 
     Nothing is read from the device between samples.
 
     Args:
-        every: Int, batches between two samples; or `"epoch"`, one at the end
-            of each. The logs of an epoch hold means over its samples.
-            Defaults to `"epoch"`.
+        every: Int, batches between two samples; or `"epoch"` for one sample
+            at the end of each epoch. The logs of an epoch hold means over its
+            samples. Defaults to `"epoch"`.
         probe: Data as for `fit`: arrays `(x, y)` or `(x, y, sample_weight)`,
-            cut into batches, or batches. All of it is used at each sample, in
-            training mode. `None` for none. Defaults to `None`.
-        groups: Int from 2 to 64, parts of a probe batch. Defaults to 4.
-        batch_size: Int, rows in a probe batch cut from arrays. Defaults to
-            32.
-        csv: Path of a file that gets a row a sample. Defaults to `None`.
+            cut into batches, or batches. All of it is used for each sample,
+            in training mode. `None` for none. Defaults to `None`.
+        groups: Int from 2 to 64, groups per probe batch. Defaults to 4.
+        batch_size: Int, rows per probe batch cut from arrays. Defaults to 32.
+        csv: Path of a file that gets one row per sample. Defaults to `None`.
         tensorboard: Folder for TensorBoard, or the
             `keras.callbacks.TensorBoard` of the same run; needs the package
             `tensorboard`. Defaults to `None`.
 
     Attributes:
-        samples: List of dicts, one a sample: `step` (batches so far; a run
-            that goes on counts from the updates of its optimizer), `epoch`
+        samples: List of dicts, one per sample: `step` (batches so far; a
+            resumed run counts on from `iterations` of its optimizer), `epoch`
             and all figures.
 
     The logs of an epoch, and with them the history that `fit` returns, hold
@@ -68,8 +70,8 @@ class StabilityMonitor(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is out of range; in `fit`, if there is no
-            probe and no optimizer has something to tell (LARS without
-            `track_trust_ratios=True` has not), or a probe without batches.
+            probe and no optimizer reports a figure (LARS without
+            `track_trust_ratios=True` does not), or the probe is empty.
         ImportError: If `tensorboard` is asked for and not installed.
 
     Example:
@@ -88,38 +90,33 @@ class StabilityMonitor(keras.callbacks.Callback):
         batch sizes; here the groups of a batch are compared with the batch.
 
     Cost:
-        At a sample: reading some numbers; with a probe, a gradient of each of
-        its groups, and the compilation of that once.
+        Per sample: reading some numbers; with a probe, the gradients of its
+        groups, which are compiled once.
 
     References:
         - McCandlish, Kaplan, Amodei, OpenAI Dota Team, 2018, "An Empirical
           Model of Large-Batch Training", arXiv:1812.06162
     """
 
-    # Batches are counted when they begin: a callback that wants to know of
-    # their end makes Keras read the loss from the device each time.
+    # Batches are counted when they begin: for a callback that is called at
+    # their end Keras reads the loss from the device each time.
 
     def __init__(
         self,
-        every="epoch",
-        probe=None,
-        groups=4,
-        batch_size=32,
-        csv=None,
-        tensorboard=None,
-    ):
+        every: int | str = "epoch",
+        probe: Any = None,
+        groups: int = 4,
+        batch_size: int = 32,
+        csv: str | os.PathLike | None = None,
+        tensorboard: str
+        | os.PathLike
+        | keras.callbacks.TensorBoard
+        | None = None,
+    ) -> None:
         super().__init__()
-        if every != "epoch":
-            checked_count("every", every, 1)
-        checked_count("groups", groups, 2)
-        if groups > MAX_GROUPS:
-            raise ValueError(
-                f"`groups` must be at most {MAX_GROUPS}. Received: "
-                f"groups={groups}"
-            )
-        self.every = every
+        self.every = _checked_every(every)
         self.probe = probe
-        self.groups = groups
+        self.groups = checked_count("groups", groups, 2, MAX_GROUPS)
         self.batch_size = checked_count("batch_size", batch_size, 1)
         self.samples = []
         self._probe = None
@@ -129,27 +126,29 @@ class StabilityMonitor(keras.callbacks.Callback):
         if tensorboard is not None:
             self._outputs.append(TensorBoardScalars(tensorboard))
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         if self.probe is None and not reporting(self.model.optimizer):
             raise ValueError(
-                "The optimizer tells nothing by itself: pass "
+                "The optimizer reports no figures: pass "
                 "StabilityMonitor(probe=(x, y)) to look at the gradients of "
                 f"some rows. Received: optimizer {self.model.optimizer.name!r}"
             )
-        # A run that goes on counts on.
+        # A resumed run counts on.
         self._step = int(self.model.optimizer.iterations)
         self._probe = None
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch, self._begun = epoch, self._step
         self._last = self._step
         self._first_sample = len(self.samples)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(
+        self, batch: int, logs: dict | None = None
+    ) -> None:
         self._step = self._begun + batch
         self._sample_if_due()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._step += self.model.steps_per_execution
         if self.params.get("steps") is not None:
             self._step = min(self._step, self._begun + self.params["steps"])
@@ -179,7 +178,7 @@ class StabilityMonitor(keras.callbacks.Callback):
             figures.update((f"probe/{key}", value) for key, value in measures)
         if not figures:
             raise ValueError(
-                "The optimizer keeps no figures: make it with "
+                "The optimizer reports no figures: make it with "
                 "track_trust_ratios=True, or pass "
                 "StabilityMonitor(probe=(x, y)). Received: optimizer "
                 f"{self.model.optimizer.name!r}"
@@ -191,8 +190,20 @@ class StabilityMonitor(keras.callbacks.Callback):
             output.write(row)
 
 
+def _checked_every(every):
+    if every == "epoch":
+        return every
+    try:
+        return checked_count("every", every, 1)
+    except ValueError:
+        raise ValueError(
+            '`every` must be "epoch" or an integer of at least 1. Received: '
+            f"every={every!r}"
+        ) from None
+
+
 def _noise_scales(figures):
-    """The noise scale of every method that tells what it is made of."""
+    """The noise scale of every method that reports what it is made of."""
     scales = {}
     for name in figures:
         method, _, key = name.partition("/")

@@ -1,4 +1,4 @@
-"""Callbacks for optimizers of keras_stab."""
+"""StartBoostAtLoss: IRE starts its boost when the loss is low enough."""
 
 import math
 
@@ -15,17 +15,17 @@ from keras_stab.optimizers.flatness.ire import IRE
 class StartBoostAtLoss(keras.callbacks.Callback):
     """Starts the boost of `IRE(start_step="manual")` at a training loss.
 
-    The loss is looked at every `window` batches and at the end of an epoch:
-    the mean over the batches since the last look. What it cannot fall below
-    because of label smoothing is subtracted first. It holds penalties such as
-    regularisers too.
+    Every `window` batches, and at the end of an epoch, the mean loss over the
+    batches since the last check is compared with `level`. The part below
+    which label smoothing keeps the loss is subtracted first; penalties such
+    as those of regularizers are not.
 
     Args:
         level: Float. Published: 0.1 (ResNets on CIFAR), 0.5 (vision
             transformers on CIFAR), 1.5 (ResNet-50 on ImageNet).
-        window: Int, batches. Defaults to 100.
-        classes: Int, of an output with label smoothing; `None` takes it from
-            the model. Defaults to `None`.
+        window: Int, batches between two checks. Defaults to 100.
+        classes: Int, the number of classes of an output with label smoothing;
+            `None` takes it from the model. Defaults to `None`.
 
     Raises:
         ValueError: If an argument is out of range, the optimizer holds no
@@ -44,15 +44,15 @@ class StartBoostAtLoss(keras.callbacks.Callback):
     True
     """
 
-    def __init__(self, level, window=100, classes=None):
+    def __init__(
+        self, level: float, window: int = 100, classes: int | None = None
+    ) -> None:
         super().__init__()
         self.level = checked_number("level", level)
         self.window = checked_count("window", window, 1)
-        if classes is not None:
-            classes = checked_count("classes", classes, 2)
-        self.classes = classes
+        self.classes = checked_count("classes", classes, 2, optional=True)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         found = (o for o in nest(self.model.optimizer) if isinstance(o, IRE))
         optimizer = next(found, None)
         if optimizer is None or optimizer.start_step != "manual":
@@ -63,24 +63,24 @@ class StartBoostAtLoss(keras.callbacks.Callback):
             )
         self._optimizer = optimizer
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._batches, self._looked, self._sum = 0, 0, 0.0
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._batches, self._checked, self._sum = 0, 0, 0.0
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         # With `steps_per_execution` several batches end at a time.
         self._batches = batch + 1
-        if self._batches - self._looked >= self.window:
-            self._look(logs["loss"])
+        if self._batches - self._checked >= self.window:
+            self._check(logs["loss"])
 
-    def on_epoch_end(self, epoch, logs=None):
-        if self._batches > self._looked:
-            self._look(logs["loss"])
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if self._batches > self._checked:
+            self._check(logs["loss"])
 
-    def _look(self, mean_of_epoch):
+    def _check(self, mean_of_epoch):
         # Keras logs the mean since the epoch began.
         total = float(mean_of_epoch) * self._batches
-        mean = (total - self._sum) / (self._batches - self._looked)
-        self._looked, self._sum = self._batches, total
+        mean = (total - self._sum) / (self._batches - self._checked)
+        self._checked, self._sum = self._batches, total
         if self._is_started() or not mean - self._floor() <= self.level:
             return
         self._optimizer.start_boost()
@@ -91,7 +91,7 @@ class StartBoostAtLoss(keras.callbacks.Callback):
         return self._optimizer.has_started
 
     def _floor(self):
-        """The least loss that label smoothing lets the outputs have."""
+        """The smallest loss that label smoothing allows."""
         floor = 0.0
         for i, head in enumerate(keras_internals.loss_entries(self.model)):
             smoothing = getattr(head.loss, "label_smoothing", 0.0)
@@ -110,7 +110,8 @@ class StartBoostAtLoss(keras.callbacks.Callback):
         if outputs is None:
             raise ValueError(
                 "The number of classes is not known from this model. Pass "
-                "StartBoostAtLoss(..., classes=)"
+                "StartBoostAtLoss(..., classes=...). Received: classes=None, "
+                f"model {self.model.name!r}"
             )
         return outputs[index].shape[-1]
 

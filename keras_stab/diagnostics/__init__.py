@@ -1,13 +1,27 @@
 """Whether a method helps: reports over several seeds, and the loss around minima."""
 
+from keras_stab.diagnostics.loss import Landscape
+from keras_stab.diagnostics.loss import Sharpness
 from keras_stab.diagnostics.loss import loss_landscape
 from keras_stab.diagnostics.loss import plot_loss_landscape
 from keras_stab.diagnostics.loss import sharpness
+from keras_stab.diagnostics.report import ArmSummary
+from keras_stab.diagnostics.report import Comparison
+from keras_stab.diagnostics.report import Interval
+from keras_stab.diagnostics.report import RunSeeds
+from keras_stab.diagnostics.report import StabilityReport
 from keras_stab.diagnostics.report import compare_scores
 from keras_stab.diagnostics.report import seeds_needed
 from keras_stab.diagnostics.report import stability_report
 
 __all__ = [
+    "ArmSummary",
+    "Comparison",
+    "Interval",
+    "Landscape",
+    "RunSeeds",
+    "Sharpness",
+    "StabilityReport",
     "compare_scores",
     "loss_landscape",
     "plot_loss_landscape",

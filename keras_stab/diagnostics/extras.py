@@ -3,12 +3,13 @@
 import importlib
 
 
-def extra(module, purpose):
+def extra(module, purpose, group="report"):
     """Imports a module of an optional package, or says how to get it.
 
     Args:
         module: String, such as `"scipy.stats"`.
         purpose: String, what needs it.
+        group: String, the extra of `keras-stab` that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -16,5 +17,5 @@ def extra(module, purpose):
         package = module.split(".")[0]
         raise ImportError(
             f"{purpose} needs {package}, which is not installed. Install it "
-            'with: pip install "keras-stab[report]"'
+            f'with: pip install "keras-stab[{group}]"'
         ) from error

@@ -11,16 +11,16 @@ from keras_stab.backend import tracing
 from keras_stab.gradients.scope import RecordingScope
 from keras_stab.numerics.vectors import Vectors
 
-# Those of a model: a second look at it, at the end of the next epoch for
-# example, compiles nothing.
+# By model: measuring it again, for example after the next epoch, compiles
+# nothing.
 _compiled = weakref.WeakKeyDictionary()
 
 
 def compiled_functions(model, loss, training, variables, others):
-    """The compiled functions; those of an earlier call where they still fit.
+    """The compiled functions, from an earlier call if those still fit.
 
     As in Keras's own steps, settings of layers are part of what is compiled
-    and are looked at anew after `compile`.
+    and are read again after `compile`.
     """
     compile_loss = keras_internals.compile_loss(model)
     # The objects themselves are kept too, so that no `id` is used again.
@@ -37,7 +37,7 @@ def compiled_functions(model, loss, training, variables, others):
 
 
 def _make_functions(model, loss, training, variables, others):
-    # Held strongly, the model would keep itself in `_compiled` for ever.
+    # A strong reference would keep the model in `_compiled` for ever.
     model = weakref.ref(model)
     shapes = [tuple(v.shape) for v in variables]
     dtype = many_tensors.common_dtype(variables)
@@ -124,7 +124,7 @@ def _batch_loss(model, loss, training, x, y, sample_weight):
 
 
 class _FunctionLoss(keras.losses.Loss):
-    """Mean over rows of a function, as `compile` makes of it."""
+    """The mean over rows of a function, as `compile` makes it."""
 
     def __init__(self, function):
         super().__init__(name="function")

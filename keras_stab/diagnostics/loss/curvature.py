@@ -2,38 +2,41 @@
 
 import functools
 import warnings
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
-import numpy as np
 
 from keras_stab import keras_internals
+from keras_stab.arguments import checked_choices
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_number
+from keras_stab.diagnostics.loss import measuring
 from keras_stab.diagnostics.loss.dataset_loss import DatasetLoss
 from keras_stab.diagnostics.loss.layers import variables_of_layers
 from keras_stab.diagnostics.loss.sharpness_figures import Sharpness
-from keras_stab.numerics import spectrum
 
-MEASURES = ("eigenvalue", "trace", "sam")
+SHARPNESS_MEASURES = ("eigenvalue", "trace", "sam")
 
 
 def sharpness(
-    model,
-    data,
-    loss=None,
-    measures=MEASURES,
-    layers=None,
-    rho=0.05,
-    ascent_steps=5,
-    trace_products=30,
-    eigenvalue_products=100,
-    tolerance=1e-4,
-    training=False,
-    steps=None,
-    batch_size=32,
-    seed=0,
-    verbose=1,
-):
+    model: keras.Model,
+    data: Any,
+    loss: keras.losses.Loss | str | Callable | None = None,
+    measures: str | Sequence[str] = SHARPNESS_MEASURES,
+    layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
+    rho: float = 0.05,
+    ascent_steps: int = 5,
+    trace_products: int = 30,
+    eigenvalue_products: int = 100,
+    tolerance: float = 1e-4,
+    training: bool = False,
+    steps: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    verbose: int = 1,
+) -> Sharpness:
     r"""Measures how sharp the loss is at the weights of a model.
 
     With $L$ the mean loss of all the data, penalties included, and $H$ its
@@ -42,12 +45,12 @@ def sharpness(
     - `"eigenvalue"`: the largest eigenvalue of $H$, by the method of Lanczos;
     - `"trace"`: $\operatorname{tr} H$, by Hutch++;
     - `"sam"`: $\max_{|e| \le \rho} L(w + e) - L(w)$: along the gradient, as
-      SAM itself takes it, and the largest value on a way of several steps
+      SAM itself takes it, and the largest value on a path of several steps
       $e \leftarrow \rho \nabla L(w + e) / |\nabla L(w + e)|$, projected
       gradient ascent with long steps.
 
-    The batches are pooled exactly: a batch of $n$ of $N$ rows counts $n / N$,
-    also a short last one, as in `evaluate`. Nothing of the model changes:
+    The batches are pooled exactly, as in `evaluate`: a batch of $n$ of $N$
+    rows, also a short last one, counts $n / N$. Nothing in the model changes:
     weights, statistics, seeds, metrics, optimizer.
 
     Args:
@@ -56,38 +59,40 @@ def sharpness(
             `with keras_stab.averaged_weights(model):`.
         data: Arrays `(x, y)` or `(x, y, sample_weight)`, cut into batches of
             `batch_size`; or batches of those: a list, a `tf.data.Dataset`, a
-            `PyDataset`, a PyTorch `DataLoader`. They are gone through many
-            times and are therefore kept in memory.
+            `PyDataset`, a PyTorch `DataLoader`. They are needed many times
+            and are therefore kept in memory.
         loss: A `keras.losses.Loss`, its name, or a function of
             `(y, y_pred)`; `None` for what the model was compiled with.
             Defaults to `None`.
-        measures: Which of the three. Defaults to all.
-        layers: `None`; `"all"`, for the figures of every layer with weights
-            of its own, the others held fixed; or a list of layers, or of their
-            names or paths, each with what is inside it. The traces come free;
-            the other two cost for every layer what they cost for the model.
-            Defaults to `None`.
+        measures: Which of the three, a name or a list of names. Defaults to
+            all.
+        layers: `"all"` for the figures of every layer that has weights of its
+            own, with all other weights held fixed; or a list of layers, as
+            objects, names or paths, each with the layers inside it; or `None`.
+            The traces cost nothing more; the other two cost as much for each
+            layer as for the model. Defaults to `None`.
         rho: Float above 0, the radius. Defaults to 0.05.
-        ascent_steps: Int, gradients on the way. Defaults to 5.
+        ascent_steps: Int, steps of the ascent. Defaults to 5.
         trace_products: Int of at least 3, products with the Hessian for the
             trace; a third as many vectors are kept. Defaults to 30.
-        eigenvalue_products: Int, the most products for the eigenvalue; you
-            are warned when they are not enough. Defaults to 100.
-        tolerance: Float, of the eigenvalue: it stops when the error is known
-            to be below that, relatively. It is usually far smaller. Defaults
-            to 1e-4.
+        eigenvalue_products: Int, the maximum number of products for the
+            eigenvalue; a warning says when they were too few. Defaults to
+            100.
+        tolerance: Float, the bound of the eigenvalue's relative error at which
+            its computation stops; the error itself is usually far smaller.
+            Defaults to 1e-4.
         training: Whether layers run as in training: batch-norm by the
             statistics of the batch, dropout with the same masks at every
             place. Defaults to `False`.
-        steps: Int, the most batches to use; `None` for all. Defaults to
-            `None`.
-        batch_size: Int, rows in a batch cut from arrays. Defaults to 32.
-        seed: Int, of the random vectors. Defaults to 0.
+        steps: Int, the maximum number of batches to use; `None` for all.
+            Defaults to `None`.
+        batch_size: Int, rows per batch cut from arrays. Defaults to 32.
+        seed: Int, seed of the random vectors. Defaults to 0.
         verbose: 1 for a progress bar, which counts passes over the data, 0
             for none. Defaults to 1.
 
     Returns:
-        A `Sharpness`, with the figures as attributes; printed, it is a table.
+        A `Sharpness` with the figures as attributes; `print` shows a table.
 
     Raises:
         ValueError: If there is no loss, no batch or no trainable weight, an
@@ -104,15 +109,16 @@ def sharpness(
     (9.0, 10.0)
 
     Departures from the paper:
-        Foret et al. measure along the gradient only; from a place where it is
-        zero the ascent starts in a random direction. The largest eigenvalue
-        is that of the algebraic order, not of the size: a saddle with a
+        Foret et al. measure along the gradient only; where it is zero, the
+        ascent starts in a random direction. The largest eigenvalue is the
+        algebraically largest, not the largest in magnitude: a saddle with a
         large negative curvature is not sharp.
 
     Cost:
-        A product with the Hessian costs some two gradients, in time and in
-        memory. The eigenvalue keeps 4 vectors of the size of the weights, the
-        trace `trace_products / 3`. `benchmarks/sharpness_time.py` measures it.
+        A product with the Hessian costs about as much time and memory as two
+        gradients. The eigenvalue keeps 4 vectors of the size of the weights,
+        the trace `trace_products / 3`. `benchmarks/sharpness_time.py` measures
+        the time.
 
     References:
         - Foret, Kleiner, Mobahi, Neyshabur, 2020, "Sharpness-Aware
@@ -123,13 +129,15 @@ def sharpness(
         - Yao, Gholami, Keutzer, Mahoney, 2019, "PyHessian: Neural Networks
           Through the Lens of the Hessian", arXiv:1912.07145
     """
-    measures = _checked_measures(measures)
-    rho = checked_number("rho", rho, 0.0, forbidden=(0.0,))
+    if isinstance(measures, str):
+        measures = (measures,)
+    measures = checked_choices("measures", measures, SHARPNESS_MEASURES)
+    rho = checked_number("rho", rho, above=0.0)
     tolerance = checked_number("tolerance", tolerance, 0.0)
     checked_count("ascent_steps", ascent_steps, 1)
     checked_count("trace_products", trace_products, 3)
     checked_count("eigenvalue_products", eigenvalue_products, 1)
-    checked_count("seed", seed, 0)
+    seed = checked_count("seed", seed, 0)
     whole = DatasetLoss(model, data, loss, training, steps, batch_size)
     parts = variables_of_layers(model, layers, whole.variables)
     _warn_of_half_precision(model)
@@ -142,22 +150,21 @@ def sharpness(
         sizes = [whole.sizes[known[id(v)]] for v in variables]
         own = whole.vectors.times(whole.mask(variables), gradient)
         result.layers[name] = _start(whole, here, own, sizes)
-    probe = functools.partial(_signs, whole, seed)
     if "trace" in measures:
-        _measure_trace(whole, probe, trace_products, result, parts, known, bar)
+        measuring.trace(whole, seed, trace_products, result, parts, known, bar)
     for name, own in [(None, result), *result.layers.items()]:
         only = _unchanged
         if name is not None:
             mask = whole.mask(parts[name])
             only = functools.partial(whole.vectors.times, mask)
-        start = only(whole.random(keras.random.normal, _seed(seed, 0)))
+        start = only(measuring.random_start(whole, seed))
         if "eigenvalue" in measures:
-            _measure_eigenvalue(
+            measuring.eigenvalue(
                 whole, only, start, eigenvalue_products, tolerance, own, bar
             )
             _check_convergence(own, name, tolerance)
         if "sam" in measures:
-            _measure_sam(
+            measuring.sam(
                 whole, only, gradient, start, rho, ascent_steps, own, bar
             )
     result.passes = whole.passes
@@ -171,96 +178,26 @@ def _unchanged(vector):
 
 def _start(whole, here, gradient, sizes):
     size = whole.vectors.norm(gradient)
-    _check_finite("The loss", here)
-    _check_finite("The gradient of the loss", size)
+    measuring.check_finite("The loss", here)
+    measuring.check_finite("The gradient of the loss", size)
     return Sharpness(here, size, int(sum(sizes)))
-
-
-def _measure_trace(whole, probe, products, result, parts, known, bar):
-    def product(vector):
-        answer = whole.hessian_product(vector)
-        bar.update()
-        return answer
-
-    found = spectrum.trace(
-        product, whole.vectors, whole.by_variable, probe, products
-    )
-    _check_finite("The trace of the Hessian", found.parts.sum())
-    result.trace = float(found.parts.sum())
-    count = len(found.samples)
-    if count > 1:
-        spread = np.std(found.samples, ddof=1)
-        result.trace_error = float(spread / count**0.5)
-    for name, variables in parts.items():
-        own = sum(found.parts[known[id(v)]] for v in variables)
-        result.layers[name].trace = float(own)
-
-
-def _measure_eigenvalue(whole, only, start, most, tolerance, own, bar):
-    def product(vector):
-        return only(whole.hessian_product(vector))
-
-    found = spectrum.largest_eigenvalue(
-        product,
-        whole.vectors,
-        start,
-        most,
-        tolerance,
-        lambda estimate: bar.update(largest_eigenvalue=estimate.value),
-    )
-    _check_finite("A product with the Hessian", found.value + found.error)
-    own.largest_eigenvalue, own.eigenvalue_error = found
 
 
 def _check_convergence(own, name, tolerance):
     error, value = own.eigenvalue_error, abs(own.largest_eigenvalue)
-    # What rounding in float32 leaves is no lack of products.
+    # Rounding in float32 leaves an error that more products do not remove.
     if error > max(tolerance, 1e-5) * value:
         where = "" if name is None else f" of layer {name!r}"
         warnings.warn(
-            f"The largest eigenvalue{where} is known up to {error:.2g} only: "
-            "raise `eigenvalue_products` or `tolerance`. Received: an "
-            f"eigenvalue of {own.largest_eigenvalue:.4g}",
+            f"The largest eigenvalue{where} is known only to within "
+            f"{error:.2g}: raise `eigenvalue_products` or `tolerance`. "
+            f"Received: an eigenvalue of {own.largest_eigenvalue:.4g}",
             stacklevel=3,
         )
 
 
-def _measure_sam(whole, only, gradient, start, rho, steps, own, bar):
-    uphill = only(gradient)
-    if own.gradient_norm == 0.0:
-        uphill = start
-    shift = whole.vectors.scaled(rho / whole.vectors.norm(uphill), uphill)
-    rises = []
-    for _ in range(steps):
-        there, uphill = whole.with_gradient(shift)
-        rises.append(there - own.loss)
-        bar.update(sam=rises[-1])
-        _check_finite("The loss on the way up", there)
-        uphill = only(uphill)
-        size = whole.vectors.norm(uphill)
-        _check_finite("The gradient on the way up", size)
-        if size == 0.0:
-            break
-        shift = whole.vectors.scaled(rho / size, uphill)
-    own.sam_first_order = rises[0] if own.gradient_norm > 0.0 else 0.0
-    own.sam = max(0.0, *rises)
-
-
-def _signs(whole, seed, index):
-    """Random signs; the same for a seed and index."""
-    uniform = whole.random(keras.random.uniform, _seed(seed, index + 1))
-    return [
-        2.0 * keras.ops.cast(part < 0.5, part.dtype) - 1.0 for part in uniform
-    ]
-
-
-def _seed(seed, index):
-    # Variables take successive seeds.
-    return (seed * 1000003 + index * 10007) % 2**30
-
-
 class _Bar:
-    """Counts passes over the data; how many there will be is not known."""
+    """Counts passes over the data; their total is not known beforehand."""
 
     def __init__(self, whole, verbose):
         self._whole = whole
@@ -291,22 +228,3 @@ def _warn_of_half_precision(model):
                 stacklevel=3,
             )
             return
-
-
-def _checked_measures(measures):
-    if isinstance(measures, str):
-        measures = (measures,)
-    measures = tuple(measures)
-    if not measures or not set(measures) <= set(MEASURES):
-        raise ValueError(
-            f"`measures` must be some of {MEASURES}. Received: "
-            f"measures={measures!r}"
-        )
-    return measures
-
-
-def _check_finite(what, value):
-    if not np.isfinite(value):
-        raise ValueError(
-            f"{what} is not finite on these data and weights. Received: {value}"
-        )

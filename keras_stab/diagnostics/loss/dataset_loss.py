@@ -18,17 +18,18 @@ class DatasetLoss:
     r"""Mean loss $L(w) = \sum_b \frac{n_b}{N} L_b(w)$, with its derivatives.
 
     $L_b$ is what Keras computes for a batch of $n_b$ rows, penalties
-    included. Places and directions are vectors of `vectors`: a place is where
-    the model stands plus a shift. Nothing is assigned.
+    included. A point in weight space is given by its shift from the weights
+    of the model. Shifts and directions are vectors, for the algebra of
+    `vectors`. Nothing is assigned.
 
     Args:
         model, data, loss, training, steps, batch_size: As for `sharpness`.
 
     Attributes:
         variables: The variables that are moved.
-        sizes: Elements of each.
+        sizes: Number of elements of each.
         vectors: The algebra of such vectors, a `Vectors`.
-        passes: How often the data were gone through so far.
+        passes: Passes over the data so far.
     """
 
     def __init__(self, model, data, loss, training, steps, batch_size):
@@ -37,8 +38,7 @@ class DatasetLoss:
                 "`model` must be a keras.Model. Received: model of type "
                 f"{type(model).__name__}"
             )
-        if steps is not None:
-            checked_count("steps", steps, 1)
+        checked_count("steps", steps, 1, optional=True)
         checked_count("batch_size", batch_size, 1)
         checked_boolean("training", training)
         _check_loss(model, loss)
@@ -54,8 +54,8 @@ class DatasetLoss:
         ]
         if not self.variables:
             raise ValueError(
-                "The model has no trainable weights, in which the loss could "
-                f"be sharp or flat. Received: model {model.name!r}"
+                "The model has no trainable weights, so its loss has no "
+                f"gradient. Received: model {model.name!r}"
             )
         chosen = {id(v) for v in self.variables}
         others = [
@@ -90,18 +90,18 @@ class DatasetLoss:
     # ---- Questions --------------------------------------------------------
 
     def packed(self, arrays):
-        """A vector, of arrays in the shapes of the variables."""
+        """A vector made of arrays in the shapes of the variables."""
         dtype = many_tensors.common_dtype(self.variables)
         return many_tensors.pack_vector(
             [keras.ops.convert_to_tensor(a, dtype) for a in arrays]
         )
 
     def zeros(self):
-        """The shift that leads nowhere."""
+        """The shift of length zero."""
         return self.packed([np.zeros(v.shape) for v in self.variables])
 
     def random(self, distribution, seed):
-        """A random vector, of `keras.random.normal` or another function."""
+        """A random vector by `keras.random.normal` or another function."""
         dtype = many_tensors.common_dtype(self.variables)
         return [
             distribution(tensor.shape, dtype=dtype, seed=seed + i)
@@ -109,7 +109,7 @@ class DatasetLoss:
         ]
 
     def at(self, shift, state=None):
-        """The loss there, a float.
+        """The loss at a shift, a float.
 
         Args:
             shift: Vector.
@@ -118,36 +118,36 @@ class DatasetLoss:
         return self._mean(self._over_batches("loss", shift, state))
 
     def with_gradient(self, shift):
-        """The loss there, a float, and its gradient."""
+        """The loss at a shift, a float, and its gradient."""
         answers = self._over_batches("gradient", shift)
         losses, gradients = zip(*answers)
         return self._mean(losses), self._sum(gradients)
 
     def hessian_product(self, vector):
-        """The Hessian where the model stands, times a vector."""
+        """The Hessian at the weights of the model, times a vector."""
         return self._sum(self._over_batches("product", vector))
 
     def by_variable(self, left, right):
-        """Inner products of two vectors, for each variable its part."""
+        """Inner products of two vectors, one per variable."""
         parts = self._functions["by_variable"](left, right)
         return keras.ops.convert_to_numpy(parts).astype("float64")
 
     def mask(self, variables):
-        """1 for the elements of these variables, 0 elsewhere."""
+        """A vector: 1 for the elements of these variables, 0 elsewhere."""
         chosen = {id(v) for v in variables}
         return self.packed(
             [np.full(v.shape, float(id(v) in chosen)) for v in self.variables]
         )
 
     def start(self):
-        """Where the model stands, as NumPy arrays."""
+        """The weights of the model, as NumPy arrays."""
         return [keras.ops.convert_to_numpy(value) for value in self._values]
 
     def state_towards(self, weights, share):
-        """The other variables, floats on the way to those of a solution.
+        """Values of the other variables, floats interpolated to a solution's.
 
         Args:
-            weights: From the `id` of a variable to an array.
+            weights: Dict from the `id` of a variable to an array.
             share: Float: 0 is this model, 1 the other.
         """
         state = []
@@ -189,7 +189,7 @@ class DatasetLoss:
 
 
 def _collected(data, steps, batch_size):
-    """The batches, kept: each pass must see the same."""
+    """All batches, kept in memory: each pass must see the same ones."""
     batches, _ = iterate_whole(data, batch_size)
     collected = []
     for batch in batches:

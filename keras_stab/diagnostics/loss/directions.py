@@ -1,4 +1,4 @@
-"""Directions in the space of weights, to look at the loss along them."""
+"""Directions in weight space, along which the loss is looked at."""
 
 import keras
 import numpy as np
@@ -7,8 +7,9 @@ import numpy as np
 def filter_normalised(variables, values, random):
     """A random direction in which each filter has the norm of its weights.
 
-    A filter is what leads to one output: a slice along the last axis, of an
-    embedding a row. Biases and scales (one dimension) stay where they are.
+    A filter is a slice along the last axis, which in dense and convolutional
+    layers leads to one output; in an embedding it is a row. Biases and scales
+    (one dimension) stay where they are.
 
     Args:
         variables: The weights.
@@ -43,8 +44,8 @@ def checked_direction(variables, direction):
     wanted = [tuple(v.shape) for v in variables]
     if shapes != wanted:
         raise ValueError(
-            "A direction must have one array a trainable variable, of its "
-            f"shape. Received: shapes {shapes}, expected {wanted}"
+            "A direction must have one array per trainable variable, of the "
+            f"variable's shape. Received: shapes {shapes}, expected {wanted}"
         )
     return arrays
 

@@ -3,17 +3,6 @@
 import numpy as np
 
 
-def require_matplotlib():
-    """Raises an `ImportError` that says what to do when it is missing."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "plot_loss_landscape needs matplotlib: pip install matplotlib, or "
-            "take the numbers from keras_stab.loss_landscape"
-        ) from error
-
-
 def draw(landscape, axes=None):
     """Draws a `Landscape` and returns the figure."""
     if axes is None:
@@ -61,7 +50,7 @@ def _mark(landscape, axes, places):
 
 def _label(landscape, axes):
     axes.set_xlabel(
-        "Way to the other solution"
+        "Position on the line to the other solution"
         if landscape.to_other
         else "Distance along the direction"
     )
@@ -78,7 +67,7 @@ def _draw_plane(landscape, axes):
         levels = np.geomspace(losses.min(), losses.max(), 16)
     else:
         levels = np.linspace(losses.min(), losses.max(), 16)
-    if losses.min() == losses.max():  # a plain has no contours
+    if losses.min() == losses.max():  # a constant has no contours
         levels = [losses.min() - 0.5, losses.min() + 0.5]
     filled = axes.contourf(
         first, second, losses, levels=levels, norm=norm, cmap="viridis"

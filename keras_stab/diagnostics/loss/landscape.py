@@ -1,19 +1,23 @@
 """The loss along lines and in planes through the weights of a model."""
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_number
+from keras_stab.diagnostics.extras import extra
 from keras_stab.diagnostics.loss.dataset_loss import DatasetLoss
 from keras_stab.diagnostics.loss.directions import checked_direction
 from keras_stab.diagnostics.loss.directions import filter_normalised
 from keras_stab.diagnostics.loss.directions import weights_of
 from keras_stab.diagnostics.loss.drawing import draw
-from keras_stab.diagnostics.loss.drawing import require_matplotlib
 
 
 @dataclasses.dataclass
@@ -21,64 +25,64 @@ class Landscape:
     """What `loss_landscape` found.
 
     Attributes:
-        coordinates: One array of distances a direction.
-        losses: Array with an axis a direction.
+        coordinates: Tuple with one array of coordinates per direction.
+        losses: Array with one axis per direction.
         to_other: Whether the first direction leads to another solution, which
             is at 1.
-        figure: The picture, from `plot_loss_landscape` only.
+        figure: The figure of matplotlib, from `plot_loss_landscape` only.
     """
 
-    coordinates: tuple
+    coordinates: tuple[np.ndarray, ...]
     losses: np.ndarray
     to_other: bool = False
-    figure: object = None
+    figure: Any = None
 
 
 def loss_landscape(
-    model,
-    data,
-    loss=None,
-    directions=1,
-    to=None,
-    distance=1.0,
-    points=None,
-    training=False,
-    steps=None,
-    batch_size=32,
-    seed=0,
-    verbose=1,
-):
+    model: keras.Model,
+    data: Any,
+    loss: keras.losses.Loss | str | Callable | None = None,
+    directions: int | Sequence = 1,
+    to: keras.Model | Sequence[np.ndarray] | None = None,
+    distance: float = 1.0,
+    points: int | None = None,
+    training: bool = False,
+    steps: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    verbose: int = 1,
+) -> Landscape:
     r"""The mean loss of data around the weights of a model.
 
     Along one or two directions $d$ through the weights $w$: $L(w + \alpha
     d_1 + \beta d_2)$ with $L$ as in `sharpness`. A random direction is
-    normalised filter by filter: each filter of it has the norm of that filter
-    of $w$, so that pictures of models with large and with small weights
-    compare. The weights of the model are never moved.
+    normalised filter by filter: each of its filters has the norm of the same
+    filter of $w$, so that pictures of models with large and with small
+    weights can be compared. The weights of the model are never moved.
 
     Args:
         model, data, loss, training, steps, batch_size: As for `sharpness`.
         directions: 1 or 2, random; or a list of one or two directions, each
-            a list of arrays, one a trainable variable, used as they are.
+            a list of arrays, one per trainable variable, used as they are.
             Defaults to 1.
         to: Another solution, a model like this one or its `get_weights()`:
-            the first direction then leads there, with batch-norm statistics
-            and other float state on the way from one to the other. Defaults
-            to `None`.
+            the first direction then leads there, and batch-norm statistics
+            and other float state are interpolated along with the weights.
+            Defaults to `None`.
         distance: Float above 0: coordinates go from `-distance` to
             `distance`; towards another solution from `-distance / 2` to
             `1 + distance / 2`. Defaults to 1.0.
-        points: Int of at least 2, places along a direction. Defaults to 41
-            for a line, 21 for a plane.
-        seed: Int, of random directions. Defaults to 0.
-        verbose: 1 for a progress bar. Defaults to 1.
+        points: Int of at least 2, points per direction. Defaults to 41 for a
+            line, 21 for a plane.
+        seed: Int, seed of the random directions. Defaults to 0.
+        verbose: 1 for a progress bar, 0 for none. Defaults to 1.
 
     Returns:
         A `Landscape`: `coordinates` and `losses`.
 
     Raises:
-        ValueError: As `sharpness`, or if `to` or a direction does not fit, or
-            the loss at the weights themselves is not finite.
+        ValueError: As for `sharpness`, or if `to` or a direction does not
+            fit, or the loss at the weights themselves is not finite.
 
     Example:
 
@@ -95,7 +99,7 @@ def loss_landscape(
     ([-0.5, 0.0, 0.5, 1.0, 1.5], [16.0, 9.0, 4.0, 1.0, 0.0])
 
     Departures from the paper:
-        An embedding is normalised by rows. Two random directions are not
+        Embeddings are normalised row by row. Two random directions are not
         made orthogonal; in many dimensions they nearly are.
 
     References:
@@ -104,8 +108,8 @@ def loss_landscape(
         - Goodfellow, Vinyals, Saxe, 2014, "Qualitatively characterizing
           neural network optimization problems", arXiv:1412.6544
     """
-    distance = checked_number("distance", distance, 0.0, forbidden=(0.0,))
-    checked_count("seed", seed, 0)
+    distance = checked_number("distance", distance, above=0.0)
+    seed = checked_count("seed", seed, 0)
     whole = DatasetLoss(model, data, loss, training, steps, batch_size)
     ways = _directions(whole, directions, to, seed)
     other = None if to is None else weights_of(model, to)
@@ -142,13 +146,18 @@ def loss_landscape(
 
 
 def plot_loss_landscape(
-    model, data, loss=None, path=None, axes=None, **options
-):
+    model: keras.Model,
+    data: Any,
+    loss: keras.losses.Loss | str | Callable | None = None,
+    path: str | os.PathLike | None = None,
+    axes: Any = None,
+    **options: Any,
+) -> Landscape:
     """Draws the mean loss of data around the weights of a model.
 
     Args:
         model, data, loss: As for `loss_landscape`.
-        path: File to write the picture to; its ending tells the format.
+        path: File to write the picture to, in the format of its suffix;
             `None` for no file. Defaults to `None`.
         axes: Axes of matplotlib to draw into; `None` for a figure of its own.
             Defaults to `None`.
@@ -159,7 +168,7 @@ def plot_loss_landscape(
 
     Raises:
         ImportError: If matplotlib is missing; before anything is computed.
-        ValueError: As `loss_landscape`.
+        ValueError: As for `loss_landscape`.
 
     Example:
 
@@ -173,7 +182,7 @@ def plot_loss_landscape(
     >>> found.losses.shape
     (5, 5)
     """
-    require_matplotlib()
+    extra("matplotlib", "`plot_loss_landscape`", "diagnostics")
     found = loss_landscape(model, data, loss, **options)
     found.figure = draw(found, axes)
     if path is not None:

@@ -1,6 +1,7 @@
-"""What `sharpness` answers with."""
+"""What `sharpness` returns."""
 
 import dataclasses
+from typing import Any
 
 from keras_stab.text_table import as_text
 
@@ -20,10 +21,10 @@ class Sharpness:
         trace_error: Its standard error.
         sam_first_order: $L(w + \\rho g / |g|) - L(w)$.
         sam: The largest rise that was found in the ball.
-        parameters: How many weights were looked at.
+        parameters: Number of weights.
         layers: Dict from the name of a layer to the same figures of its
             weights alone, the others held fixed.
-        passes: How often the data were gone through.
+        passes: Passes over the data.
     """
 
     loss: float
@@ -35,14 +36,14 @@ class Sharpness:
     trace_error: float | None = None
     sam_first_order: float | None = None
     sam: float | None = None
-    layers: dict = dataclasses.field(default_factory=dict)
+    layers: dict[str, "Sharpness"] = dataclasses.field(default_factory=dict)
     passes: int = 0
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The figures by name; layers as dicts too."""
         return dataclasses.asdict(self)
 
-    def __str__(self):
+    def __str__(self) -> str:
         columns = (
             ("weights", ">parameters", ">gradient norm")
             + (">largest eigenvalue", ">trace")

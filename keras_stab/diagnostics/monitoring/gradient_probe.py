@@ -1,4 +1,4 @@
-"""How the parts of a batch agree about the gradient, beside the training."""
+"""How far the groups of a batch agree about the gradient, beside training."""
 
 import keras
 import numpy as np
@@ -13,9 +13,9 @@ from keras_stab.numerics.gram_measures import weight_entropy
 
 
 class GradientProbe:
-    """Group gradients of some batches at the weights of the moment.
+    """Group gradients of some batches at the current weights.
 
-    The model runs as in training, and nothing that it would store is kept.
+    The model runs in training mode; nothing that it would assign is kept.
 
     Args:
         model: A compiled and built `keras.Model`.

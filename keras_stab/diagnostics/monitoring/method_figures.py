@@ -1,4 +1,4 @@
-"""What the methods in an optimizer know about the training."""
+"""What the methods in an optimizer report about training."""
 
 import keras
 import numpy as np
@@ -7,10 +7,10 @@ from keras_stab.nesting import whole_nest
 
 
 def reporting(optimizer):
-    """The optimizers in a nest that have something to tell, by name."""
+    """The optimizers in a nest that report figures, by name."""
     found = {}
     for each in whole_nest(optimizer):
-        if not _question(each):
+        if not _reporter(each):
             continue
         name = type(each).__name__.lower()
         known = sum(key.partition("_")[0] == name for key in found)
@@ -21,18 +21,18 @@ def reporting(optimizer):
 def method_figures(optimizer):
     """All their figures: floats by name, `"grain/norm_ratio"`.
 
-    Parts of a figure that has many have a third part in their name:
-    `"grain/weights/0"`.
+    A figure of several parts gives a float per part, with a third part in
+    its name: `"grain/weights/0"`.
     """
     return {
         f"{name}/{key}": value
         for name, each in reporting(optimizer).items()
-        for key, value in _flat(_question(each)())
+        for key, value in _flat(_reporter(each)())
     }
 
 
-def _question(optimizer):
-    """The method that tells the figures of an optimizer, or `None`."""
+def _reporter(optimizer):
+    """The method by which an optimizer reports its figures, or `None`."""
     for name in ("stability_metrics", "diagnostics"):
         if callable(getattr(optimizer, name, None)):
             return getattr(optimizer, name)

@@ -5,12 +5,14 @@ import pathlib
 
 import keras
 
+from keras_stab.diagnostics.extras import extra
+
 
 class CsvRows:
-    """A CSV file with one row a sample, whole after each.
+    """A CSV file with one row per sample, complete after each.
 
     Args:
-        path: Of the file. What is there is replaced.
+        path: Path of the file. An existing file is replaced.
     """
 
     def __init__(self, path):
@@ -34,25 +36,23 @@ class CsvRows:
 
 
 class TensorBoardScalars:
-    """Scalars for TensorBoard, by the writer of the package `tensorboard`.
+    """Scalars for TensorBoard, written by the package `tensorboard`.
 
     Args:
-        target: A folder, or a `keras.callbacks.TensorBoard`: then beside its
-            own curves of the training.
+        target: A folder, or a `keras.callbacks.TensorBoard`: the scalars then
+            appear beside its training curves.
     """
 
     def __init__(self, target):
-        try:
-            from tensorboard.summary import Writer
-        except ImportError as error:
-            raise ImportError(
-                "StabilityMonitor(tensorboard=...) needs the package "
-                "`tensorboard`: pip install tensorboard"
-            ) from error
+        summary = extra(
+            "tensorboard.summary",
+            "`StabilityMonitor(tensorboard=...)`",
+            "diagnostics",
+        )
         folder = target
         if isinstance(target, keras.callbacks.TensorBoard):
             folder = pathlib.Path(target.log_dir) / "train"
-        self._writer = Writer(str(folder))
+        self._writer = summary.Writer(str(folder))
 
     def write(self, row):
         """Adds a sample, a dict with `step`."""

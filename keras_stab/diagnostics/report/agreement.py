@@ -1,4 +1,4 @@
-"""What predictions tell: agreement between runs, floors of the deviation."""
+"""What predictions show: agreement between runs, floors of the deviation."""
 
 import numpy as np
 
@@ -33,8 +33,8 @@ def prediction_agreement(predictions):
 def binomial_floor(accuracy, rows):
     r"""Standard deviation that a finite test set gives to an accuracy.
 
-    $\sqrt{p (1 - p) / n}$: what the accuracy of one fixed model scatters by
-    when the n rows of the test set are drawn anew.
+    $\sqrt{p (1 - p) / n}$: the deviation of the accuracy of one fixed model
+    over new test sets of n rows.
 
     Args:
         accuracy: Float from 0 to 1.
@@ -51,10 +51,10 @@ def flip_floor(right):
 
     All runs are tested on the same rows. If row i is right in a share $p_i$
     of them, whatever happens in other rows, the accuracy has the standard
-    deviation $\sqrt{\sum_i p_i (1 - p_i)} / n$. A larger one means that runs
-    are good or bad as a whole; one of this size that they only disagree
-    about single rows, which a larger test set would average away
-    (arXiv:2304.01910).
+    deviation $\sqrt{\sum_i p_i (1 - p_i)} / n$. A larger deviation means that
+    some runs are better than others as a whole; one of this size means that
+    they only disagree about single rows, which a larger test set would
+    average out (arXiv:2304.01910).
 
     Args:
         right: Booleans of shape `(runs, rows)`; at least two runs.

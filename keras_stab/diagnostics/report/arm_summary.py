@@ -1,4 +1,4 @@
-"""What the runs of one arm say."""
+"""What the runs of one arm show."""
 
 import dataclasses
 
@@ -14,18 +14,18 @@ class ArmSummary:
     """The runs of one arm.
 
     Attributes:
-        mean: Float, of the scores; `None` without any.
-        deviation: `Interval` of their standard deviation; `None` below two.
+        mean: Float, mean score; `None` without scores.
+        deviation: `Interval` of the standard deviation of the scores; `None`
+            for fewer than two.
         failed: Int, failed runs.
-        failed_rate: `Interval`, from 0 to 1.
+        failed_rate: `Interval` of the share of failed runs, from 0 to 1.
         agreement: Float, share of test rows on which two runs agree.
-        binomial_floor: Float, deviation of the score over test sets drawn
-            anew.
-        flip_floor: Float, deviation between runs if they only disagreed row
-            by row.
-        seconds: Float, median of a run.
+        binomial_floor: Float, deviation of the score over new test sets.
+        flip_floor: Float, deviation between runs if they disagreed only about
+            single rows, independently.
+        seconds: Float, median duration of a run.
 
-    What cannot be known from what the runs returned is `None`.
+    Figures that the results of the runs do not give are `None`.
     """
 
     mean: float | None
@@ -71,7 +71,7 @@ def summarise(runs, scores, failed, test_rows):
 
 
 def _floors(runs, scores, test_rows):
-    """Both floors in the units of the score, `None` where unknown."""
+    """Both floors in the unit of the score, `None` where unknown."""
     if not len(scores):
         return None, None
     # Shares from 0 to 1, or percentages.

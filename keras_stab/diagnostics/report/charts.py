@@ -1,4 +1,4 @@
-"""The pictures of a stability report (matplotlib)."""
+"""The charts of a stability report, drawn by matplotlib."""
 
 import textwrap
 
@@ -15,7 +15,7 @@ def draw_all(report):
     Returns:
         List of pairs of a title and a file's name in the report's folder.
     """
-    drawn = [("Scores, a line per seed", "scores.png")]
+    drawn = [("Scores, one line per seed", "scores.png")]
     _save(draw_scores, report, report.folder / "scores.png", height=4.8)
     if _columns(report):
         drawn.append(("Intervals of the comparisons", "intervals.png"))
@@ -34,7 +34,7 @@ def _save(draw, report, path, height):
 
 
 def draw_scores(report, figure):
-    """All scores, arm beside arm, those of a seed connected."""
+    """All scores, arm beside arm; a line connects those of a seed."""
     axes = figure.subplots()
     scores = np.array([report.scores(arm) for arm in report.runs])
     places = np.arange(len(scores))

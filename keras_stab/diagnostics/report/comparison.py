@@ -1,9 +1,15 @@
 """Two arms on the same seeds: figures, and a verdict in plain words."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
+from keras_stab.arguments import checked_boolean
+from keras_stab.arguments import checked_choices
+from keras_stab.arguments import checked_count
+from keras_stab.arguments import checked_fraction
+from keras_stab.arguments import checked_number
 from keras_stab.diagnostics.report import power
 from keras_stab.diagnostics.report import statistics
 from keras_stab.diagnostics.report import words
@@ -14,7 +20,7 @@ QUESTIONS = ("mean", "spread")
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What paired scores say about two arms.
+    """What paired scores show about two arms.
 
     Attributes:
         baseline: String, name of the first arm.
@@ -31,12 +37,12 @@ class Comparison:
             first (Pitman, Morgan).
         ratio_resampled: The same from resampled pairs.
         swap_p_value: Float, p-value of equal spread from swapped pairs, which
-            takes no distribution for granted.
+            assumes no distribution.
         failed: The numbers of failed runs of the two arms.
         runs: Int, runs of each arm.
         level: Float, the confidence of each of these intervals.
-        detectable: Float, the mean difference that so many pairs find with
-            probability 0.8.
+        detectable: Float, the mean difference that this number of pairs
+            finds with probability 0.8.
         seeds_needed: Int, seeds to find `relevant_difference` with
             probability 0.8; `None` without one.
         answers: Dict from question (`"mean"`, `"spread"`, `"failures"`) to
@@ -45,16 +51,16 @@ class Comparison:
             `"cannot tell"`.
         verdict: String, the answers in words.
 
-    What is `None` was not asked for or could not be computed, mostly for want
-    of pairs.
+    A figure is `None` if it was not asked for or could not be computed,
+    mostly because there are too few pairs.
     """
 
     baseline: str
     arm: str
     pairs: int
     runs: int
-    means: tuple
-    deviations: tuple
+    means: tuple[float | None, float | None]
+    deviations: tuple[float | None, float | None]
     correlation: float
     deviation_of_differences: float | None
     difference: Interval | None
@@ -62,14 +68,14 @@ class Comparison:
     ratio: Interval | None
     ratio_resampled: Interval | None
     swap_p_value: float | None
-    failed: tuple
+    failed: tuple[int, int]
     level: float
     detectable: float | None
     seeds_needed: int | None
-    answers: dict = dataclasses.field(default_factory=dict)
+    answers: dict[str, str] = dataclasses.field(default_factory=dict)
     verdict: str = ""
 
-    def seeds_table(self, sizes):
+    def seeds_table(self, sizes: Sequence[float]) -> list[tuple[float, int]]:
         """How many seeds find which mean difference.
 
         Args:
@@ -89,28 +95,28 @@ class Comparison:
 
 
 def compare_scores(
-    a,
-    b,
-    names=("A", "B"),
-    level=0.95,
-    questions=QUESTIONS,
-    comparisons=1,
-    higher_is_better=True,
-    relevant_difference=None,
-    unit="",
-    failed=None,
-    resamples=9999,
-):
-    r"""Compares two lists of scores that belong together seed by seed.
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    names: Sequence[str] = ("A", "B"),
+    level: float = 0.95,
+    questions: Sequence[str] = QUESTIONS,
+    comparisons: int = 1,
+    higher_is_better: bool = True,
+    relevant_difference: float | None = None,
+    unit: str = "",
+    failed: Sequence[Sequence[bool]] | None = None,
+    resamples: int = 9999,
+) -> Comparison:
+    r"""Compares two lists of scores that are paired seed by seed.
 
     One arm is called better if both the interval of the paired t-test and the
-    one from resampled pairs (BCa; five pairs or more) leave 0 outside. It is
-    called steadier if Pitman's interval for the ratio of standard deviations
-    leaves 1 outside and a test by swapping the scores of a pair agrees, which
-    takes seven pairs at least: the former takes normal scores for granted.
-    Everything else is "cannot tell". The intervals of all questions together
-    hold with the confidence `level` (Bonferroni), so each is wider than one
-    that stands alone.
+    one from resampled pairs (BCa; five pairs or more) exclude 0. It is called
+    steadier if Pitman's interval for the ratio of standard deviations, which
+    assumes normal scores, excludes 1, and a test that swaps the scores within
+    pairs, which assumes nothing and takes at least seven pairs, agrees.
+    Everything else is "cannot tell". The intervals of all questions hold
+    together with the confidence `level` (Bonferroni), so each is wider than it
+    would be alone.
 
     Args:
         a: Scores of the first arm (the baseline), one per seed. NaN or an
@@ -119,19 +125,20 @@ def compare_scores(
         names: The two names. Defaults to `("A", "B")`.
         level: Float, the confidence with which everything holds together.
             Defaults to 0.95.
-        questions: What to ask, any of `"mean"` and `"spread"`. To ask less
-            makes the intervals narrower; decide before you see the scores.
-            Defaults to both.
-        comparisons: Int, how many comparisons like this one belong together.
-            Defaults to 1.
+        questions: What to ask: a list or tuple of `"mean"`, `"spread"` or
+            both. Asking only one makes the intervals narrower; decide before
+            you see the scores. Defaults to both.
+        comparisons: Int, how many comparisons like this one the confidence
+            `level` covers. Defaults to 1.
         higher_is_better: Boolean. Defaults to `True`.
         relevant_difference: Float, the smallest mean difference that matters.
             With it the verdict can be that there is none, and says how many
-            seeds it takes. Defaults to `None`.
+            seeds it takes to find one. Defaults to `None`.
         unit: String behind differences, such as `"points"`. Defaults to `""`.
         failed: Two lists of booleans, runs that count as failed although they
             have a score. Defaults to `None`.
-        resamples: Int, resampled or swapped sets of pairs. Defaults to 9999.
+        resamples: Int, number of resampled or swapped sets of pairs. Defaults
+            to 9999.
 
     Returns:
         `Comparison`; print its `verdict`.
@@ -158,12 +165,14 @@ def compare_scores(
           Assoc. 82
     """
     a, b = (np.asarray(scores, dtype="float64") for scores in (a, b))
-    check_options(level, questions, relevant_difference)
+    level, questions, relevant_difference = checked_options(
+        level, questions, relevant_difference
+    )
     _check_pairs(a, b)
-    if comparisons < 1:
-        raise ValueError(
-            f"`comparisons` must be at least 1. Received: {comparisons}"
-        )
+    checked_count("comparisons", comparisons, 1)
+    checked_count("resamples", resamples, 1)
+    checked_boolean("higher_is_better", higher_is_better)
+    _check_twos(names, failed, len(a))
     failures = [~np.isfinite(scores) for scores in (a, b)]
     usable = ~(failures[0] | failures[1])
     if failed is not None:
@@ -198,22 +207,32 @@ def compare_scores(
     )
 
 
-def check_options(level, questions, relevant_difference):
-    """Raises a `ValueError` for what is out of range."""
-    if not 0 < level < 1:
+def checked_options(level, questions, relevant_difference):
+    """The same, if they are in range."""
+    return (
+        checked_fraction("level", level, one=False),
+        checked_choices("questions", questions, QUESTIONS),
+        checked_number(
+            "relevant_difference",
+            relevant_difference,
+            above=0.0,
+            optional=True,
+        ),
+    )
+
+
+def _check_twos(names, failed, runs):
+    if isinstance(names, str) or len(names) != 2:
         raise ValueError(
-            f"`level` must lie between 0 and 1. Received: level={level}"
+            "`names` must hold the two names of the arms. Received: "
+            f"names={names!r}"
         )
-    unknown = set(questions) - set(QUESTIONS)
-    if isinstance(questions, str) or unknown or not questions:
+    if failed is not None and [np.shape(own) for own in failed] != 2 * [
+        (runs,)
+    ]:
         raise ValueError(
-            f"`questions` must be a tuple of some of {QUESTIONS}. Received: "
-            f"questions={questions!r}"
-        )
-    if relevant_difference is not None and not relevant_difference > 0:
-        raise ValueError(
-            "`relevant_difference` must be a positive number. Received: "
-            f"relevant_difference={relevant_difference}"
+            f"`failed` must hold two lists of {runs} booleans, one per run. "
+            f"Received: failed={failed!r}"
         )
 
 

@@ -1,15 +1,19 @@
-"""What the runs of all arms say together."""
+"""What the runs of all arms show together."""
 
 import dataclasses
 import json
 import math
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_stab.diagnostics.report import charts
 from keras_stab.diagnostics.report import text
+from keras_stab.diagnostics.report.arm_summary import ArmSummary
 from keras_stab.diagnostics.report.arm_summary import summarise
+from keras_stab.diagnostics.report.comparison import Comparison
 from keras_stab.diagnostics.report.comparison import compare_scores
 from keras_stab.diagnostics.report.run_files import without_nan
 from keras_stab.diagnostics.report.run_files import write_atomically
@@ -25,13 +29,13 @@ class StabilityReport:
         higher_is_better: Boolean.
         level: Float, the confidence with which all intervals hold together.
         unit: String.
-        runs: Dict from arm to its runs in the order of the seeds: dicts with
+        runs: Dict from arm to its runs, in the order of the seeds: dicts with
             `seeds`, `metrics`, `curves`, `predictions`, `targets`, `failure`
             and `seconds`.
         arms: Dict from arm to `ArmSummary`.
         comparisons: Dict from every arm but the first to its `Comparison`
-            with that.
-        verdict: String, all verdicts, a line each.
+            with the first.
+        verdict: String, all verdicts, one per line.
         folder: Path of `report.md`, `report.json` and the pictures.
     """
 
@@ -39,25 +43,33 @@ class StabilityReport:
     higher_is_better: bool
     level: float
     unit: str
-    runs: dict
-    arms: dict
-    comparisons: dict
+    runs: dict[str, list[dict[str, Any]]]
+    arms: dict[str, ArmSummary]
+    comparisons: dict[str, Comparison]
     folder: pathlib.Path
 
     @classmethod
     def from_runs(
         cls,
-        runs,
-        folder,
-        metric,
-        level,
-        questions,
-        higher_is_better,
-        relevant_difference,
-        failure_score,
-        test_rows,
-        unit,
-    ):
+        runs: dict[str, list[dict[str, Any]]],
+        folder: pathlib.Path,
+        metric: str | None,
+        level: float,
+        questions: Sequence[str],
+        higher_is_better: bool | None,
+        relevant_difference: float | None,
+        failure_score: float | None,
+        test_rows: int | None,
+        unit: str,
+    ) -> "StabilityReport":
+        """Compares finished runs.
+
+        Args:
+            runs: Dict from arm to its runs, in the order of the seeds.
+            folder: Path to write to.
+            metric, level, questions, higher_is_better, relevant_difference,
+                failure_score, test_rows, unit: As for `stability_report`.
+        """
         names = {
             pick_metric(run, metric) for own in runs.values() for run in own
         }
@@ -106,14 +118,14 @@ class StabilityReport:
         )
 
     @property
-    def verdict(self):
+    def verdict(self) -> str:
         return "\n".join(
             " ".join(filter(None, (own.verdict, self._caution(own))))
             for own in self.comparisons.values()
         )
 
     def _caution(self, comparison):
-        """What to add to a difference that another test set may not show."""
+        """A caution about a difference that other test rows may not show."""
         floor = self.arms[comparison.baseline].binomial_floor
         if floor is None or comparison.answers.get("mean") not in (
             "better",
@@ -124,26 +136,27 @@ class StabilityReport:
         if size >= floor:
             return None
         return (
-            "The difference is smaller than what a new test set of this size "
-            f"changes an accuracy by ({floor:.2g}): it is one on these rows."
+            "The difference is smaller than the deviation of an accuracy over "
+            f"new test sets of this size ({floor:.2g}): it may hold for these "
+            "test rows only."
         )
 
-    def scores(self, arm):
+    def scores(self, arm: str) -> np.ndarray:
         """Array of an arm's scores, NaN where a run failed."""
         return np.array([_score(run, self.metric) for run in self.runs[arm]])
 
-    def column(self, arm, name):
-        """Array of a number or a list, run by run.
+    def column(self, arm: str, name: str) -> np.ndarray:
+        """Array of a number or a list that the runs of an arm returned.
 
         Runs that failed before they returned it are left out.
         """
         values = [{**run["metrics"], **run["curves"]} for run in self.runs[arm]]
         return np.array([own[name] for own in values if name in own])
 
-    def __str__(self):
-        return text.as_text(self)
+    def __str__(self) -> str:
+        return text.for_terminal(self)
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """All figures and all scores, as `report.json` holds them."""
         return without_nan(
             {
@@ -168,8 +181,8 @@ class StabilityReport:
             }
         )
 
-    def write(self, pictures):
-        """Writes the report; draws, too, if `pictures`."""
+    def write(self, pictures: bool) -> None:
+        """Writes the report to its folder; also draws it, if `pictures`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         drawn = charts.draw_all(self) if pictures else []
         write_atomically(

@@ -1,4 +1,4 @@
-"""One run: calls the user's function and sorts what comes of it."""
+"""One run: calls the user's function and sorts what it returns."""
 
 import math
 import numbers
@@ -7,7 +7,8 @@ import time
 import keras
 import numpy as np
 
-# What backends raise when memory runs out; named, for none is imported here.
+# What backends raise when memory runs out; by name, because no backend is
+# imported here.
 OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError")
 NOT_METRICS = ("predictions", "targets")
 
@@ -21,8 +22,8 @@ def perform(build_and_fit, make_optimizer, seeds):
         `seconds`, and `failure` (a sentence, or `None`).
 
     Raises:
-        Exception: What `build_and_fit` raises, except for what divergence or
-            want of memory raise: these give a record with a `failure`.
+        Exception: What `build_and_fit` raises, except for errors of diverged
+            training or missing memory, which give a record with a `failure`.
     """
     keras.utils.set_random_seed(seeds.initialisation)
     start = time.perf_counter()
@@ -46,7 +47,7 @@ def perform(build_and_fit, make_optimizer, seeds):
 
 
 def is_failure(error):
-    """Whether an exception tells of training, not of a mistake in the code.
+    """Whether an exception is a failure of training, not of the code.
 
     These are `FloatingPointError`, `OverflowError`, `MemoryError`, and what
     the backends raise when memory runs out or one of their checks finds NaN.
@@ -64,7 +65,7 @@ def is_failure(error):
 
 
 def sort_result(result):
-    """Parts of what `build_and_fit` returned."""
+    """The parts of what `build_and_fit` returned."""
     if not isinstance(result, dict):
         result = {"score": result}
     metrics, curves = {}, {}
@@ -144,8 +145,8 @@ def _classes(name, value):
     if array.ndim != 1 or array.dtype.kind not in "iub" or not len(array):
         raise ValueError(
             f"{name!r} must be classes (whole numbers, shape [rows]) or a "
-            "score for each class (shape [rows, classes]). Of one "
-            "probability a row make classes first: `(p > 0.5).astype(int)"
-            f"[:, 0]`. Received: shape={array.shape}, dtype={array.dtype}"
+            "score for each class (shape [rows, classes]). Make classes of one "
+            "probability per row first: `(p > 0.5).astype(int)[:, 0]`. "
+            f"Received: shape={array.shape}, dtype={array.dtype}"
         )
     return array.astype(int).tolist(), False

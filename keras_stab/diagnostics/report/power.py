@@ -1,22 +1,29 @@
-"""How many seeds it takes. Nothing here knows of Keras."""
+"""How many seeds it takes; nothing here depends on Keras."""
 
 import math
 
 import numpy as np
 
+from keras_stab.arguments import checked_fraction
+from keras_stab.arguments import checked_number
 from keras_stab.diagnostics.report.statistics import scipy_stats
 
 MOST_SEEDS = 1_000_000
 
 
-def seeds_needed(difference, deviation, power=0.8, level=0.95):
+def seeds_needed(
+    difference: float,
+    deviation: float,
+    power: float = 0.8,
+    level: float = 0.95,
+) -> int:
     r"""Seeds that it takes to detect a difference between two paired arms.
 
-    The least n for which the paired t-test at this level finds a true mean
+    The smallest n for which the paired t-test at this level finds a true mean
     difference with probability `power` (noncentral t distribution).
 
     Args:
-        difference: Float, the mean difference that is to be found; not 0.
+        difference: Float, the mean difference to detect; not 0.
         deviation: Float, standard deviation of the differences seed by seed
             (that of `b - a`, not of `a` or `b`).
         power: Float between 0 and 1. Defaults to 0.8.
@@ -25,27 +32,23 @@ def seeds_needed(difference, deviation, power=0.8, level=0.95):
     Returns:
         Int, at least 2.
 
+    Raises:
+        ValueError: If an argument is out of range, or it takes more than a
+            million seeds.
+        ImportError: If scipy is not installed.
+
     Example:
 
     >>> import keras_stab
     >>> keras_stab.seeds_needed(difference=0.5, deviation=1.0)
     34
     """
-    if not (math.isfinite(difference) and difference):
-        raise ValueError(
-            "`difference` must be a number other than 0. Received: "
-            f"difference={difference}"
-        )
-    if not (math.isfinite(deviation) and deviation >= 0):
-        raise ValueError(
-            "`deviation` must be a number from 0 on. Received: "
-            f"deviation={deviation}"
-        )
-    for name, value in (("power", power), ("level", level)):
-        if not 0 < value < 1:
-            raise ValueError(
-                f"`{name}` must lie between 0 and 1. Received: {name}={value}"
-            )
+    difference = checked_number("difference", difference)
+    if difference == 0.0:
+        raise ValueError("`difference` must not be 0. Received: difference=0.0")
+    deviation = checked_number("deviation", deviation, 0.0)
+    power = checked_fraction("power", power, one=False)
+    level = checked_fraction("level", level, one=False)
     if deviation == 0:
         return 2
     effect = abs(difference) / deviation

@@ -1,7 +1,14 @@
-"""Trains arms on paired seeds and says what can be said about them."""
+"""Trains arms on paired seeds and compares them."""
 
+import os
 import pathlib
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
+import keras
 from rich.progress import BarColumn
 from rich.progress import MofNCompleteColumn
 from rich.progress import Progress
@@ -9,106 +16,115 @@ from rich.progress import TextColumn
 from rich.progress import TimeElapsedColumn
 from rich.progress import TimeRemainingColumn
 
+from keras_stab.arguments import checked_boolean
+from keras_stab.arguments import checked_count
+from keras_stab.arguments import checked_number
 from keras_stab.diagnostics.extras import extra
-from keras_stab.diagnostics.report import processes as workers
 from keras_stab.diagnostics.report import run_plan
+from keras_stab.diagnostics.report import workers
 from keras_stab.diagnostics.report.comparison import QUESTIONS
-from keras_stab.diagnostics.report.comparison import check_options
+from keras_stab.diagnostics.report.comparison import checked_options
 from keras_stab.diagnostics.report.findings import StabilityReport
 from keras_stab.diagnostics.report.findings import pick_metric
 from keras_stab.diagnostics.report.run_files import RunFiles
+from keras_stab.diagnostics.report.run_plan import RunSeeds
 
 
 def stability_report(
-    build_and_fit,
-    arms,
-    seeds=8,
-    folder="stability_report",
-    metric=None,
-    vary="both",
-    processes=1,
-    settings=None,
-    level=0.95,
-    questions=QUESTIONS,
-    higher_is_better=None,
-    relevant_difference=None,
-    failure_score=None,
-    test_rows=None,
-    unit="",
-    pictures=True,
-    progress=True,
-):
+    build_and_fit: Callable[
+        [keras.optimizers.Optimizer, RunSeeds], float | dict[str, Any]
+    ],
+    arms: Mapping[str, Callable[[], keras.optimizers.Optimizer]],
+    seeds: int | Iterable[int | tuple[int, int]] = 8,
+    folder: str | os.PathLike = "stability_report",
+    metric: str | None = None,
+    vary: str = "both",
+    processes: int = 1,
+    settings: dict[str, Any] | None = None,
+    level: float = 0.95,
+    questions: Sequence[str] = QUESTIONS,
+    higher_is_better: bool | None = None,
+    relevant_difference: float | None = None,
+    failure_score: float | None = None,
+    test_rows: int | None = None,
+    unit: str = "",
+    pictures: bool = True,
+    progress: bool = True,
+) -> StabilityReport:
     r"""Did a method help? Trains every arm on the same seeds and compares.
 
     Each arm is compared with the first one, the baseline, seed by seed: mean
     difference, ratio of standard deviations, failed runs; with intervals, and
     with a verdict that can be "cannot tell" (see
-    `keras_stab.compare_scores`). `report.md`, `report.json` and two pictures
+    `keras_stab.compare_scores`). `report.md`, `report.json` and the pictures
     are written to `folder`.
 
-    A finished run is one file in `folder/runs`. If the work is interrupted
-    (Ctrl-C, a killed process), the same call does what is missing; so do more
-    seeds or more arms later. If the code of `build_and_fit`, an optimizer's
-    configuration, `settings`, the backend or a version has changed, the old
-    runs are refused. What `build_and_fit` calls cannot be seen: put what may
-    change there into `settings`.
+    Each finished run is one file in `folder/runs`. If the work is interrupted
+    (Ctrl-C, a killed process), the same call does what is missing; a call with
+    more seeds or more arms adds those. If the code of `build_and_fit`, an
+    optimizer's configuration, `settings`, the backend or a version has
+    changed, the old runs are refused. Changes in what `build_and_fit` calls
+    are not noticed: put what may change there into `settings`.
 
     Args:
         build_and_fit: Function of `(optimizer, seeds)` that builds a model,
             trains it and returns its score: a number, or a dict of numbers
             by name. The dict may also hold `"predictions"` on the test set
-            (classes, or a score for each class), `"targets"` (their true
+            (classes, or a score for each class), `"targets"` (the true
             classes), and lists of numbers, such as the score after each
             epoch, which are kept. `keras.utils.set_random_seed(
-            seeds.initialisation)` has been called; `seeds.order` is for the
-            order of the data: call `set_random_seed(seeds.order)` when the
-            model is built, or hand it to what shuffles.
+            seeds.initialisation)` has been called before; `seeds.order` is for
+            the order of the data: call `set_random_seed(seeds.order)` when the
+            model is built, or pass it to what shuffles.
         arms: Dict from name to a function without arguments that makes a new
             optimizer. The first is the baseline.
         seeds: Int, how many; or a list of ints, or of pairs `(initialisation,
             order)`. At least two. Defaults to 8.
         folder: Path. Defaults to `"stability_report"`.
-        metric: String, the number to compare if there are several. Defaults
-            to `None`.
-        vary: `"both"`; `"initialisation"` or `"order"` keep the other seed at
-            0. Defaults to `"both"`.
+        metric: String, name of the number to compare if there are several.
+            Defaults to `None`.
+        vary: `"both"`; or `"initialisation"` or `"order"`, which keeps the
+            other seed at 0. Defaults to `"both"`.
         processes: Int, how many spawned processes train side by side; 1
-            trains in this one. They share the machine: see to threads
-            (`OMP_NUM_THREADS`) and to the memory of an accelerator yourself.
+            trains in this one. They share the machine: limit threads
+            (`OMP_NUM_THREADS`) and the memory of an accelerator yourself.
             Defaults to 1.
-        settings: What JSON can hold; a change of it is a change of the
+        settings: Dict of anything that JSON can hold; it is part of the
             configuration. Defaults to `None`.
         level: Float, the confidence with which all intervals of the report
             hold together. Defaults to 0.95.
-        questions: What to ask, any of `"mean"` and `"spread"`. Defaults to
-            both.
-        higher_is_better: Boolean; `None`: `False` if the metric's name holds
-            "loss" or "error". Defaults to `None`.
+        questions: What to ask: a list or tuple of `"mean"`, `"spread"` or
+            both. Defaults to both.
+        higher_is_better: Boolean; `None` stands for `False` if the metric's
+            name contains "loss" or "error", else for `True`. Defaults to
+            `None`.
         relevant_difference: Float, the smallest difference that matters.
             Defaults to `None`.
-        failure_score: Float; a run whose score is not better counts as failed
-            (that of the most frequent class, say) but keeps its score.
-            Defaults to `None`.
-        test_rows: Int, of the test set, if the metric is the share of rows
-            (or percentage) that are right. Known from `"targets"`, too.
+        failure_score: Float; a run whose score is not better than this (that
+            of always predicting the most frequent class, for example) counts
+            as failed but keeps its score. Defaults to `None`.
+        test_rows: Int, rows of the test set, if the metric is the share (or
+            percentage) of rows that are right. Not needed with `"targets"`.
             Defaults to `None`.
         unit: String behind differences, such as `"points"`. Defaults to `""`.
-        pictures: Boolean; they need matplotlib. Defaults to `True`.
+        pictures: Boolean, whether to draw, which needs matplotlib. Defaults
+            to `True`.
         progress: Boolean, whether a progress bar is shown. Defaults to
             `True`.
 
     Returns:
-        `StabilityReport`: print it; `report.comparisons`, `report.verdict`.
+        A `StabilityReport`: `print` it, or see its `comparisons` and its
+        `verdict`.
 
     Raises:
         ValueError: If an argument is out of range, a metric is missing, or
-            the folder holds runs of another configuration.
+            the folder holds damaged runs or runs of another configuration.
         RuntimeError: If a process was killed; what is finished is kept.
         ImportError: If scipy, or matplotlib for `pictures`, is missing.
 
-    A run that raises `FloatingPointError` or `OverflowError`, runs out of
+    A run that raises `FloatingPointError` or `OverflowError`, that runs out of
     memory, or whose metrics are not all finite, is recorded as failed and not
-    run again. Any other exception is a mistake in the code and is raised.
+    repeated. Any other exception is a mistake in the code and is raised.
 
     Example:
 
@@ -141,11 +157,20 @@ def stability_report(
     extra("scipy.stats", "`stability_report`")
     if pictures:
         extra("matplotlib.figure", "`stability_report` with `pictures=True`")
-    if isinstance(processes, bool) or processes < 1:
-        raise ValueError(
-            f"`processes` must be a positive int. Received: {processes!r}"
-        )
-    check_options(level, questions, relevant_difference)
+    # Everything, also what is needed only after hours of training.
+    processes = checked_count("processes", processes, 1)
+    level, questions, relevant_difference = checked_options(
+        level, questions, relevant_difference
+    )
+    checked_boolean("higher_is_better", higher_is_better, optional=True)
+    failure_score = checked_number(
+        "failure_score", failure_score, optional=True
+    )
+    test_rows = checked_count("test_rows", test_rows, 1, optional=True)
+    checked_boolean("pictures", pictures)
+    checked_boolean("progress", progress)
+    if not isinstance(unit, str):
+        raise ValueError(f"`unit` must be a string. Received: unit={unit!r}")
     arms = run_plan.make_arms(arms)
     seeds = run_plan.make_seeds(seeds, vary)
     runs = _all_runs(

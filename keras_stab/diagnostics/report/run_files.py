@@ -1,4 +1,4 @@
-"""The runs of a report on disk: one file each, whole or not at all."""
+"""The runs of a report on disk: one file per run, whole or not at all."""
 
 import hashlib
 import json
@@ -49,13 +49,13 @@ class RunFiles:
                 + "\n".join(changed)
                 + "\nRuns of different configurations cannot stand in one "
                 "report. Choose another `folder`, delete that one to start "
-                "anew, or put the old settings back."
+                "again, or go back to the old settings."
             )
         return record
 
 
 def write_atomically(path, text):
-    """A file that is there in whole or not at all."""
+    """Writes a whole file or none."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -72,7 +72,7 @@ def write_record(path, record):
 
 
 def without_nan(value):
-    """The same with `None` for NaN and infinity, which JSON does not know."""
+    """The same with `None` for NaN and infinity, which JSON cannot hold."""
     if isinstance(value, dict):
         return {key: without_nan(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

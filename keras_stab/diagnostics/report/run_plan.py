@@ -1,4 +1,4 @@
-"""What is to be run: arms, seeds, and how to know them again."""
+"""What to run: arms and seeds, and the configuration of a run."""
 
 import ast
 import functools
@@ -7,18 +7,21 @@ import inspect
 import json
 import numbers
 import textwrap
+from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import keras
 
 from keras_stab._version import __version__
+from keras_stab.arguments import checked_choice
 from keras_stab.backend import devices
 
 VARY = ("both", "initialisation", "order")
 
 
 class RunSeeds(NamedTuple):
-    """The two seeds of a run: of the first weights, of the order of data."""
+    """The two seeds of a run: of its first weights and of its data's order."""
 
     initialisation: int
     order: int
@@ -33,9 +36,16 @@ def make_seeds(seeds, vary="both"):
         vary: `"both"`: an int is both seeds; `"initialisation"` or `"order"`:
             it is this one and the other is 0.
     """
-    if vary not in VARY:
-        raise ValueError(f"`vary` must be one of {VARY}. Received: {vary!r}")
-    listed = list(range(seeds)) if _is_int(seeds) else list(seeds)
+    checked_choice("vary", vary, VARY)
+    if _is_int(seeds):
+        listed = list(range(seeds))
+    elif isinstance(seeds, Iterable) and not isinstance(seeds, str):
+        listed = list(seeds)
+    else:
+        raise ValueError(
+            "`seeds` must be an integer, or a list of integers or of pairs "
+            f"(initialisation, order). Received: seeds={seeds!r}"
+        )
     result = [_as_seeds(seed, vary) for seed in listed]
     if len(result) < 2:
         raise ValueError(
@@ -45,7 +55,8 @@ def make_seeds(seeds, vary="both"):
     twice = {seed for seed in result if result.count(seed) > 1}
     if twice:
         raise ValueError(
-            f"Every seed must stand once. Twice or more: {sorted(twice)}"
+            "Every seed may be given only once. Received twice or more: "
+            f"{sorted(twice)}"
         )
     return result
 
@@ -64,8 +75,8 @@ def _as_seeds(seed, vary):
         )
     if vary != "both":
         raise ValueError(
-            "With pairs of seeds you vary what you like yourself. Leave out "
-            f"vary={vary!r}."
+            "Pairs of seeds say themselves what varies: leave out `vary`. "
+            f"Received: vary={vary!r}"
         )
     return RunSeeds(*(int(part) for part in pair))
 
@@ -79,14 +90,16 @@ def _is_int(value):
 
 
 def make_arms(arms):
-    """Dict from name to a function that makes an optimizer, all checked."""
-    pairs = list(arms.items() if hasattr(arms, "items") else arms)
+    """The checked arms, functions that make an optimizer, by name."""
+    pairs = list(arms.items() if isinstance(arms, Mapping) else arms)
     if not pairs:
-        raise ValueError("At least one arm is needed. Received none.")
+        raise ValueError("At least one arm is needed. Received: none")
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"Every arm needs its own name. Twice: {twice}")
+        raise ValueError(
+            f"Every arm needs its own name. Received twice: {twice}"
+        )
     for name, make in pairs:
         if not isinstance(name, str) or not name:
             raise ValueError(f"An arm's name is a string. Received: {name!r}")
@@ -94,7 +107,7 @@ def make_arms(arms):
             raise ValueError(
                 f"Arm {name!r} must be a function without arguments that "
                 "makes a new optimizer for each run, such as "
-                "`functools.partial(keras_stab.SAM, 'sgd')`. Received: "
+                "functools.partial(keras_stab.SAM, 'sgd'). Received: "
                 f"{make!r}"
             )
         first = make()
@@ -104,14 +117,15 @@ def make_arms(arms):
             )
         if make() is first:
             raise ValueError(
-                f"Arm {name!r} makes the same optimizer again and again. Its "
-                "state would go from run to run: make a new one each time."
+                f"Arm {name!r} makes the same optimizer again and again, and "
+                "runs would inherit its state: make a new one in each call. "
+                f"Received: {first!r}"
             )
     return dict(pairs)
 
 
 def configuration(build_and_fit, make_optimizer, settings):
-    """What a run's score depends on, as far as it can be seen from here.
+    """What a run's score depends on, as far as that is visible from here.
 
     Returns:
         Dict that JSON can hold.
@@ -139,13 +153,13 @@ def _describe(optimizer):
     try:
         config = keras.saving.serialize_keras_object(optimizer)
     except Exception:
-        # An optimizer that cannot be saved can be compared by class only.
+        # An optimizer that cannot be saved is known by its class only.
         return type(optimizer).__name__
     return _without_names(json.loads(json.dumps(config, default=repr)))
 
 
 def _without_names(config):
-    """Keras numbers names through; they change nothing."""
+    """Without the names, which Keras numbers and which change no score."""
     if isinstance(config, dict):
         return {
             key: _without_names(value)

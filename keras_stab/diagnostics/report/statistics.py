@@ -1,4 +1,4 @@
-"""Intervals for paired scores. Nothing here knows of Keras."""
+"""Intervals for paired scores; nothing here depends on Keras."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_stab.diagnostics.extras import extra
 
-# Below this many pairs a resampled interval says next to nothing.
+# With fewer pairs a resampled interval says next to nothing.
 LEAST_PAIRS_TO_RESAMPLE = 5
 
 
@@ -17,7 +17,8 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def contains(self, number):
+    def contains(self, number: float) -> bool:
+        """Whether a number lies in the interval."""
         return self.low <= number <= self.high
 
 
@@ -63,7 +64,7 @@ def deviation_ratio(a, b, level=0.95):
     $\theta a - b$ are not significantly correlated (Pitman, 1939; Morgan,
     1939). With the ratio $R$ of the two, their correlation $r$ and
     $K = 1 + 2 (1 - r^2) t^2 / (n - 2)$ its ends are
-    $R \sqrt{K \mp \sqrt{K^2 - 1}}$. It takes normal scores for granted.
+    $R \sqrt{K \mp \sqrt{K^2 - 1}}$. It assumes normal scores.
 
     Args:
         a: Scores of the first arm, one per seed; at least three.
@@ -95,7 +96,7 @@ def deviation_ratio(a, b, level=0.95):
 
 
 def correlation(a, b):
-    """Correlation of paired scores; 0 if there is none to be had."""
+    """Correlation of paired scores; 0 where it is not defined."""
     if len(a) < 2 or _is_constant(a) or _is_constant(b):
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
@@ -150,13 +151,13 @@ def _log_ratio(a, b, axis):
 
 
 def swap_test(a, b, resamples=9999):
-    """p-value of equal spread, without a distribution taken for granted.
+    """p-value of equal spread, without assuming a distribution.
 
-    If two arms are the same, the two scores of a seed could as well be the
-    other way round: the ratio of standard deviations is compared with the
-    ratios for all ways to swap (a sample of them for many seeds). That is
-    exact for arms that are the same. For arms that differ in their means it
-    is done again with the means taken off; the larger p-value counts.
+    If two arms are the same, the two scores of a seed could just as well be
+    swapped: the ratio of standard deviations is compared with the ratios for
+    all ways to swap (a sample of them for many seeds). That is exact for arms
+    that are the same. For arms that differ in their means it is repeated with
+    the means subtracted; the larger p-value counts.
 
     Returns:
         Float, two-sided. With n pairs it is never below `2 / 2**n`.

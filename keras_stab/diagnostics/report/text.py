@@ -42,16 +42,16 @@ NOTES = """\
   `failure_score`.
 - **Agreement**: share of test rows for which two runs of the arm predict the
   same class, mean over all pairs of runs.
-- **Test-set floor**: what the score of one fixed model scatters by when a test
-  set of this size is drawn anew (binomial). A smaller difference may be one of
-  this test set alone.
-- **Flip floor**: the deviation between runs if they only disagreed row by row,
-  each row for itself. A larger test set makes it smaller. A deviation well
+- **Test-set floor**: the standard deviation of the score of one fixed model
+  over new test sets of this size (binomial). A smaller difference may hold for
+  this test set only.
+- **Flip floor**: the deviation between runs if they disagreed only about single
+  rows, independently. A larger test set makes it smaller. A deviation well
   above it means that some runs are better than others as a whole.
 - **Interval**: of the paired t-test for the difference, of Pitman and Morgan
   for the ratio of standard deviations. **Resampled**: from resampled pairs
   (BCa).
-- **Cannot tell** is no proof that the arms are the same: these runs do not
+- **Cannot tell** does not mean that the arms are the same: these runs do not
   show which one is better."""
 
 
@@ -132,7 +132,8 @@ def heading(report):
     )
 
 
-def as_text(report):
+def for_terminal(report):
+    """What `print` shows of a report."""
     parts = [heading(report), _short_table(ARMS, arm_rows(report))]
     if report.comparisons:
         parts += [

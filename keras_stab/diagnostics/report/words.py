@@ -61,7 +61,7 @@ def span(interval, digits):
 
 
 def number(value, digits, sign=""):
-    """A number with so many digits behind the point, and never `-0.00`."""
+    """A number with so many digits behind the point, but never `-0.00`."""
     text = f"{value:{sign}.{digits}f}"
     return text.replace("-", sign, 1) if not float(text) else text
 
@@ -101,7 +101,7 @@ def _mean(comparison, sign, relevant, unit):
     if resampled is not None and resampled.contains(0.0):
         return CANNOT_TELL, (
             f"We cannot tell: {seen}. Its {ends(interval, level)} (Student's "
-            "t) leaves 0 out; the one from resampled pairs does not "
+            "t) excludes 0; the one from resampled pairs does not "
             f"({span(resampled, digits)}). "
             f"{_advice(comparison, relevant, unit, digits)}"
         )
@@ -146,8 +146,8 @@ def _spread(comparison):
         return CANNOT_TELL, f"We cannot tell which is steadier: {seen}."
     if comparison.swap_p_value > 1 - level:
         return CANNOT_TELL, (
-            f"We cannot tell which is steadier: {seen}, but a test that takes "
-            "no normal distribution for granted does not confirm it (p = "
+            f"We cannot tell which is steadier: {seen}, but a test that does "
+            "not assume normal scores does not confirm it (p = "
             f"{comparison.swap_p_value:.2g}; {comparison.pairs} pairs allow "
             f"{2 / 2**comparison.pairs:.2g} at best)."
         )

@@ -1,4 +1,4 @@
-"""Runs tasks in processes of their own, and survives the death of one."""
+"""Performs tasks in processes of their own, any of which may be killed."""
 
 import contextlib
 import multiprocessing
@@ -106,17 +106,17 @@ class _Worker:
         )
         with _environment(KERAS_BACKEND=devices.backend_name()):
             self.process.start()
-        # Its death is seen when nobody holds the other end any more.
+        # Its end is noticed only when nobody else holds this connection.
         theirs.close()
 
     def give(self, task):
         self.task = task
-        # If it has died, that is noticed where answers are waited for.
+        # If it has died, waiting for its answer shows that.
         with contextlib.suppress(OSError):
             self.connection.send(task)
 
     def dismiss(self):
-        # It may have died meanwhile; its work is done.
+        # It may have died since; its work is done.
         with contextlib.suppress(OSError):
             self.connection.send(None)
         self.process.join()
@@ -144,13 +144,13 @@ class _Worker:
 
 
 def _serve(connection, build_and_fit, settings):
-    """What a spawned process does."""
-    # Ctrl-C reaches all processes; the first one decides.
+    """What a spawned process runs."""
+    # Ctrl-C reaches all processes; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keras.config.set_floatx(settings["floatx"])
     keras.config.set_dtype_policy(settings["dtype_policy"])
     keras.config.set_image_data_format(settings["image_data_format"])
-    # The end of the first process ends this one too.
+    # The end of the parent ends this process too.
     with contextlib.suppress(EOFError, OSError):
         connection.send(("ready", None))
         while (task := connection.recv()) is not None:
