@@ -8,7 +8,7 @@ from keras_stab.backend import updates
 from keras_stab.gradients.engines import ENGINES
 from keras_stab.gradients.oracle import plan_for
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
-from keras_stab.numerics.gram_measures import MEASURES
+from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.numerics.gram_measures import weight_entropy
 from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
@@ -127,7 +127,7 @@ class GRAIN(GradientMethod):
             self, "group_weights", (self.groups,), "float32"
         )
         self._measures = add_state(
-            self, "measures", (len(MEASURES),), "float32"
+            self, "measures", (len(GROUP_MEASURES),), "float32"
         )
         if self.across == "batches" and self.groups > 1:
             self._window = BatchWindow(self, list(variables), self.groups)
@@ -184,7 +184,7 @@ class GRAIN(GradientMethod):
         weights = keras.ops.convert_to_numpy(self._weights.value)
         values = keras.ops.convert_to_numpy(self._measures.value)
         figures = {"weights": [float(w) for w in weights]}
-        figures.update(zip(MEASURES, (float(v) for v in values)))
+        figures.update(zip(GROUP_MEASURES, (float(v) for v in values)))
         return figures
 
     def stability_metrics(self):
