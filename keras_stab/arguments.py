@@ -1,41 +1,58 @@
-"""Checks of hyper-parameters, with one wording for all optimizers."""
+"""Checks of arguments, with one wording for the whole library.
+
+Each check returns the value as plain Python, so that a NumPy scalar that a
+user passes can be written into a configuration.
+"""
 
 import math
 import numbers
+import re
 
 import keras
 import numpy as np
 
+# What a variable of float32 or int32 can hold.
+LARGEST_NUMBER = float(np.finfo("float32").max)
+SMALLEST_NUMBER = float(np.finfo("float32").tiny)
+LARGEST_COUNT = int(np.iinfo("int32").max)
+
 
 def checked_number(
-    argument, value, minimum=-math.inf, below=math.inf, forbidden=()
+    argument,
+    value,
+    minimum=-math.inf,
+    below=math.inf,
+    forbidden=(),
+    *,
+    above=-math.inf,
+    maximum=math.inf,
+    optional=False,
 ):
     """The value as a float.
 
     Args:
         argument: Name for messages.
-        minimum: Smallest value allowed.
-        below: First value that is too large.
+        minimum, maximum: Smallest and largest values allowed.
+        above, below: Limits that are not allowed themselves.
         forbidden: Values that are not allowed although in range.
+        optional: Whether `None` is allowed too.
 
     Raises:
         ValueError: If it is no finite number in range.
     """
-    is_number = isinstance(value, numbers.Real) or (
-        isinstance(value, np.ndarray) and value.ndim == 0
-    )
-    if not is_number or isinstance(value, (bool, np.bool_)):
-        raise ValueError(
-            f"`{argument}` must be a number. Received: {argument}={value!r}"
+    if optional and value is None:
+        return None
+    given, value = value, _plain(value)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        _refuse(argument, "a number", given, optional)
+    value = _as_float(value)
+    if not (minimum <= value <= maximum and above < value < below):
+        _refuse(
+            argument, _limits(minimum, above, maximum, below), given, optional
         )
-    value = float(value)
-    if not math.isfinite(value) or not minimum <= value < below:
-        limits = f"at least {minimum}" if minimum > -math.inf else "finite"
-        if below < math.inf:
-            limits += f" and below {below}"
-        raise ValueError(
-            f"`{argument}` must be {limits}. Received: {argument}={value}"
-        )
+    too_small = above == 0.0 and value < SMALLEST_NUMBER
+    if abs(value) > LARGEST_NUMBER or too_small:
+        _refuse(argument, "within the range of 32-bit floats", given, optional)
     if value in forbidden:
         raise ValueError(
             f"`{argument}` must not be {value}. Received: {argument}={value}"
@@ -43,42 +60,128 @@ def checked_number(
     return value
 
 
+def checked_fraction(argument, value, zero=False, one=True, optional=False):
+    """The value as a float between 0 and 1.
+
+    Args:
+        argument: Name for messages.
+        zero, one: Whether these ends are allowed.
+        optional: Whether `None` is allowed too.
+    """
+    return checked_number(
+        argument,
+        value,
+        minimum=0.0 if zero else -math.inf,
+        above=-math.inf if zero else 0.0,
+        maximum=1.0 if one else math.inf,
+        below=math.inf if one else 1.0,
+        optional=optional,
+    )
+
+
 def checked_optional(argument, value, minimum=-math.inf, forbidden=()):
     """As `checked_number`; `None` is allowed too."""
-    if value is None:
+    return checked_number(
+        argument, value, minimum, forbidden=forbidden, optional=True
+    )
+
+
+def checked_boolean(argument, value, optional=False):
+    """The value as `True` or `False`, or `None` where that is allowed."""
+    if optional and value is None:
         return None
-    return checked_number(argument, value, minimum, forbidden=forbidden)
+    plain = _plain(value)
+    if not isinstance(plain, bool):
+        _refuse(argument, "a boolean", value, optional)
+    return plain
 
 
-def checked_boolean(argument, value):
-    """The value, if it is `True` or `False`."""
-    if not isinstance(value, bool):
+def checked_count(
+    argument, value, minimum, maximum=LARGEST_COUNT, optional=False
+):
+    """The value as an int from `minimum` to `maximum`.
+
+    Args:
+        argument: Name for messages.
+        minimum, maximum: Smallest and largest values allowed.
+        optional: Whether `None` is allowed too.
+    """
+    if optional and value is None:
+        return None
+    plain = _plain(value)
+    whole = isinstance(plain, numbers.Integral) and not isinstance(plain, bool)
+    if whole and minimum <= plain <= maximum:
+        return int(plain)
+    limits = f"an integer of at least {minimum}"
+    if maximum != LARGEST_COUNT:
+        limits = f"an integer from {minimum} to {maximum}"
+    elif whole and plain > maximum:
+        limits += ", within the range of 32-bit integers"
+    _refuse(argument, limits, value, optional)
+
+
+def checked_choice(argument, value, choices):
+    """The one of the choices that equals the value."""
+    plain = _plain(value)
+    for choice in choices:
+        if type(choice) in type(plain).__mro__ and choice == plain:
+            return choice
+    raise ValueError(
+        f"`{argument}` must be one of {tuple(choices)}. Received: "
+        f"{argument}={value!r}"
+    )
+
+
+def checked_choices(argument, value, choices):
+    """The values, a list or tuple of some of the choices, as a tuple."""
+    is_list = isinstance(value, (list, tuple, set, frozenset)) and value
+    if not is_list or not all(
+        isinstance(each, str) and each in choices for each in value
+    ):
         raise ValueError(
-            f"`{argument}` must be a boolean. Received: {argument}={value!r}"
+            f"`{argument}` must be a list or tuple with one or more of "
+            f"{tuple(choices)}. Received: {argument}={value!r}"
         )
+    return tuple(value)
+
+
+def checked_pattern(argument, value):
+    """The value, if it is a regular expression."""
+    if not isinstance(value, str):
+        raise ValueError(
+            f"`{argument}` must be a regular expression for the paths of "
+            f"variables. Received: {value!r} of type {type(value).__name__}"
+        )
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(
+            f"`{argument}` must be a regular expression for the paths of "
+            f"variables, and this one does not compile: {error}. Received: "
+            f"{value!r}"
+        ) from error
     return value
 
 
-def checked_count(argument, value, minimum):
-    """The value as an int of at least `minimum`."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < minimum:
-        raise ValueError(
-            f"`{argument}` must be an integer of at least {minimum}. "
-            f"Received: {argument}={value!r}"
-        )
-    return int(value)
-
-
-def checked_learning_rate(value):
+def checked_learning_rate(value, argument="learning_rate"):
     """Numbers as floats, which Keras insists on; schedules as they are."""
-    if callable(value) or isinstance(
-        value, keras.optimizers.schedules.LearningRateSchedule
-    ):
-        return value
+    schedules = keras.optimizers.schedules
     if isinstance(value, dict):  # a serialized schedule
-        return keras.optimizers.schedules.deserialize(value)
-    return checked_number("learning_rate", value, minimum=0.0)
+        try:
+            return schedules.deserialize(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{argument}` holds no configuration of a learning-rate "
+                f"schedule. Received: {argument}={value!r}"
+            ) from error
+    if isinstance(value, type):
+        raise ValueError(
+            f"`{argument}` must be a number or a schedule, not a class: write "
+            f"{value.__name__}(...). Received: {argument}={value!r}"
+        )
+    if callable(value):  # schedules are
+        return value
+    return checked_number(argument, value, minimum=0.0)
 
 
 def checked_optimizer(argument, value):
@@ -98,11 +201,39 @@ def checked_optimizer(argument, value):
     return found
 
 
-def checked_choice(argument, value, choices):
-    """The value, if it is one of the choices."""
-    if value not in choices:
-        raise ValueError(
-            f"`{argument}` must be one of {choices}. Received: "
-            f"{argument}={value!r}"
-        )
-    return value
+def _plain(value):
+    """A NumPy scalar or array without dimensions as plain Python."""
+    is_scalar = isinstance(value, np.generic) or (
+        isinstance(value, np.ndarray) and value.ndim == 0
+    )
+    return value.item() if is_scalar else value
+
+
+def _as_float(value):
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _limits(minimum, above, maximum, below):
+    """What a number must be, in words; an interval where both ends are."""
+    low, high = max(minimum, above), min(maximum, below)
+    if math.isinf(low) and math.isinf(high):
+        return "finite"
+    lower = f"above {low:g}" if above >= minimum else f"at least {low:g}"
+    upper = f"below {high:g}" if below <= maximum else f"at most {high:g}"
+    if math.isinf(high):
+        return lower
+    if math.isinf(low):
+        return upper
+    opening = "(" if above >= minimum else "["
+    closing = ")" if below <= maximum else "]"
+    return f"in {opening}{low:g}, {high:g}{closing}"
+
+
+def _refuse(argument, what, value, optional):
+    suffix = " or None" if optional else ""
+    raise ValueError(
+        f"`{argument}` must be {what}{suffix}. Received: {argument}={value!r}"
+    )

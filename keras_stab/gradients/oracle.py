@@ -5,6 +5,7 @@ import math
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
 from keras_stab.backend import differentiation
 from keras_stab.backend import tracing
@@ -204,10 +205,7 @@ class GradientOracle(BatchLoss):
         Its rows lie evenly spread over the batch, so that the work stays
         balanced when the batch is cut over devices.
         """
-        if not 0.0 < fraction <= 1.0:
-            raise ValueError(
-                f"`fraction` must be in (0, 1]. Received: fraction={fraction}"
-            )
+        fraction = checked_fraction("fraction", fraction)
         size = rows.batch_size(*self.batch)
         if rows.is_static(size):
             count = max(1, math.ceil(fraction * size))
