@@ -40,6 +40,7 @@ def _measure_model(name, options):
     import keras_stab
     from keras_stab import keras_internals
     from keras_stab.backend import differentiation
+    from keras_stab.backend import jacobians
     from keras_stab.backend import tracing
 
     model = build_model(name)
@@ -63,7 +64,7 @@ def _measure_model(name, options):
 
     @tracing.compiled
     def bare(values, state, x, y, vectors):
-        return differentiation.hessian_vector_product(
+        return jacobians.hessian_vector_product(
             lambda values: batch_loss(values, state, x, y), values, vectors
         )
 

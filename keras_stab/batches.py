@@ -47,7 +47,7 @@ def _first_part(batch):
 
 
 def _to_tensor(leaf):
-    """Also of another backend: a tf.data.Dataset feeds any of them."""
+    """A tensor; also from one of another backend, as a data set may give."""
     if leaf is None or keras.ops.is_tensor(leaf):
         return leaf
     if hasattr(leaf, "detach"):

@@ -39,7 +39,7 @@ def compile_loss(model):
 
 
 def loss_is_built(model):
-    """Whether the losses of `compile` know the outputs that they are for."""
+    """Whether the losses of `compile` were matched to the outputs."""
     return model._compile_loss is None or model._compile_loss.built
 
 
@@ -59,9 +59,9 @@ def all_layers(model):
 
 
 def weights_to_train(model):
-    """All variables that layers made to be trained, those that are frozen too.
+    """All variables that layers made to be trained, frozen ones included.
 
-    A frozen one is among `non_trainable_variables`, with moving statistics.
+    `non_trainable_variables` mixes frozen ones with moving statistics.
     """
     return [
         v for layer in all_layers(model) for v in layer._trainable_variables
@@ -69,10 +69,11 @@ def weights_to_train(model):
 
 
 class _Masks(keras.layers.Layer):
-    """Reads and writes the mask of a tensor by way of a layer.
+    """Reads and writes the mask of a tensor through a layer.
 
-    Keras keeps it in an attribute, or, of tracers of JAX that take none, in a
-    table of its own. A layer is given the one and asked for the other.
+    Keras keeps the mask in an attribute, or, for tracers of JAX, which take no
+    attributes, in a table of its own. What a layer is called with is the mask
+    that was read; what it returns from `compute_mask` is written.
     """
 
     def __init__(self):
@@ -146,12 +147,12 @@ def compiled_losses(model):
 
 
 def loss_entries(model):
-    """The same with `path` and `loss_weights` of each."""
+    """The compiled losses, each with its `path` and `loss_weights`."""
     return getattr(model._compile_loss, "_flat_losses", None) or []
 
 
 def compile_identity(model):
-    """Changes with every `compile`."""
+    """An int that changes with every `compile`."""
     return id(model._compile_loss)
 
 
@@ -197,7 +198,7 @@ def compiled_heads(model, y, y_pred, sample_weight):
 
 
 def _packed(structure, data):
-    """The data in the structure in which the losses were told apart."""
+    """The data in the structure that the losses were built with."""
     flat = keras.tree.flatten(data)
     if keras.tree.is_nested(structure):
         leaves = keras.tree.map_structure(lambda _: 0, structure)

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from keras_stab import min_norm_weights
-from keras_stab.numerics.gram_measures import MEASURES
+from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.numerics.gram_measures import gram_measures
 from keras_stab.numerics.min_norm import solve_min_norm
 
@@ -223,7 +223,9 @@ def test_measures_against_the_vectors_themselves():
     gram = vectors @ vectors.T
     solution = on_host(gram)
     present = np.ones(5, bool)
-    host = dict(zip(MEASURES, gram_measures(gram, solution, present, 40.0)))
+    host = dict(
+        zip(GROUP_MEASURES, gram_measures(gram, solution, present, 40.0))
+    )
     direction = solution.weights @ vectors
     mean = vectors.mean(axis=0)
     norms = np.linalg.norm(vectors, axis=1)
@@ -255,6 +257,6 @@ def test_measures_count_dropped_groups():
     gram = np.diag([1.0, np.nan, 4.0, 0.0])
     solution = on_host(gram)
     values = gram_measures(gram, solution, np.ones(4, bool), 8.0)
-    figures = dict(zip(MEASURES, values))
+    figures = dict(zip(GROUP_MEASURES, values))
     assert figures["excluded"] == 2 and figures["nonfinite"] == 1
     assert all(np.isfinite(list(figures.values())))

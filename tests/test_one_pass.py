@@ -17,8 +17,8 @@ from marks import slow_but_on_torch
 import keras_stab
 from keras_stab import keras_internals
 from keras_stab.backend import tracing
-from keras_stab.gradients.one_pass import contributions
 from keras_stab.gradients.one_pass import layer_rules
+from keras_stab.gradients.one_pass import work
 from keras_stab.gradients.oracle import GradientOracle
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -161,7 +161,7 @@ AGREEING = [(name, 7, "store") for name in CASES] + [
 )
 def test_engines_agree(name, rows, form, monkeypatch):
     """In groups of equal and of unequal size, in either form."""
-    monkeypatch.setattr(contributions, "cheaper_form", lambda *_: form)
+    monkeypatch.setattr(work, "cheaper_form", lambda *_: form)
     build, data = CASES[name]
     keras.utils.set_random_seed(2)
     model = random_biases(build())
@@ -252,7 +252,7 @@ def test_made_up_shapes(layer_and_shape, rows, groups, form):
     targets = model(x).shape[1]
     y = rng.normal(size=(rows, targets)).astype("float32")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contributions, "cheaper_form", lambda *_: form)
+        patch.setattr(work, "cheaper_form", lambda *_: form)
         assert_engines_agree(model, (x, y), groups)
 
 
@@ -609,7 +609,7 @@ def test_float16_under_a_loss_scale():
 
 @pytest.mark.parametrize("form", ["ghost", "store"])
 def test_a_row_that_is_not_a_number(form, monkeypatch):
-    monkeypatch.setattr(contributions, "cheaper_form", lambda *_: form)
+    monkeypatch.setattr(work, "cheaper_form", lambda *_: form)
     x, _ = small_data(8)
     x[4, 0] = np.nan  # of group 1
     answers = []

@@ -85,12 +85,18 @@ def sum_groups(stacks, sizes):
 
 
 def sum_over_replicas(tensors):
-    """Sums each tensor over the replicas; they all get the same result."""
-    if replicas() == 1 or not tensors:
+    """Sums each tensor over the replicas; they all get the same result.
+
+    `None` in the list stays.
+    """
+    present = [t for t in tensors if t is not None]
+    if replicas() == 1 or not present:
         return tensors
     if BACKEND == "tensorflow":
         context = tf.distribute.get_replica_context()
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+        summed = context.all_reduce(tf.distribute.ReduceOp.SUM, present)
+        summed = iter(summed)
+        return [None if t is None else next(summed) for t in tensors]
     raise RuntimeError(
         "keras_stab takes gradients with torch.autograd.grad, which bypasses "
         "the gradient synchronisation of DistributedDataParallel: the workers "

@@ -13,7 +13,9 @@ from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.backend.devices import BACKEND
 from keras_stab.numerics import averaging
+from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
+from keras_stab.numerics.vectors import inner
 
 if BACKEND == "torch":
     import torch
@@ -139,23 +141,11 @@ def each_norm(tensors):
 
 def inner_product(tensors, others):
     """Of two lists as one long vector each, a scalar; in full precision."""
-    dtype = common_dtype(tensors)
-    if BACKEND == "torch":
-        parts = torch._foreach_mul(tensors, others)
-        return torch.stack(
-            [p.sum().to(getattr(torch, dtype)) for p in parts]
-        ).sum()
-    return sum(
-        keras.ops.cast(keras.ops.sum(t * other), dtype)
-        for t, other in zip(tensors, others)
-    )
-
-
-def common_dtype(tensors):
-    """The widest dtype among tensors in full precision, a string."""
-    dtypes = {t.dtype for t in tensors}
-    dtypes = {keras.backend.standardize_dtype(dtype) for dtype in dtypes}
-    return "float64" if "float64" in dtypes else "float32"
+    if BACKEND != "torch":
+        return inner(tensors, others)
+    dtype = getattr(torch, common_dtype(tensors))
+    parts = torch._foreach_mul(tensors, others)
+    return torch.stack([p.sum().to(dtype) for p in parts]).sum()
 
 
 def assign_each(optimizer, variables, values):
@@ -251,7 +241,8 @@ def _average_at_once(first, coefficient, values, averages, errors):
 def pack_vector(tensors):
     """One vector of several tensors, in the form in which products are fast.
 
-    As they are; on PyTorch, where every operation is a launch, flat as one.
+    On PyTorch, where every operation is a launch, one flat tensor; elsewhere
+    the tensors as they are.
     """
     if BACKEND != "torch":
         return list(tensors)

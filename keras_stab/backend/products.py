@@ -20,7 +20,7 @@ elif BACKEND == "torch":
 def pack_groups(groups):
     """Stacks K lists of gradients into the form that products want.
 
-    One stack `[K, *shape]` a variable, which keeps a variable's sharding; on
+    One stack `[K, *shape]` per variable, which keeps a variable's sharding; on
     PyTorch, where every operation is a launch, one matrix `[K, P]`.
     """
     if BACKEND != "torch":

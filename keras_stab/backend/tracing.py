@@ -34,7 +34,7 @@ def snapshot(variable):
 def read_after(variable):
     """The value after what was assigned before, as a tensor of its own."""
     if BACKEND == "jax":
-        # Otherwise the compiler may compute it twice, rounded otherwise.
+        # Otherwise the compiler may compute it twice, rounded differently.
         return jax.lax.optimization_barrier(variable.value)
     return read(variable)
 
@@ -106,8 +106,8 @@ def concretely(function):
             return [np.asarray(t) for t in jax.jit(function)()]
     if BACKEND == "tensorflow":
         with tf.init_scope():
-            # As a graph, like a step: what a loop inside keeps to itself
-            # cannot be had there either.
+            # As a graph, like a step: values inside a loop cannot be read
+            # there either.
             traced = tf.function(function, autograph=False)
             return [t.numpy() for t in traced()]
     with torch.no_grad():

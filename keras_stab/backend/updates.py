@@ -15,7 +15,7 @@ elif BACKEND == "torch":
 
 
 def apply_gradients(optimizer, gradients, variables):
-    """Calls the optimizer so that it works inside any compiled step."""
+    """Calls the optimizer, in a way that works inside any compiled step."""
     if BACKEND == "jax":
         # A LossScaleOptimizer anywhere below branches on finite gradients,
         # which JAX allows in the stateless form only.
@@ -113,15 +113,15 @@ def exchange(variable, value):
 
 
 def is_known(condition):
-    """Whether Python can look at a boolean tensor without any waiting."""
+    """Whether Python can read a boolean tensor without waiting for a device."""
     return BACKEND == "torch" and condition.device.type == "cpu"
 
 
 def choose(condition, make_first, make_second, often=True):
     """`make_first()` where the boolean tensor holds, else `make_second()`.
 
-    Both return lists of tensors of the same shapes and dtypes. Where it costs
-    nothing only one of them is computed.
+    Both return lists of tensors of the same shapes and dtypes. Only one of
+    them is computed where a branch costs nothing.
 
     Args:
         often: As for `assign_if`.

@@ -6,6 +6,7 @@ import weakref
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.arguments import checked_count
 from keras_stab.backend import devices
 from keras_stab.gradients.microbatch import microbatch
 from keras_stab.gradients.one_pass.engine import one_pass
@@ -26,7 +27,7 @@ _found = weakref.WeakKeyDictionary()
 
 def group_gradients(oracle, groups, engine="auto"):
     """The gradients of K groups of rows; their `plan` says how."""
-    _check_groups(groups)
+    checked_count("groups", groups, 1)
     answer, plan = _answer(oracle, groups, engine)
     answer.plan = plan
     return answer
@@ -106,10 +107,3 @@ def _preference(plan):
     if saved > _WORTHWHILE * ordinary:
         return f"it saves {saved / ordinary:.0%} of the work of a stock step"
     raise Refusal("K small batches cost no more than one pass, and less memory")
-
-
-def _check_groups(groups):
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise ValueError(
-            f"`groups` must be a positive integer. Received: groups={groups}"
-        )

@@ -38,7 +38,7 @@ class GroupGradients:
         return total
 
     def combine(self, weights):
-        """The combination `sum_k weights[k] g_k`, one tensor a variable.
+        """The combination `sum_k weights[k] g_k`, one tensor per variable.
 
         Args:
             weights: Tensor `(K,)`. A group of weight 0 does not enter, even

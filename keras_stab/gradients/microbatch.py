@@ -220,7 +220,7 @@ def _check_model(oracle, size, groups):
     for layer in keras_internals.all_layers(model):
         if getattr(layer, "stateful", False):
             raise ValueError(
-                "A stateful layer keeps one state a row of the batch and "
+                "A stateful layer keeps a state for each row of the batch and "
                 "cannot run on the rows of one group. Use stateful=False. "
                 f"Received: layer {layer.name!r}"
             )

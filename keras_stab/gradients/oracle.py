@@ -1,33 +1,26 @@
 """GradientOracle: answers a method's questions about the current batch."""
 
-import collections
 import math
 
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
 from keras_stab.backend import differentiation
 from keras_stab.backend import tracing
 from keras_stab.gradients import rows
+from keras_stab.gradients.batch_loss import BatchLoss
 from keras_stab.gradients.engines import group_gradients
 from keras_stab.gradients.pooling import StatePool
 from keras_stab.gradients.pooling import shift_seeds
-from keras_stab.gradients.scope import RecordingScope
 from keras_stab.nesting import nest
 
 # Seeds of other noise: beyond those of every group.
 NEW_NOISE = 64
 
-# What one evaluation of the loss leaves behind. `state`: the non-trainable
-# values, `None` where unassigned. `carried`: values that go on from one group
-# to the next (metrics, and variables that the model does not track).
-Evaluation = collections.namedtuple(
-    "Evaluation", ["loss", "y_pred", "masks", "state", "carried"]
-)
 
-
-class GradientOracle:
+class GradientOracle(BatchLoss):
     """Gradients of one batch: of all of it, of groups, elsewhere.
 
     A method receives an oracle in `estimate(oracle)` and may ask any number
@@ -43,24 +36,13 @@ class GradientOracle:
     """
 
     def __init__(self, model, x, y=None, sample_weight=None):
-        self.model = model
-        self.batch = (x, y, sample_weight)
-        self.variables = list(model.trainable_variables)
-        self.values = [tracing.read(v) for v in self.variables]
-        self.non_trainable = [
-            tracing.read(v) for v in model.non_trainable_variables
-        ]
-        self.carried_variables = list(model.metrics_variables)
-        self.carried = [tracing.read(v) for v in self.carried_variables]
-        self.loss_scale = _loss_scale(model.optimizer)
+        super().__init__(model, (x, y, sample_weight))
         self.nonfinite = (
             "propagate" if _skips_nonfinite(model.optimizer) else "drop"
         )
         self.notes = {}
         self._root = self
         self._current = self
-        self._sampler = None
-        self._loss = None
         self._replays = True
         self._keeps = False
         self._pull = None
@@ -71,28 +53,25 @@ class GradientOracle:
     # ---- Questions --------------------------------------------------------
 
     def gradient(self):
-        """The gradient of the batch loss, one tensor a variable."""
+        """The gradient of the batch loss, one tensor per variable."""
         if "gradient" not in self._answers:
-            (evaluation, gradients) = self._in_turn(
-                self._evaluate_and_keep
-                if self._keeps and self._is_first()
-                else lambda: self.evaluate(
-                    self.batch, self.non_trainable, self.carried
-                )
+            keeps = self._keeps and self._is_first()
+            evaluation, gradients = self._in_turn(
+                self._evaluate_and_keep if keeps else self._evaluate
             )
             self.record(evaluation)
             if devices.replicas() > 1:
                 gradients = [tracing.densify(g) for g in gradients]
             self._answers["gradient"] = self.unscaled(
-                self._over_replicas(gradients)
+                devices.sum_over_replicas(gradients)
             )
         return self._answers["gradient"]
 
     def keep_forward(self):
         """Makes `gradient_of_outputs` possible, at the price of memory.
 
-        The forward pass of a first `gradient()` is kept to the end of the
-        step; other questions keep none.
+        The forward pass of the first `gradient()` is kept until the step
+        ends; other questions keep none.
         """
         self._keeps = True
 
@@ -102,7 +81,7 @@ class GradientOracle:
         return self._pull is not None
 
     def gradient_of_outputs(self, loss):
-        """The gradient of another loss by the forward pass that was kept.
+        """The gradient of another loss, from the forward pass that was kept.
 
         Args:
             loss: As in `with_loss`.
@@ -145,7 +124,7 @@ class GradientOracle:
         """The same oracle at the weights + `shift`.
 
         Args:
-            shift: List of tensors, one a trainable variable; `None` for a
+            shift: List of tensors, one per trainable variable; `None` for a
                 variable that stays where it is.
         """
         oracle = self._derived()
@@ -206,7 +185,7 @@ class GradientOracle:
         return self.with_loss(loss)
 
     def gradient_beside(self):
-        """As `gradient`, but a new answer is not kept: for a condition."""
+        """As `gradient`, for use in a condition: a new answer is not kept."""
         if "gradient" in self._answers:
             return self._answers["gradient"]
         return self._derived().gradient()
@@ -226,10 +205,7 @@ class GradientOracle:
         Its rows lie evenly spread over the batch, so that the work stays
         balanced when the batch is cut over devices.
         """
-        if not 0.0 < fraction <= 1.0:
-            raise ValueError(
-                f"`fraction` must be in (0, 1]. Received: fraction={fraction}"
-            )
+        fraction = checked_fraction("fraction", fraction)
         size = rows.batch_size(*self.batch)
         if rows.is_static(size):
             count = max(1, math.ceil(fraction * size))
@@ -253,140 +229,36 @@ class GradientOracle:
         return current._outcome
 
     def to_optimizer(self, gradients):
-        """As `optimizer.apply` wants them: scaled, one share a replica."""
+        """As `optimizer.apply` wants them: scaled, one share per replica."""
         factor = 1.0 / devices.replicas()
         if self.loss_scale is None and factor == 1.0:
             return gradients
         if self.loss_scale is not None:
             factor = factor * self.loss_scale
-        return self._times(gradients, factor)
+        return self.times(gradients, factor)
 
     # ---- For the engines --------------------------------------------------
-
-    def evaluate(self, batch, non_trainable, carried):
-        """The loss of some rows and its (scaled) gradients."""
-        x, y, sample_weight = batch
-
-        def scaled_loss(values):
-            return self._scaled_loss(
-                values, non_trainable, carried, x, y, sample_weight
-            )
-
-        (_, evaluation), gradients = differentiation.value_and_gradients(
-            scaled_loss, self.values
-        )
-        return evaluation, gradients
-
-    def _evaluate_and_keep(self):
-        """As `evaluate` of the whole batch; keeps the forward pass."""
-        x, y, sample_weight = self.batch
-
-        def scaled_loss(values):
-            loss, evaluation = self._scaled_loss(
-                values, self.non_trainable, self.carried, x, y, sample_weight
-            )
-            outputs = keras.tree.flatten(evaluation.y_pred)
-            masks = [keras_internals.get_mask(o) for o in outputs]
-            return loss, (outputs, (evaluation, masks))
-
-        (_, kept), gradients, self._pull = (
-            differentiation.value_gradients_and_pullback(
-                scaled_loss, self.values
-            )
-        )
-        evaluation, self._output_masks = kept
-        return evaluation, gradients
 
     def record(self, evaluation):
         """Keeps the first evaluation of the whole batch of this oracle."""
         if self._outcome is None:
             self._outcome = evaluation
 
-    def unscaled(self, gradients):
-        """Undoes the loss scale, in float32."""
-        if self.loss_scale is None:
-            return gradients
-        return self._times(gradients, 1.0 / self.loss_scale)
-
     def state_pool(self):
-        """The `StatePool` of the model, made once a step."""
+        """The `StatePool` of the model, made once per step."""
         root = self._root
         if "pool" not in root._answers:
             root._answers["pool"] = StatePool(self.model)
         return root._answers["pool"]
 
-    def _scaled_loss(self, values, non_trainable, carried, x, y, sample_weight):
-        with self.scope(values, non_trainable, carried) as scope:
-            y_pred = self.predict(x)
-            y = self.labels(y, y_pred)
-            if self._loss is None:
-                loss = keras_internals.compute_loss(
-                    self.model, x, y, y_pred, sample_weight
-                )
-            else:
-                loss = self._loss(y, y_pred, sample_weight)
-        return self.scaled(loss), self.evaluation(scope, loss, y_pred)
+    def _evaluate(self):
+        return self.evaluate(self.batch, self.non_trainable, self.carried)
 
-    def scope(self, values, non_trainable, carried):
-        """In it, the model's variables have these values."""
-        return RecordingScope(
-            [
-                *zip(self.variables, values),
-                *zip(self.model.non_trainable_variables, non_trainable),
-                *zip(self.carried_variables, carried),
-            ]
+    def _evaluate_and_keep(self):
+        evaluation, gradients, self._output_masks, self._pull = (
+            self.evaluate_with_pullback()
         )
-
-    def predict(self, x):
-        """The model's outputs in training mode; inside `scope`."""
-        if keras_internals.accepts_training(self.model):
-            return self.model(x, training=True)
-        return self.model(x)
-
-    def labels(self, y, y_pred):
-        """The labels, those of the sampler of `with_labels` if there is one."""
-        if self._sampler is None:
-            return y
-        return self._sampler(
-            y, keras.tree.map_structure(keras.ops.stop_gradient, y_pred)
-        )
-
-    def evaluation(self, scope, loss, y_pred):
-        """What the computation inside `scope` leaves behind."""
-        self._track_foreign(scope)
-        return Evaluation(
-            loss=loss,
-            y_pred=y_pred,
-            masks=keras.tree.map_structure(_mask_for_metrics, y_pred),
-            state=[
-                scope.assigned_value(v)
-                for v in self.model.non_trainable_variables
-            ],
-            carried=[
-                scope.get_current_value(v) for v in self.carried_variables
-            ],
-        )
-
-    def scaled(self, loss):
-        """The loss times the loss scale."""
-        if self.loss_scale is None:
-            return loss
-        return loss * keras.ops.cast(self.loss_scale, loss.dtype)
-
-    def _track_foreign(self, scope):
-        """Finds variables that the model does not own but assigns.
-
-        The global seed generator is one. The stock step moves them on the
-        backends that assign in place; in JAX they are constants of the step.
-        """
-        if devices.FUNCTIONAL:
-            return
-        known = {id(v) for v in self.variables}
-        known.update(id(v) for v in self.model.non_trainable_variables)
-        known.update(id(v) for v in self.carried_variables)
-        for variable in scope.assigned.values():
-            if id(variable) not in known:
-                self.carried_variables.append(variable)
+        return evaluation, gradients
 
     def _is_first(self):
         return self._root._current is self and self._outcome is None
@@ -410,20 +282,6 @@ class GradientOracle:
         oracle._answers = {}
         return oracle
 
-    def _over_replicas(self, gradients):
-        present = [g for g in gradients if g is not None]
-        summed = iter(devices.sum_over_replicas(present))
-        return [None if g is None else next(summed) for g in gradients]
-
-    def _times(self, gradients, factor):
-        # fp8 statistics come as "gradients" that replace their variable.
-        return [
-            g
-            if g is None or v.overwrite_with_gradient
-            else keras.ops.multiply(g, factor)
-            for g, v in zip(gradients, self.variables)
-        ]
-
 
 def plan_for(model, batch, groups, engine):
     """The `Plan` for one batch `(x, y, sample_weight)` of arrays."""
@@ -437,20 +295,6 @@ def plan_for(model, batch, groups, engine):
 
     tracing.traced(ask, batch)
     return plans[0]
-
-
-def _mask_for_metrics(tensor):
-    """The mask that metrics will see; Keras's own step on JAX loses it."""
-    if devices.FUNCTIONAL:
-        return None
-    return keras_internals.get_mask(tensor)
-
-
-def _loss_scale(optimizer):
-    scale = optimizer.scale_loss(1.0)
-    if isinstance(scale, float) and scale == 1.0:
-        return None
-    return scale
 
 
 def _skips_nonfinite(optimizer):

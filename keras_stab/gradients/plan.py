@@ -1,4 +1,4 @@
-"""What an engine does for a model, and what that costs by prediction."""
+"""What an engine does for a model, and the predicted cost."""
 
 from keras_stab.text_table import as_text
 

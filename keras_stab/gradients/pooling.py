@@ -1,6 +1,6 @@
 """The state that groups leave behind, merged as if one batch had been seen.
 
-Every group runs from the stored state, with dropout masks of its own, and
+Every group starts from the stored state, with dropout masks of its own, and
 returns what it would have stored; here the K answers become one.
 """
 
@@ -65,9 +65,9 @@ class StatePool:
 
         Args:
             before: The stored values.
-            states: One list a group; `None` where a variable was not
+            states: One list per group; `None` where a variable was not
                 assigned.
-            shares: p_k, one scalar a group.
+            shares: p_k, one scalar per group.
         """
         finite = [
             [

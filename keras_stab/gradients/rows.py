@@ -25,7 +25,7 @@ def batch_size(x, y=None, sample_weight=None):
     static = {p: int(n) for p, n in lengths.items() if n is not None}
     if len(set(static.values())) > 1:
         received = ", ".join(f"{p} with {n} rows" for p, n in static.items())
-        raise ValueError(f"{_ONE_ROW_A_SAMPLE}. Received: {received}")
+        raise ValueError(f"{_ONE_ROW_PER_SAMPLE}. Received: {received}")
     if static:
         return next(iter(static.values()))
     if lengths:
@@ -34,9 +34,9 @@ def batch_size(x, y=None, sample_weight=None):
 
 
 def length_checks(batch):
-    """Conditions for `tracing.checked`: all parts have as many rows.
+    """Conditions for `tracing.checked`: all parts have equally many rows.
 
-    None where all lengths are known: `batch_size` has compared those.
+    An empty list where all lengths are known: `batch_size` compared those.
     """
     lengths = _lengths(*batch)
     if None not in lengths.values():
@@ -44,7 +44,7 @@ def length_checks(batch):
     leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
     first = keras.ops.shape(leaves[0])[0]
     message = (
-        f"{_ONE_ROW_A_SAMPLE}. Received: parts of different length among "
+        f"{_ONE_ROW_PER_SAMPLE}. Received: parts of different length among "
         f"{', '.join(lengths)}"
     )
     return [
@@ -53,8 +53,8 @@ def length_checks(batch):
     ]
 
 
-_ONE_ROW_A_SAMPLE = (
-    "Every part of the batch must have one row a sample, so that groups of "
+_ONE_ROW_PER_SAMPLE = (
+    "Every part of the batch must have one row per sample, so that groups of "
     "samples can be cut"
 )
 
@@ -86,7 +86,7 @@ def _check_leaf(label, leaf):
         )
     if getattr(leaf.shape, "rank", len) is None or len(leaf.shape) == 0:
         raise ValueError(
-            f"{_ONE_ROW_A_SAMPLE}. Received: {label}, a scalar or a tensor "
+            f"{_ONE_ROW_PER_SAMPLE}. Received: {label}, a scalar or a tensor "
             "of unknown rank"
         )
 
@@ -164,7 +164,7 @@ def merge_groups(parts, size):
         for leaf in leaves:
             if len(leaf.shape) == 0:
                 raise ValueError(
-                    "The model returned a scalar where one row a sample is "
+                    "The model returned a scalar where one row per sample is "
                     "expected, so the outputs of the groups cannot be put "
                     "together. Use add_loss for scalar losses"
                 )

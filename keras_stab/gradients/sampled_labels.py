@@ -1,8 +1,9 @@
 """Labels drawn from the model's own predictions, and their likelihood.
 
-A loss that is a negative log-likelihood says which labels the model expects.
-The squared gradient of that loss, at labels drawn so, is on average the
-diagonal of the Fisher matrix, which is that of the Gauss-Newton matrix.
+Where the loss is a negative log-likelihood, the model's outputs are a
+distribution of labels. The squared gradient of the loss, at labels drawn from
+it, is on average the diagonal of the Fisher matrix, which for these losses is
+the Gauss-Newton matrix.
 """
 
 import math
@@ -10,7 +11,7 @@ import math
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.backend import differentiation
+from keras_stab.backend import jacobians
 
 _losses = keras.losses
 _TINY = 1e-7
@@ -28,7 +29,7 @@ class SampledLabels:
     Args:
         model: A compiled `keras.Model`.
         generator: A `keras.random.SeedGenerator`.
-        seed: Tensor `(2,)`, from where it draws; its own state stays.
+        seed: Tensor `(2,)`, the state that it draws from; its own is kept.
 
     Attributes:
         count: n, after a call.
@@ -57,7 +58,7 @@ class SampledLabels:
 
 
 def check_losses(model):
-    """Raises a `ValueError` for a loss that tells no distribution of labels."""
+    """Raises a `ValueError` for a loss that implies no label distribution."""
     if type(model).compute_loss is not keras.Model.compute_loss:
         raise ValueError(_unknown(f"compute_loss of {type(model).__name__}"))
     losses = keras_internals.compiled_losses(model)
@@ -105,7 +106,7 @@ def _shares(head, arguments, shape):
         return [given(head.y_pred, head.y_pred, head.sample_weight)]
 
     one = keras.ops.ones((), "float32")
-    (shares,) = differentiation.vector_jacobian(reduced, [ones], [one])
+    (shares,) = jacobians.vector_jacobian(reduced, [ones], [one])
     if head.weight is not None:
         shares = shares * head.weight
     return keras.ops.stop_gradient(keras.ops.maximum(shares, 0.0))
@@ -121,7 +122,7 @@ def _size(tensor):
 # ---- Kinds of losses ------------------------------------------------------
 
 # Each takes the outputs, the arguments of the loss and a seed generator, and
-# returns one value a row (or position) and how many labels are in it.
+# returns one value per row (or position) and the number of labels in it.
 
 
 def _categorical(y_pred, arguments, generator):
@@ -131,7 +132,7 @@ def _categorical(y_pred, arguments, generator):
         logits = keras.ops.log(keras.ops.clip(logits, _TINY, 1.0))
     classes = logits.shape[-1]
     flat = keras.ops.reshape(logits, (-1, classes))
-    # PyTorch refuses to draw from NaN; the gradient will tell of it.
+    # PyTorch refuses to draw from NaN; the gradient will be NaN anyway.
     flat = keras.ops.nan_to_num(
         keras.ops.stop_gradient(flat), nan=0.0, posinf=1e30, neginf=-1e30
     )

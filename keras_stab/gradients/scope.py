@@ -1,4 +1,4 @@
-"""A stateless scope that tells what was read and assigned in it."""
+"""A stateless scope that records what was read and assigned in it."""
 
 import contextlib
 
@@ -25,7 +25,7 @@ class RecordingScope(keras.StatelessScope):
         self._allowed = set()
 
     def guard(self, variables):
-        """From here on notes reads of these variables as strays."""
+        """Notes reads of these variables as strays from here on."""
         self._guarded = {id(v): v for v in variables}
 
     @contextlib.contextmanager

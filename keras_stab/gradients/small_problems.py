@@ -1,6 +1,8 @@
 """K x K problems, run where they are cheapest."""
 
 import functools
+from typing import Any
+from typing import Literal
 
 import keras
 import numpy as np
@@ -13,8 +15,11 @@ from keras_stab.numerics.min_norm import solve_min_norm
 
 
 def min_norm_weights(
-    gram, zero_groups="exclude", nonfinite="drop", present=None
-):
+    gram: np.ndarray | Any,
+    zero_groups: Literal["exclude", "literal"] = "exclude",
+    nonfinite: Literal["drop", "propagate"] = "drop",
+    present: np.ndarray | Any | None = None,
+) -> MinNormSolution:
     r"""Returns the convex weights whose combination has the smallest norm.
 
     For vectors $g_1, \dots, g_K$ with Gram matrix $G_{ij} = \langle g_i, g_j
@@ -85,7 +90,7 @@ def min_norm_weights(
 
 
 def min_norm_weights_and_measures(gram, present, rows, zero_groups, nonfinite):
-    """The K x K part of a GRAIN step: weights, and a vector of `MEASURES`."""
+    """The K x K part of a GRAIN step: weights and `gram_measures`."""
     return products.on_small_matrix(
         _weights_and_measures(zero_groups, nonfinite), gram, present, rows
     )

@@ -3,17 +3,13 @@
 import keras
 
 from keras_stab.numerics.norms import in_full_precision
+from keras_stab.numerics.vectors import inner
 
 
 def global_norm(tensors):
-    """The Euclidean norm of all tensors together, in float32."""
-    squares = [
-        keras.ops.cast(
-            keras.ops.sum(keras.ops.square(in_full_precision(t))), "float32"
-        )
-        for t in tensors
-    ]
-    return keras.ops.sqrt(sum(squares[1:], squares[0]))
+    """The Euclidean norm of all tensors together, in full precision."""
+    tensors = [in_full_precision(t) for t in tensors]
+    return keras.ops.sqrt(inner(tensors, tensors))
 
 
 def ascent(gradients, scales, radius):
@@ -21,11 +17,11 @@ def ascent(gradients, scales, radius):
 
     Args:
         gradients: List of tensors, g.
-        scales: One tensor or float a gradient, T.
-        radius: Scalar.
+        scales: List of tensors or floats, T, one per gradient.
+        radius: Scalar, the norm of the perturbations divided by T.
 
     Returns:
-        The perturbations in float32, and the norm of the gradients.
+        List of tensors, the perturbations, in full precision.
     """
     gradients = [in_full_precision(g) for g in gradients]
     scaled = [t * g for t, g in zip(scales, gradients)]
@@ -35,10 +31,9 @@ def ascent(gradients, scales, radius):
 
 def cosine(left, right):
     """The cosine between two lists of tensors; 0 where one of them is zero."""
-    product = sum(
-        keras.ops.sum(in_full_precision(a) * in_full_precision(b))
-        for a, b in zip(left, right)
+    left, right = (
+        [in_full_precision(t) for t in part] for part in (left, right)
     )
     norms = global_norm(left) * global_norm(right)
     safe = keras.ops.where(norms > 0, norms, keras.ops.ones_like(norms))
-    return keras.ops.cast(product, "float32") / safe
+    return inner(left, right) / safe

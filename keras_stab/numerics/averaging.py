@@ -1,4 +1,4 @@
-"""Coefficients of running averages, by one formula for every rule.
+"""Coefficients of running averages, in one form for every rule.
 
 With n values averaged before this one, the average moves by
 
@@ -65,7 +65,7 @@ def moved(average, value, coefficient, first):
         first: Boolean tensor, whether no value was averaged before.
     """
     step = coefficient * (value - average)
-    # A selection: a product with zero would keep an infinite average.
+    # Selected: a product with zero would keep an infinite average.
     return keras.ops.where(first, value, average + step)
 
 

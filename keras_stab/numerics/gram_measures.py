@@ -7,7 +7,7 @@ whole K x K computation runs on the host.
 import keras
 import numpy as np
 
-MEASURES = (
+GROUP_MEASURES = (
     "residual",
     "norm_ratio",
     "support_size",
@@ -21,7 +21,7 @@ MEASURES = (
 
 
 def gram_measures(gram, solution, present, rows):
-    r"""Returns the figures named in `MEASURES`, as one vector.
+    r"""Returns the figures named in `GROUP_MEASURES`, as one vector.
 
     With $\bar g$ the plain mean of the K group gradients that are neither
     excluded nor non-finite, $d$ the min-norm combination and m the mean
@@ -32,7 +32,7 @@ def gram_measures(gram, solution, present, rows):
     - `support_size`: how many weights exceed 1e-4;
     - `conflict_rate`: share of groups with $\langle \bar g, g_k \rangle < 0$;
     - `min_cosine`: smallest cosine between two groups;
-    - `excluded`, `nonfinite`: how many groups had no part, and how many of
+    - `excluded`, `nonfinite`: how many groups took no part, and how many of
       these because of a NaN or infinite gradient;
     - `gradient_norm_squared`: $(K |\bar g|^2 - \overline{|g_k|^2}) / (K-1)$,
       the unbiased estimate of the true gradient's squared norm;
@@ -47,7 +47,7 @@ def gram_measures(gram, solution, present, rows):
         rows: Scalar, rows in the batch.
 
     Returns:
-        Tensor or array of shape `(len(MEASURES),)`.
+        Tensor or array of shape `(len(GROUP_MEASURES),)`.
     """
     xp = np if isinstance(gram, np.ndarray) else keras.ops
     included = xp.logical_not(solution.excluded)

@@ -4,7 +4,8 @@ The same lines serve tensors of any backend (float32, inside the compiled
 step) and NumPy arrays (float64, on the host): `xp` is `keras.ops` or `numpy`.
 """
 
-import collections
+from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -19,9 +20,15 @@ from keras_stab.numerics.interior_point import uniform
 
 MAX_GROUPS = 64
 _NEGLIGIBLE = 1e-14
-MinNormSolution = collections.namedtuple(
-    "MinNormSolution", ["weights", "residual", "norm_squared", "excluded"]
-)
+
+
+class MinNormSolution(NamedTuple):
+    """What `keras_stab.min_norm_weights` returns, and describes."""
+
+    weights: Any
+    residual: Any
+    norm_squared: Any
+    excluded: Any
 
 
 def solve_min_norm(gram, zero_groups, nonfinite, present=None):

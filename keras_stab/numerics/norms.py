@@ -1,4 +1,4 @@
-"""Norms of single variables, and the layer-wise trust ratio."""
+"""Precision in which norms are taken, and quotients of them."""
 
 import keras
 
@@ -10,6 +10,13 @@ def in_full_precision(tensor):
     if keras.backend.standardize_dtype(tensor.dtype) in _HALF:
         return keras.ops.cast(tensor, "float32")
     return tensor
+
+
+def common_dtype(tensors):
+    """The widest dtype among tensors in full precision, a string."""
+    dtypes = {t.dtype for t in tensors}
+    dtypes = {keras.backend.standardize_dtype(dtype) for dtype in dtypes}
+    return "float64" if "float64" in dtypes else "float32"
 
 
 def ratio_or_one(numerator, denominator, defined):

@@ -12,7 +12,7 @@ ops = keras.ops
 
 
 def box(value, lower, upper):
-    """Entries between two bounds; `None` where there is none."""
+    """Entries between two bounds; `None` for a side without one."""
     if lower is not None:
         value = ops.where(value < lower, _number(lower, value), value)
     if upper is not None:
@@ -32,7 +32,7 @@ def simplex(value, total, axis=-1):
     """Nonnegative groups whose sum is `total`.
 
     The threshold is the largest of (u_1 + .. + u_j - total) / j over the
-    entries u in falling order: it grows with j as long as u_j is above it.
+    entries u in decreasing order: it grows with j while u_j is above it.
     """
     flat = value if axis is not None else ops.reshape(value, (-1,))
     along = -1 if axis is None else axis

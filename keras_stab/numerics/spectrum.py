@@ -1,4 +1,4 @@
-"""Eigenvalues and trace of a symmetric matrix that is known by its products.
+"""Eigenvalues and trace of a symmetric matrix, from products with vectors.
 
 `product(vector)` multiplies by the matrix; `vectors` is a `Vectors`.
 """
@@ -7,7 +7,7 @@ import collections
 
 import numpy as np
 
-# `error`: there is an eigenvalue no further away than that.
+# `error`: there is an eigenvalue within this distance.
 Eigenvalue = collections.namedtuple("Eigenvalue", ["value", "error"])
 Trace = collections.namedtuple("Trace", ["parts", "samples"])
 
@@ -15,8 +15,9 @@ Trace = collections.namedtuple("Trace", ["parts", "samples"])
 def largest_eigenvalue(product, vectors, start, most, tolerance, report=None):
     """The algebraically largest eigenvalue, by the method of Lanczos.
 
-    Three vectors are kept. Without another orthogonalisation rounding makes
-    copies of eigenvalues that were found, which the largest survives.
+    Three vectors are kept. Since the others are not orthogonalised again,
+    rounding makes copies of eigenvalues that were found, which does not harm
+    the largest.
 
     Args:
         product: Function.
@@ -48,7 +49,7 @@ def largest_eigenvalue(product, vectors, start, most, tolerance, report=None):
         )
         if report is not None:
             report(found)
-        # The second: everything that the start can reach was seen.
+        # The second condition: the Krylov space of the start is exhausted.
         if found.error <= tolerance * abs(found.value) or beta <= 1e-7 * scale:
             break
         beside.append(beta)
@@ -57,11 +58,11 @@ def largest_eigenvalue(product, vectors, start, most, tolerance, report=None):
 
 
 def trace(product, vectors, parts, probe, products):
-    """The trace, by Hutch++: a part of the matrix exactly, the rest by lot.
+    """The trace, by Hutch++: a part of it exactly, the rest from samples.
 
-    A third of the products finds the space in which the matrix is large, a
-    third gives the trace there, and the last third estimates the trace beside
-    it, with an error that is no larger than that of the plain estimate. A
+    The first third of the products finds the subspace in which the matrix is
+    large, the second gives the trace there, and the last estimates the trace
+    of the remainder, with no larger error than the plain estimate. A
     matrix of a rank below the first third comes out exactly.
 
     Args:
@@ -73,8 +74,8 @@ def trace(product, vectors, parts, probe, products):
         products: Int of at least 3, how many may be made.
 
     Returns:
-        A `Trace`: `parts`, an array, and `samples`, the spread of which tells
-        the error: the sums that the sum of `parts` is the mean of.
+        A `Trace`: `parts`, an array, and `samples`, estimates of the sum of
+        `parts`, which is their mean; their spread tells the error.
     """
     third = products // 3
 

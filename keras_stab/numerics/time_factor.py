@@ -4,14 +4,15 @@ import math
 
 import keras
 
-# exp(80) is the largest power of ten that float32 squares and divides safely.
+# float32 overflows beyond exp(88.7) and loses digits below exp(-87.3).
 _LARGEST_EXPONENT = 80.0
 
 
 def time_factor(step, decay_rate, delay, alpha, floor):
     """`floor + 1 / (alpha + exp(decay_rate (step - delay)))`, in float32.
 
-    Without its overflow: as a sigmoid for `alpha` > 0.
+    For `alpha` > 0 as a sigmoid, which cannot overflow; for `alpha` = 0 the
+    exponent is clipped.
     """
     step = keras.ops.cast(step, "float32")
     psi = decay_rate * (step - delay)

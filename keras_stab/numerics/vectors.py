@@ -2,9 +2,21 @@
 
 import keras
 
+from keras_stab.numerics.norms import common_dtype
+
+
+def inner(left, right):
+    """The inner product of two lists of tensors in full precision, a scalar."""
+    # By sums: dot products of long float32 vectors round after each element
+    # on some backends, and lose 10 % at 20 million elements.
+    dtype = common_dtype(left)
+    return sum(
+        keras.ops.cast(keras.ops.sum(a * b), dtype) for a, b in zip(left, right)
+    )
+
 
 class Vectors:
-    """What can be done with such vectors.
+    """Arithmetic of such vectors, compiled where that helps.
 
     Args:
         compiled: Function that compiles a function of lists of tensors, or
@@ -12,7 +24,7 @@ class Vectors:
     """
 
     def __init__(self, compiled=lambda function: function):
-        self._inner = compiled(_inner)
+        self._inner = compiled(inner)
         self._plus = compiled(_plus)
         self._scaled = compiled(_scaled)
         self._times = compiled(_times)
@@ -58,14 +70,8 @@ class Vectors:
 
 
 def _as_tensor(factor, vector):
-    # Compiled functions would be made anew for each value of a float.
+    # A compiled function would be traced again for each value of a float.
     return keras.ops.convert_to_tensor(factor, vector[0].dtype)
-
-
-def _inner(left, right):
-    # By sums: dot products of long float32 vectors round after each element
-    # on some backends, and lose 10 % at 20 million elements.
-    return sum(keras.ops.sum(a * b) for a, b in zip(left, right))
 
 
 def _plus(left, factor, right):
@@ -81,11 +87,11 @@ def _times(left, right):
 
 
 def _without(vector, other):
-    return _plus(vector, -_inner(vector, other), other)
+    return _plus(vector, -inner(vector, other), other)
 
 
 def _three_terms(following, beta, before, vector):
     following = _plus(following, -beta, before)
-    along = _inner(following, vector)
+    along = inner(following, vector)
     rest = _plus(following, -along, vector)
-    return rest, keras.ops.stack([along, _inner(rest, rest)])
+    return rest, keras.ops.stack([along, inner(rest, rest)])

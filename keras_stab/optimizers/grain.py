@@ -15,7 +15,7 @@ from keras_stab.gradients.oracle import plan_for
 from keras_stab.gradients.plan import Plan
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.nesting import nest
-from keras_stab.numerics.gram_measures import MEASURES
+from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.numerics.gram_measures import weight_entropy
 from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
@@ -137,7 +137,7 @@ class GRAIN(GradientMethod):
             self, "group_weights", (self.groups,), "float32"
         )
         self._measures = add_state(
-            self, "measures", (len(MEASURES),), "float32"
+            self, "measures", (len(GROUP_MEASURES),), "float32"
         )
         if self.across == "batches" and self.groups > 1:
             self._window = BatchWindow(self, variables, self.groups)
@@ -196,7 +196,7 @@ class GRAIN(GradientMethod):
         weights = keras.ops.convert_to_numpy(self._weights.value)
         values = keras.ops.convert_to_numpy(self._measures.value)
         figures = {"weights": [float(w) for w in weights]}
-        figures.update(zip(MEASURES, (float(v) for v in values)))
+        figures.update(zip(GROUP_MEASURES, (float(v) for v in values)))
         return figures
 
     def stability_metrics(self) -> dict[str, Any]:

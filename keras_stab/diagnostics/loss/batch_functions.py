@@ -6,6 +6,7 @@ import keras
 
 from keras_stab import keras_internals
 from keras_stab.backend import differentiation
+from keras_stab.backend import jacobians
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.gradients.scope import RecordingScope
@@ -78,7 +79,7 @@ def _make_functions(model, loss, training, variables, others):
 
     def product(values, other_values, batch, vector):
         return packed(
-            differentiation.hessian_vector_product(
+            jacobians.hessian_vector_product(
                 lambda values: at(values, other_values, batch),
                 values,
                 pieces(vector, values),

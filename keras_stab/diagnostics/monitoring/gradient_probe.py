@@ -8,7 +8,7 @@ from keras_stab.backend import tracing
 from keras_stab.batches import iterate_whole
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
-from keras_stab.numerics.gram_measures import MEASURES
+from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.numerics.gram_measures import weight_entropy
 
 
@@ -41,7 +41,7 @@ class GradientProbe:
         self._function = tracing.compiled(self._measures)
 
     def measure(self):
-        """The figures of `MEASURES` and the entropy of the weights."""
+        """The figures of `GROUP_MEASURES` and the entropy of the weights."""
         values = [tracing.read(v) for v in self._variables]
         answers = []
         with devices.replayed(devices.random_state()):
@@ -51,7 +51,7 @@ class GradientProbe:
             np.array([keras.ops.convert_to_numpy(a) for a in column])
             for column in zip(*answers)
         )
-        figures = dict(zip(MEASURES, measures.mean(axis=0).tolist()))
+        figures = dict(zip(GROUP_MEASURES, measures.mean(axis=0).tolist()))
         entropies = [weight_entropy(row) for row in weights]
         return {**figures, "weight_entropy": float(np.mean(entropies))}
 

@@ -11,77 +11,12 @@ import math
 
 import keras
 
-from keras_stab.backend import devices
 from keras_stab.backend import products
-
-# From here on half of the token products is worth more operations.
-_MANY_TOKENS = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Predicted multiply-adds of one contribution, beyond a stock step.
-
-    Attributes:
-        tokens: N, rows times positions.
-        inputs, outputs: d and p, the sides of the weight matrix.
-        ghost: Of the Gram from token products; `None` where there are none.
-        store: Of the K gradients, with the memory traffic that they cause.
-        again: Of reading the weights for each group anew, forward and back,
-            as small batches do.
-        ordinary: Of the layer in a stock step, 3 N d p.
-        choice: `"ghost"` or `"store"`.
-        bytes: Kept until the combination, in the chosen form.
-    """
-
-    tokens: int
-    inputs: int
-    outputs: int
-    ghost: int | None
-    store: int
-    again: int
-    ordinary: int
-    choice: str
-    bytes: int
-
-    @property
-    def extra(self):
-        return self.ghost if self.choice == "ghost" else self.store
-
-
-def matrix_work(tokens, inputs, outputs, heads, groups):
-    """The `Work` of K gradients of H matrices, from token products or not."""
-    pairs = tokens**2
-    if tokens >= _MANY_TOKENS:
-        pairs = pairs * 3 // 4  # see `ghost_gram`
-    ghost = pairs * heads * (inputs + outputs)
-    return _work(tokens, inputs, outputs, heads, groups, ghost)
-
-
-def cheaper_form(ghost, store):
-    """The name of the form with less predicted work."""
-    return "ghost" if ghost < store else "store"
-
-
-def _work(tokens, inputs, outputs, heads, groups, ghost=None):
-    traffic = 100 if devices.has_accelerator() else 10
-    weights = heads * inputs * outputs
-    store = int(groups * weights * ((groups + 1) / 2 + 1 + 3 * traffic))
-    cheaper = "store" if ghost is None else cheaper_form(ghost, store)
-    held = groups * weights
-    if cheaper == "ghost":
-        held = tokens * heads * (inputs + outputs)
-    return Work(
-        tokens=tokens,
-        inputs=inputs,
-        outputs=outputs,
-        ghost=ghost,
-        store=store,
-        again=2 * (groups - 1) * weights * traffic,
-        ordinary=3 * tokens * weights,
-        choice=cheaper,
-        bytes=4 * held,
-    )
+from keras_stab.gradients.one_pass.token_products import all_tokens
+from keras_stab.gradients.one_pass.token_products import ghost_gram
+from keras_stab.gradients.one_pass.token_products import sum_blocks
+from keras_stab.gradients.one_pass.work import matrix_work
+from keras_stab.gradients.one_pass.work import work_of
 
 
 class Stored:
@@ -97,7 +32,7 @@ class Stored:
         self._stack = products.to_float32(stack)
         self.tokens = tokens
         groups, *shape = self._stack.shape
-        self.work = work or _work(tokens, 1, math.prod(shape), 1, groups)
+        self.work = work or work_of(tokens, 1, math.prod(shape), 1, groups)
 
     def stack(self):
         return self._stack
@@ -160,7 +95,7 @@ class Product:
             return products.combine(weights, self.stack())
         left = products.without_dropped(weights, self.left, axis=1)
         right = products.weighted_rows(weights, self.right, axis=1)
-        product = products.weight_product(_all_tokens(left), _all_tokens(right))
+        product = products.weight_product(all_tokens(left), all_tokens(right))
         return self.fold(product[None])[0]
 
     def inner(self, tensor):
@@ -186,7 +121,7 @@ class Scattered:
         self._groups = groups
         used = min(size, self.tokens)
         self.work = dataclasses.replace(
-            _work(self.tokens, used, rows.shape[2], 1, groups),
+            work_of(self.tokens, used, rows.shape[2], 1, groups),
             ordinary=2 * self.tokens * rows.shape[2],
             again=0,
         )
@@ -277,15 +212,15 @@ class Tied:
         The table's gradient is `left' right` with left (n, V): token t picks
         column `ids_t` of it.
         """
-        left = _all_tokens(self.product.left)[0]
-        right = _all_tokens(self.product.right)[0]
+        left = all_tokens(self.product.left)[0]
+        right = all_tokens(self.product.right)[0]
         groups, _, width = self.scattered.rows.shape
         rows = products.reshape(self.scattered.rows, (-1, width))
         ids = products.reshape(self.scattered.ids, (-1,))
         picked = keras.ops.take(products.to_float32(left), ids, axis=1)
         pairs = keras.ops.transpose(picked)
         pairs = pairs * products.exact_products(rows, right)
-        return _sum_blocks(pairs, groups, groups)
+        return sum_blocks(pairs, groups, groups)
 
 
 def join(first, second):
@@ -307,47 +242,6 @@ def join(first, second):
         if isinstance(other, Product) and _match(tied.product, other):
             return Tied(tied.scattered, tied.product.joined(other))
     return Stored(first.stack() + second.stack(), first.tokens + second.tokens)
-
-
-def ghost_gram(left, right, tokens):
-    """Inner products of `left_k' right_k` without forming them.
-
-    For many tokens only the blocks (i, j) with i in the first half or j in
-    the second are formed: the rest follows by symmetry.
-    """
-    groups = left.shape[1]
-    if groups == 1 or tokens < _MANY_TOKENS:
-        return _ghost_blocks(left, right, left, right)
-    half = groups // 2
-    first = left[:, :half], right[:, :half]
-    second = left[:, half:], right[:, half:]
-    corner = _ghost_blocks(*first, *second)
-    top = [_ghost_blocks(*first, *first), corner]
-    bottom = [keras.ops.transpose(corner), _ghost_blocks(*second, *second)]
-    halves = [keras.ops.concatenate(part, axis=1) for part in (top, bottom)]
-    return keras.ops.concatenate(halves, axis=0)
-
-
-def _ghost_blocks(left, right, other_left, other_right):
-    pairs = products.exact_products(
-        _all_tokens(left), _all_tokens(other_left)
-    ) * products.exact_products(_all_tokens(right), _all_tokens(other_right))
-    pairs = pairs[0] if pairs.shape[0] == 1 else products.sum_over(pairs, 0)
-    return _sum_blocks(pairs, left.shape[1], other_left.shape[1])
-
-
-def _sum_blocks(pairs, groups, others):
-    """Sums the blocks of a matrix of tokens by tokens, group by group."""
-    width = pairs.shape[1] or keras.ops.shape(pairs)[1]
-    pairs = products.reshape(pairs, (-1, others, width // others))
-    pairs = products.sum_over(pairs, 2)
-    pairs = products.reshape(pairs, (groups, -1, others))
-    return products.sum_over(pairs, 1)
-
-
-def _all_tokens(factor):
-    """From `(H, K, n, d)` to `(H, K n, d)`."""
-    return products.reshape(factor, (factor.shape[0], -1, factor.shape[3]))
 
 
 def _drop_heads(heads):

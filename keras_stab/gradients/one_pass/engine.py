@@ -23,7 +23,7 @@ NOMINAL_ROWS = 64
 
 
 def one_pass(oracle, layout, units):
-    """What the batch leaves behind, and the `OnePassGradients` of K groups.
+    """The `Evaluation` of a batch, and the `OnePassGradients` of K groups.
 
     Args:
         oracle: The `GradientOracle`.
@@ -217,7 +217,7 @@ class OnePassGradients:
         return total
 
     def combine(self, weights):
-        """The combination `sum_k weights[k] g_k`, one tensor a variable."""
+        """The combination `sum_k weights[k] g_k`, one tensor per variable."""
         answer = []
         whole = keras.ops.sum(weights)
         for variable, value in zip(self._oracle.variables, self._oracle.values):

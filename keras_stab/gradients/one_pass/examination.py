@@ -1,9 +1,9 @@
-"""Does the one-pass engine answer right for a model? Found out by trying.
+"""Does the one-pass engine answer right for a model? A trial run tells.
 
 The model runs, with made-up weights and rows, on a batch and on the same
 batch with the rows of group 1 replaced by those of group 0. What the layers
 with weights and the model put out for the rows of group 0 must not change: a
-layer that mixes rows (batch statistics, a time-major reshape) shows.
+layer that mixes rows (batch statistics, a time-major reshape) is found so.
 """
 
 import keras
@@ -77,7 +77,7 @@ def _compare(oracle, units, rows, first, count):
 
 
 def _compare_shapes(oracle, units, x, count, shapes):
-    """With one row more, every leading dimension must grow alike."""
+    """With one row more, every leading dimension must grow in proportion."""
     more = keras.tree.map_structure(lambda t: _made_up(t, count + 1), x)
     grown = []
 
@@ -153,7 +153,7 @@ def _difference(one, other, count):
         keras.ops.cast(keras.ops.reshape(t, shape)[0::2], "float32")
         for t in (one, other)
     )
-    # Not a number in both (made-up weights may lead there) is no difference.
+    # NaN in both (made-up weights may lead there) is no difference.
     same = keras.ops.logical_or(one == other, one != one)
     distance = keras.ops.where(same, 0.0, keras.ops.abs(one - other))
     size = keras.ops.where(one == one, keras.ops.abs(one), 0.0)

@@ -5,11 +5,11 @@ import contextlib
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.backend import differentiation
+from keras_stab.backend import jacobians
 from keras_stab.gradients.one_pass.units import Refusal
 
 _losses = keras.losses
-# Means over rows of something that each row has by itself.
+# Means over rows of a value that depends on one row alone.
 _ROW_WISE = {
     _losses.binary_crossentropy,
     _losses.binary_focal_crossentropy,
@@ -34,7 +34,7 @@ _ROW_WISE = {
 class GroupLosses:
     """Computes what `compute_loss` gives for the rows of each group alone.
 
-    The general way calls it once a group. When every loss is a mean over rows
+    The general way calls it once per group. When every loss is a mean over rows
     of Keras's own, one call for all rows does: the loss of group k is the
     part of its rows times B / n_k, a factor that the gradients by its rows
     get afterwards.
@@ -115,9 +115,7 @@ class GroupLosses:
                 return [regulariser(values[0])]
 
             one = keras.ops.ones((), value.dtype)
-            (gradient,) = differentiation.vector_jacobian(
-                penalty, [value], [one]
-            )
+            (gradient,) = jacobians.vector_jacobian(penalty, [value], [one])
             if gradient is not None:
                 answer[id(variable)] = keras.ops.cast(gradient, "float32")
         return answer
@@ -127,7 +125,9 @@ class GroupLosses:
         for leaf in keras.tree.flatten(y_pred):
             leading = leaf.shape[0] if len(leaf.shape) else 0
             if self._layout.is_static and leading != size:
-                raise Refusal("an output of the model is not one row a sample")
+                raise Refusal(
+                    "an output of the model is not one row per sample"
+                )
 
     def _is_mean_over_rows(self, y_pred):
         losses = keras_internals.compiled_losses(self._model)
@@ -143,7 +143,7 @@ class GroupLosses:
 
     @contextlib.contextmanager
     def _without_regularisers(self):
-        """Every group's loss would hold all of them; they are added once."""
+        """Keeps them out of every group's loss; they are added once."""
         kept = [v.regularizer for v in self._regularised]
         try:
             for variable in self._regularised:

@@ -1,20 +1,28 @@
-"""Per-layer formulas of the one-pass engine: one rule a layer type."""
+"""Per-layer formulas of the one-pass engine: one rule per layer type."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import keras
 
-from keras_stab.backend import differentiation
+from keras_stab.backend import jacobians
 from keras_stab.gradients.one_pass.contributions import Product
 from keras_stab.gradients.one_pass.contributions import Stored
 
 _RULES = {}
 
+# From a layer and a `LayerCall` to pairs of a variable and its gradients.
+Rule = TypeVar("Rule", bound=Callable[..., list])
 
-def register_layer_rule(layer_type, before_activation=False):
+
+def register_layer_rule(
+    layer_type: type[keras.layers.Layer] | str, before_activation: bool = False
+) -> Callable[[Rule], Rule]:
     r"""Tells the one-pass engine how a layer's weights get their gradient.
 
-    A layer without a rule is differentiated by itself, once a group; a rule
-    makes that cheaper. It is used for layers of the type, and of subclasses
-    that do not override `call`.
+    A layer without a rule is differentiated by itself, once per group; a rule
+    makes that cheaper. It serves layers of this type, and of subclasses that
+    do not override `call`.
 
     With $A$ the input of the layer and $S$ the gradient of the sum of the
     group losses by its output, the gradient of group k depends on the rows of
@@ -65,7 +73,7 @@ def register_layer_rule(layer_type, before_activation=False):
             f"or for its registered name. Received: {layer_type!r}"
         )
 
-    def register(rule):
+    def register(rule: Rule) -> Rule:
         _RULES[layer_type] = (rule, before_activation)
         return rule
 
@@ -128,9 +136,7 @@ def generic_rule(layer, call):
         def outputs(values, args=args, kwargs=kwargs):
             return call.rerun(zip(variables, values), args, kwargs)
 
-        columns.append(
-            differentiation.vector_jacobian(outputs, values, cotangents)
-        )
+        columns.append(jacobians.vector_jacobian(outputs, values, cotangents))
     answer = []
     for variable, column in zip(variables, zip(*columns)):
         known = [g for g in column if g is not None]

@@ -80,7 +80,7 @@ def _refuse_layer(layer, wanted):
     elif isinstance(layer, keras.layers.SpectralNormalization):
         reason = "rewrites the weights of another layer"
     elif getattr(layer, "stateful", False):
-        reason = "keeps a state a row of the batch"
+        reason = "keeps a state for each row of the batch"
     elif any(v.overwrite_with_gradient for v in layer.trainable_variables):
         reason = "has variables that are overwritten by their gradient"
     elif getattr(layer, "quantization_mode", None) is not None:

@@ -6,14 +6,14 @@ import math
 
 import keras
 
-from keras_stab.backend import differentiation
+from keras_stab.backend import jacobians
 from keras_stab.backend import products
 from keras_stab.gradients.one_pass.contributions import Product
 from keras_stab.gradients.one_pass.contributions import Stored
-from keras_stab.gradients.one_pass.contributions import matrix_work
 from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
 from keras_stab.gradients.one_pass.rules.patches import unfold
 from keras_stab.gradients.one_pass.rules.sums import bias_gradients
+from keras_stab.gradients.one_pass.work import matrix_work
 
 
 def _convolution_rule(layer, call):
@@ -74,9 +74,7 @@ def _convolution_gradients(layer, call):
         def convolve(values, inputs=inputs):
             return [_convolve(layer, inputs, values[0])]
 
-        gradients += differentiation.vector_jacobian(
-            convolve, [kernel], [cotangent]
-        )
+        gradients += jacobians.vector_jacobian(convolve, [kernel], [cotangent])
     return keras.ops.stack(gradients)
 
 

@@ -23,7 +23,7 @@ def einsum_product(equation, shape, inputs, gradient, count_tokens):
         shape: Of the kernel.
         inputs: Tensor `(K, n, ...)`, the other axes those of the equation.
         gradient: Tensor `(K, n, ...)`, by the output.
-        count_tokens: From positions a row to tokens in all.
+        count_tokens: Function from positions in a row to tokens in all.
 
     Returns:
         A `Product`, or `None` when the equation does not fit.

@@ -12,7 +12,7 @@ def unfold(images, kernel_size, strides, dilation, padding):
 
     Args:
         images: Tensor `(B, *spatial, c)`, channels last.
-        kernel_size, strides, dilation: Tuples, one entry a spatial axis.
+        kernel_size, strides, dilation: Tuples, one entry per spatial axis.
         padding: `"valid"`, `"same"` or `"causal"`.
 
     Returns:
