@@ -113,7 +113,7 @@ def test_the_page_of_what_was_tested(tmp_path):
 
     def join():
         for path, record in zip(paths, records.values()):
-            path.write_text(json.dumps(record))
+            path.write_text(json.dumps(record) + "\n")
         output = tmp_path / "page.md"
         support.main([*map(str, paths), "--output", str(output)])
         return output.read_text()
