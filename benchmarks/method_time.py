@@ -38,7 +38,7 @@ class Suite:
         batch: Rows a step.
         setting: What the reader needs to know of it.
         arms: For each arm its label.
-        targets: Ratio that is hoped for, by arm; a number, or one a backend.
+        targets: Ratio that is hoped for, by arm; a number, or one per backend.
         make: From an arm to its optimizer; any other arm is the base.
         bases: For arms that are not measured against the first one, the arm
             that they are.
@@ -360,7 +360,7 @@ def main(arguments=None):
     add = parser.add_argument
     add("suite", choices=SUITES)
     add("--backends", nargs="+", default=list(step_time.BACKENDS))
-    add("--batch", type=int, help="rows a step, if not the usual")
+    add("--batch", type=int, help="rows per step, if not the usual")
     add("--turns", type=int, default=40, help="of 10 timed steps, each arm")
     add("--seconds", type=float, default=150.0, help="a backend, at most")
     add("--output", type=Path)

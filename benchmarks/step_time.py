@@ -70,7 +70,7 @@ class Arm:
         import keras
 
         self.model = build_model(model_name)
-        # A counter inside a metric shows when Keras traces a step anew.
+        # A counter inside a metric shows when Keras traces a step again.
         self.traces = 0
 
         def accuracy(y, y_pred):
@@ -336,7 +336,7 @@ def summarise(times):
     """Medians and their ratios to the stock step.
 
     Args:
-        times: For each arm a list of repeats, each a list of seconds a step.
+        times: For each arm a list of repeats, each a list of seconds per step.
 
     Returns:
         For each arm a dict: `milliseconds`, the median of all steps;
@@ -517,7 +517,7 @@ def _how_measured():
         "model; slow ones make fewer. The target is "
         + ", ".join(f"{t:.2f} for K = {k}" for k, t in TARGETS.items())
         + "; of the perceptron 1.25 (1.35 on TensorFlow), of the encoder on "
-        "torch 1.15, of low-rank adapters 1.10, with a row a group 2. The "
+        "torch 1.15, of low-rank adapters 1.10, with one row per group 2. The "
         "engine that was chosen stands beside each ratio.",
         "",
         "*First step* is the time of a first `fit` of one step, tracing and "
@@ -527,7 +527,7 @@ def _how_measured():
         "in brackets the peak of the whole process with imports and "
         "compilation. The first of the two is a lower bound, and next to "
         "nothing on TensorFlow, whose allocator keeps what it once had. GRAIN "
-        "holds K gradients for a moment, 4 K bytes a weight.",
+        "holds K gradients for a moment, 4 K bytes per weight.",
     ]
 
 
@@ -544,7 +544,7 @@ def _warnings(entries):
     for entry in entries:
         if entry.get("traced_again"):
             lines += [
-                "**Keras traced a step anew while it was timed:** "
+                "**Keras traced a step again while it was timed:** "
                 f"{' '.join(map(str, key(entry)))}.",
                 "",
             ]
@@ -899,7 +899,7 @@ def parse(arguments):
         help="skip what the results hold already (the default)",
     )
     again.add_argument(
-        "--fresh", action="store_true", help="measure everything anew"
+        "--fresh", action="store_true", help="measure everything again"
     )
     options = parser.parse_args(arguments)
     if options.quick:

@@ -79,12 +79,22 @@ def page_of_a_guide(path):
 
 
 def write_reference():
-    """A page for each kind of public thing."""
-    left = {
-        name: thing
-        for name, thing in vars(keras_stab).items()
-        if not name.startswith("_") and not inspect.ismodule(thing)
-    }
+    """A page for each kind of public thing, and for each namespace."""
+    for title, things in pages_of_reference().items():
+        sections = [_section(path, things[path]) for path in sorted(things)]
+        page = f"# {title}\n\n" + "\n\n".join(sections) + "\n"
+        name = title.split()[0].lower()
+        _write(f"reference/{name}.md", page.encode())
+
+
+def pages_of_reference():
+    """By title of a page, the public things on it by their paths.
+
+    What only a namespace offers is on the page that is called like it.
+    """
+    left = public_names(keras_stab)
+    known = [id(thing) for thing in left.values()]
+    pages = {}
     for title, kind in KINDS.items():
         names = [
             name
@@ -92,13 +102,30 @@ def write_reference():
             if kind is object
             or (inspect.isclass(thing) and issubclass(thing, kind))
         ]
-        sections = [_section(name, left.pop(name)) for name in sorted(names)]
-        page = f"# {title}\n\n" + "\n\n".join(sections) + "\n"
-        name = title.split()[0].lower()
-        _write(f"reference/{name}.md", page.encode())
+        pages[title] = {f"keras_stab.{n}": left.pop(n) for n in names}
+    for namespace in keras_stab.__all__:
+        module = getattr(keras_stab, namespace)
+        if inspect.ismodule(module):
+            things = {
+                f"keras_stab.{namespace}.{name}": thing
+                for name, thing in public_names(module).items()
+                if id(thing) not in known
+            }
+            if things:
+                pages.setdefault(namespace.capitalize(), {}).update(things)
+    return pages
 
 
-def _section(name, thing):
+def public_names(module):
+    """What a module offers by `__all__`, without other modules."""
+    return {
+        name: getattr(module, name)
+        for name in module.__all__
+        if not inspect.ismodule(getattr(module, name))
+    }
+
+
+def _section(path, thing):
     """A thing with the methods that it defines and documents itself."""
     members = [
         member
@@ -109,7 +136,7 @@ def _section(name, thing):
         and (callable(value) or isinstance(value, (property, classmethod)))
     ]
     options = f"\n    options:\n      members: {members}" if members else ""
-    return f"::: keras_stab.{name}{options}"
+    return f"::: {path}{options}"
 
 
 def _with_links_into_the_site(path):

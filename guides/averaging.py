@@ -216,7 +216,7 @@ def make_network():
 
 
 class Contestant:
-    """A compiled model of one final rate, trained anew for every seed."""
+    """A compiled model of one final rate, trained again for every seed."""
 
     def __init__(self, final_rate, epochs, steps_per_epoch):
         self.final_rate = final_rate

@@ -24,7 +24,7 @@ What the result does not say:
   (column "Best"; to find it takes rows with clean labels), or with a quarter
   of the learning rate (seen on the seeds 100 to 105, see below).
 - 4 groups, the default of GRAIN, and 8 change little here. It takes 16 groups
-  of 4 rows, fewer rows a group than GRAIN advises in general.
+  of 4 rows, fewer rows per group than GRAIN advises in general.
 - The interval speaks of this data set: the splits of all seeds are drawn
   from the same 1797 rows.
 """
@@ -135,7 +135,7 @@ def load_data(seed):
 """
 ## Training
 
-One model per arm serves all seeds, because a new one would be compiled anew.
+One model per arm serves all seeds, because a new one would be compiled again.
 `Contestant.run` puts weights and optimizer back to the start. Pairing the runs
 and comparing them is left to `keras_stab.stability_report`.
 """

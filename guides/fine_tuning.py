@@ -141,7 +141,7 @@ def pretrained_folder():
 
 
 class FineTuning:
-    """Builds and trains a classifier; what a report of stability calls.
+    """Builds and trains a classifier; `stability_report` calls it.
 
     Args:
         preset: What `from_preset` takes.
@@ -162,7 +162,7 @@ class FineTuning:
         self.test_tokens = self._tokens(test[0])
 
     def __call__(self, optimizer, seeds):
-        # What the last run built, hundreds of megabytes, goes at once.
+        # Frees what the last run built, hundreds of megabytes, at once.
         gc.collect()
         sentences, labels = draw_rows(*self.train, self.rows, seeds.order)
         classifier = keras_hub.models.BertTextClassifier(
@@ -237,7 +237,7 @@ def draw(report, path):
     left.set_xticks([0, 1], list(ARMS))
     left.set_xlim(-0.4, 1.4)
     left.set_ylabel("Test accuracy (%)")
-    left.set_title("A line a seed; the bars are means")
+    left.set_title("One line per seed; the bars are means")
     right.set_xlabel("Epoch")
     right.set_ylabel("Training loss")
     right.set_ylim(bottom=0)

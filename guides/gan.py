@@ -285,7 +285,7 @@ def frechet(mean, covariance, other_mean, other_covariance):
 
 
 def square_root(matrix):
-    """Of a symmetric matrix without negative eigenvalues."""
+    """Square root of a symmetric matrix without negative eigenvalues."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
@@ -299,7 +299,7 @@ same noise.
 
 
 class Images(keras.utils.PyDataset):
-    """So many batches, drawn by seed and piece alone."""
+    """Batches that depend on the seed and the piece alone."""
 
     def __init__(self, images, steps, seed):
         super().__init__()
@@ -315,7 +315,7 @@ class Images(keras.utils.PyDataset):
 
 
 class Contestant:
-    """A compiled game of one arm, trained anew for every seed."""
+    """A compiled game of one arm, trained again for every seed."""
 
     def __init__(self, arm, factor, options):
         self.options = options
@@ -341,7 +341,7 @@ class Contestant:
 
 
 def tune(options, console):
-    """Last distances of every arm and factor, on pictures held out."""
+    """Last distances of every arm and factor, on held-out pictures."""
     arrays = read_fashion_mnist(options.data)
     held_out = len(arrays["x_train"]) // 6
     for name in ("x", "y"):

@@ -221,7 +221,7 @@ def load_data(folder, rows, held_out):
 ## Training
 
 One model serves all seeds of an arm at a batch size, because a new one would
-be compiled anew: weights and optimizer go back to the start.
+be compiled again: weights and optimizer go back to the start.
 """
 
 

@@ -255,7 +255,7 @@ COLOURS = dict(
 
 
 def draw_paths(runs, path):
-    """One panel a game and method: where the players go."""
+    """One panel per game and method: where the players go."""
     methods = list(next(iter(runs.values())))
     figure = Figure(
         figsize=(1.9 * len(methods), 1.95 * len(runs) + 0.3),
@@ -298,7 +298,7 @@ def draw_paths(runs, path):
 
 
 def draw_distances(runs, path):
-    """Distance to the solution over the gradients, a panel a game."""
+    """Distance to the solution over the gradients, one panel per game."""
     figure = Figure(figsize=(3.1 * len(runs), 3.3), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]

@@ -1,4 +1,4 @@
-"""The table of the contract suite: one row an optimizer or nesting.
+"""The table of the contract suite: one row per optimizer or nesting.
 
 Adding an optimizer means adding a row. `build(inner)` makes it around an
 inner optimizer; `reference(problem, batches, learning_rate)` is the row's

@@ -295,7 +295,7 @@ def test_tracing_anew_is_confessed(script, results):
     assert "anew" not in script.to_markdown(results)
     results["entries"][0]["traced_again"] = True
     text = script.to_markdown(results)
-    assert "a step anew while it was timed:** jax mlp 64." in text
+    assert "a step again while it was timed:** jax mlp 64." in text
 
 
 def test_nothing_measured_is_no_success(script):

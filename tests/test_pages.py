@@ -22,8 +22,9 @@ CARDS = sorted((GUIDES / "cards").glob("*.md"))
 PAGES = [ROOT / "README.md", *sorted(GUIDES.rglob("*.md"))]
 METHODS = [
     name
-    for name, thing in vars(keras_stab).items()
-    if inspect.isclass(thing) and issubclass(thing, keras.optimizers.Optimizer)
+    for name in keras_stab.__all__
+    if inspect.isclass(thing := getattr(keras_stab, name))
+    and issubclass(thing, keras.optimizers.Optimizer)
 ]
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
@@ -112,7 +113,7 @@ def test_the_page_of_what_was_tested(tmp_path):
 
     def join():
         for path, record in zip(paths, records.values()):
-            path.write_text(json.dumps(record))
+            path.write_text(json.dumps(record) + "\n")
         output = tmp_path / "page.md"
         support.main([*map(str, paths), "--output", str(output)])
         return output.read_text()
@@ -208,8 +209,8 @@ def test_every_callback_has_a_column():
         assert support.columns_of(test) == [f"`{name}`"]
     own = {
         name
-        for name, thing in vars(keras_stab).items()
-        if inspect.isclass(thing)
+        for name in keras_stab.__all__
+        if inspect.isclass(thing := getattr(keras_stab, name))
         and issubclass(thing, keras.callbacks.Callback)
     }
     assert own == set(support.OWN_CALLBACKS)
@@ -224,6 +225,28 @@ def test_a_guide_becomes_a_page():
     for part in code:
         compile(part, "page", "exec")
     assert '"""\n##' not in page
+
+
+def test_the_reference_has_every_public_name_once():
+    pages = load_script(Path("docs/build.py")).pages_of_reference()
+    shown = [thing for page in pages.values() for thing in page.values()]
+    namespaces = [
+        getattr(keras_stab, name)
+        for name in keras_stab.__all__
+        if inspect.ismodule(getattr(keras_stab, name))
+    ]
+    public = {
+        id(thing)
+        for module in [keras_stab, *namespaces]
+        for name in module.__all__
+        if not inspect.ismodule(thing := getattr(module, name))
+    }
+    assert len(shown) == len(public)
+    assert {id(thing) for thing in shown} == public
+    assert "keras_stab.constraints.Simplex" in pages["Constraints"]
+    assert "keras_stab.games.polar" in pages["Games"]
+    assert "keras_stab.schedules.LinearWarmup" in pages["Schedules"]
+    assert len({title.split()[0] for title in pages}) == len(pages)
 
 
 def test_make_runs_every_guide():

@@ -127,7 +127,7 @@ def main(runs):
     results = {"devices": len(keras.distribution.list_devices())}
     for label in runs:
         results[label] = run(*label.split(":"))
-    json.dump(results, sys.stdout)
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

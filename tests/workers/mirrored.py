@@ -224,4 +224,4 @@ def error(make_model, make_optimizer):
 
 
 if __name__ == "__main__":
-    json.dump({name: globals()[name]() for name in sys.argv[1:]}, sys.stdout)
+    print(json.dumps({name: globals()[name]() for name in sys.argv[1:]}))
