@@ -7,16 +7,9 @@ user passes can be written into a configuration.
 import math
 import numbers
 import re
-from collections.abc import Callable
 
 import keras
 import numpy as np
-
-LearningRate = (
-    float
-    | keras.optimizers.schedules.LearningRateSchedule
-    | Callable[[], float]
-)
 
 # What a variable of float32 or int32 can hold.
 LARGEST_NUMBER = float(np.finfo("float32").max)

@@ -23,6 +23,7 @@ import keras
 from keras_stab.arguments import checked_axis
 from keras_stab.arguments import checked_number
 from keras_stab.numerics import proximal
+from keras_stab.types import Tensor
 
 __all__ = [
     "Box",
@@ -45,8 +46,6 @@ def __dir__():
     return __all__
 
 
-Tensor = keras.KerasTensor | Any  # of whichever backend is in use
-
 _registered = keras.saving.register_keras_serializable(package="keras_stab")
 
 
@@ -57,7 +56,7 @@ class ProximalOperator:
     `proximal(value, step_size)`.
     """
 
-    arguments = ()
+    arguments: tuple[str, ...] = ()
 
     def proximal(self, value: Tensor, step_size: float | Tensor) -> Tensor:
         r"""The minimiser of $f(z) + \|z - v\|^2 / (2 \gamma)$.

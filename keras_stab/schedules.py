@@ -13,6 +13,7 @@ from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_number
 from keras_stab.numerics.time_factor import time_factor
+from keras_stab.types import Tensor
 
 __all__ = [
     "ConstantTail",
@@ -27,17 +28,13 @@ def __dir__():
     return __all__
 
 
-Tensor = keras.KerasTensor | Any  # of whichever backend is in use
-
-_Schedule = keras.optimizers.schedules.LearningRateSchedule
-
 SHAPES = ("cosine", "linear", "steps")
 
 
-class _Configured(_Schedule):
+class _Configured(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule whose arguments are its attributes."""
 
-    arguments = ()
+    arguments: tuple[str, ...] = ()
 
     def get_config(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.arguments}
@@ -333,7 +330,7 @@ class ConstantTail(_Configured):
     def __call__(self, step: int | Tensor) -> Tensor:
         step = keras.ops.cast(step, keras.config.floatx())
         first, last = self.learning_rate, self.tail_learning_rate
-        if self.shape == "steps":
+        if self.milestones is not None:
             passed = sum(
                 keras.ops.cast(step >= m, step.dtype) for m in self.milestones
             )

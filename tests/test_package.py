@@ -135,10 +135,12 @@ FLOORS = [
         "nesting",
         "numerics",
         "text_table",
+        "types",
     },
     {"backend", "constraints", "schedules"},
     {"keras_internals"},
     {"batch_norm", "gradients"},
+    {"trainer"},
     {"diagnostics", "optimizers"},
     {"evaluation", "games"},
     {"callbacks"},
@@ -255,6 +257,46 @@ def test_the_public_things_have_an_example():
         assert ">>>" in thing.__doc__
         for heading in ("Args:", "Departures from the paper:", "References:"):
             assert heading in thing.__doc__
+
+
+def public_functions():
+    """Public functions, and the methods of public classes that are ours."""
+    spaces = [keras_stab, *(getattr(keras_stab, n) for n in NAMESPACES)]
+    things = [getattr(s, name) for s in spaces for name in s.__all__]
+    for thing in things:
+        if inspect.isfunction(thing):
+            yield thing
+        bases = inspect.getmro(thing) if inspect.isclass(thing) else ()
+        for base in bases:
+            if base.__module__.startswith("keras_stab"):
+                yield from methods_of(base)
+
+
+def methods_of(kind):
+    for name, member in vars(kind).items():
+        if name.startswith("_") and name not in ("__init__", "__call__"):
+            continue
+        if isinstance(member, property):
+            yield from filter(None, (member.fget, member.fset))
+        else:
+            member = getattr(member, "__func__", member)
+            if inspect.isfunction(member):
+                yield member
+
+
+def test_public_signatures_are_annotated():
+    missing = []
+    for function in public_functions():
+        signature = inspect.signature(function)
+        if signature.return_annotation is signature.empty:
+            if function.__name__ != "__init__":
+                missing.append(f"{function.__qualname__}: return")
+        for name, parameter in signature.parameters.items():
+            if name in ("self", "cls"):
+                continue
+            if parameter.annotation is parameter.empty:
+                missing.append(f"{function.__qualname__}: {name}")
+    assert not missing
 
 
 @pytest.mark.usefixtures("quick_compilation")

@@ -118,9 +118,9 @@ class StabilityMonitor(keras.callbacks.Callback):
         self.probe = probe
         self.groups = checked_count("groups", groups, 2, MAX_GROUPS)
         self.batch_size = checked_count("batch_size", batch_size, 1)
-        self.samples = []
+        self.samples: list[dict[str, Any]] = []
         self._probe = None
-        self._outputs = []
+        self._outputs: list[CsvRows | TensorBoardScalars] = []
         if csv is not None:
             self._outputs.append(CsvRows(csv))
         if tensorboard is not None:

@@ -1,6 +1,7 @@
 """StartBoostAtLoss: IRE starts its boost when the loss is low enough."""
 
 import math
+from typing import Any
 
 import keras
 
@@ -66,13 +67,13 @@ class StartBoostAtLoss(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._batches, self._checked, self._sum = 0, 0, 0.0
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         # With `steps_per_execution` several batches end at a time.
         self._batches = batch + 1
         if self._batches - self._checked >= self.window:
             self._check(logs["loss"])
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if self._batches > self._checked:
             self._check(logs["loss"])
 

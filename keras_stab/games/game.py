@@ -141,7 +141,7 @@ class Game(JointTraining):
             named_layer(predict_with, self.pieces, self.parts)
         self._owners = owners(self.players)
         self.prepare_training(self.players, self.operator_norm)
-        self.weight_ids = set()
+        self.weight_ids: set[int] = set()
         self.built = True
 
     # ---- Who owns what ----------------------------------------------------
@@ -157,7 +157,9 @@ class Game(JointTraining):
             ValueError: If a trainable variable of the game belongs to no
                 player.
         """
-        owned = {player.name: [] for player in self.players}
+        owned: dict[str, list[keras.Variable]] = {
+            player.name: [] for player in self.players
+        }
         for variable in self.trainable_variables:
             owner = self.owner(variable)
             if owner is None:

@@ -97,9 +97,9 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
         by_player = _ByPlayer(optimizers)
         super().__init__(by_player, name=name)
         self._by_player = by_player
-        self.by_player = optimizers
-        self.turns = None
-        self.turn = None
+        self.by_player: dict[str, keras.optimizers.Optimizer] = optimizers
+        self.turns: list[int] | None = None
+        self.turn: Any = None
 
     def bind(
         self,
@@ -124,8 +124,8 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
             for name, variables in owned.items()
             for variable in variables
         }
-        turns = turns and [names.index(name) for name in turns]
-        if self.built and (position, turns) != (
+        order = [names.index(name) for name in turns] if turns else None
+        if self.built and (position, order) != (
             self._by_player.position,
             self.turns,
         ):
@@ -137,13 +137,13 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
             innermost(o).gradient_accumulation_steps
             for o in self.by_player.values()
         }
-        if windows != {None} and (turns or len(windows) > 1):
+        if windows != {None} and (order or len(windows) > 1):
             raise ValueError(
                 "`gradient_accumulation_steps` must be the same for all "
                 "players, and None when they take turns. Received: "
                 f"{windows}"
             )
-        self._by_player.position, self.turns = position, turns
+        self._by_player.position, self.turns = position, order
 
     def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
@@ -204,7 +204,7 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
                 f"{len(trainable_variables)} variables"
             )
         grads = updates.barrier(grads)
-        parts = [([], []) for _ in self.by_player]
+        parts: list[tuple[list, list]] = [([], []) for _ in self.by_player]
         position = keras_internals.positions(self)
         # Fewer than at `compile` when layers were frozen since.
         for gradient, variable in zip(grads, trainable_variables):

@@ -22,7 +22,7 @@ _WORTHWHILE = 0.05
 
 # What was found out about a model, which trying again would only repeat: its
 # units, or why it was refused.
-_found = weakref.WeakKeyDictionary()
+_found: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def group_gradients(oracle, groups, engine="auto"):

@@ -195,7 +195,7 @@ class GRAIN(GradientMethod):
             raise ValueError("There are no figures before the first step")
         weights = keras.ops.convert_to_numpy(self._weights.value)
         values = keras.ops.convert_to_numpy(self._measures.value)
-        figures = {"weights": [float(w) for w in weights]}
+        figures: dict[str, Any] = {"weights": [float(w) for w in weights]}
         figures.update(zip(GROUP_MEASURES, (float(v) for v in values)))
         return figures
 

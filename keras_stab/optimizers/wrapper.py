@@ -107,7 +107,7 @@ class Wrapper(keras.optimizers.Optimizer):
         # attribute that no other optimizer may have.
         inner = vars(self).get("inner_optimizer")
         if name == "optimizers" and hasattr(inner, name):
-            return inner.optimizers
+            return getattr(inner, name)
         raise AttributeError(
             f"{type(self).__name__!r} object has no attribute {name!r}"
         )
@@ -151,8 +151,8 @@ class Wrapper(keras.optimizers.Optimizer):
         grads: Iterable[Any],
         trainable_variables: Iterable[keras.Variable] | None = None,
     ) -> None:
-        grads = list(grads)
-        if not grads:
+        gradients = list(grads)
+        if not gradients:
             return
         if not self.built:
             if trainable_variables is None:
@@ -164,14 +164,14 @@ class Wrapper(keras.optimizers.Optimizer):
             self.build(trainable_variables)
         variables = keras_internals.built_variables(self)
         if trainable_variables is not None:
-            grads = self._in_order(grads, list(trainable_variables))
-        if len(grads) != len(variables):
+            gradients = self._in_order(gradients, list(trainable_variables))
+        if len(gradients) != len(variables):
             raise ValueError(
                 "One gradient is needed for each variable that the optimizer "
-                f"was built with. Received: {len(grads)} gradients for "
+                f"was built with. Received: {len(gradients)} gradients for "
                 f"{len(variables)} variables"
             )
-        self.apply_in_order(grads, variables)
+        self.apply_in_order(gradients, variables)
 
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]

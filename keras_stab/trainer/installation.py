@@ -16,6 +16,9 @@ holds passes on silently once it is uninstalled.
 
 import functools
 import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from typing import Any
 
 import keras
 
@@ -48,10 +51,13 @@ FOR_EVALUATION_WEIGHTS = {
     "predict": _guarded,
     "make_train_function": _guarded_training,
 }
+# What a mixin is mixed into, for the type check only.
+_Base: Any = keras.Model if TYPE_CHECKING else object
+
 _ADDITIONS = {**FOR_GRADIENTS, **FOR_EVALUATION_WEIGHTS}
 
 
-class TrainStep:
+class TrainStep(_Base):
     """A `keras.Model` mixin with the methods that `install` adds to all models.
 
     For those who want it explicit, after `keras_stab.uninstall()`:
@@ -62,29 +68,29 @@ class TrainStep:
     ```
     """
 
-    def train_step(self, *state_and_data):
+    def train_step(self, *state_and_data: Any) -> Any:
         following = super().train_step
         return _once(_step, self, "train_step", following, *state_and_data)
 
-    def make_train_function(self, force: bool = False):
+    def make_train_function(self, force: bool = False) -> None:
         name, following = "make_train_function", super().make_train_function
         return _once(_guarded_training, self, name, following, force)
 
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         return _once(_guarded, self, "fit", super().fit, *args, **kwargs)
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         following = super().evaluate
         return _once(_guarded, self, "evaluate", following, *args, **kwargs)
 
-    def predict(self, *args, **kwargs):
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
         following = super().predict
         return _once(_guarded, self, "predict", following, *args, **kwargs)
 
 
 # Each method that was added: what stood on `keras.Model` under its name, or
 # `None`. By identity, since `functools.wraps` copies attributes.
-_before = {}
+_before: dict[Callable, Callable | None] = {}
 _installed = False
 
 
@@ -140,7 +146,7 @@ def _following(model, name, before):
     return before
 
 
-_running = set()
+_running: set[tuple[str, int, int]] = set()
 
 
 def _once(around, model, name, following, *args, **kwargs):

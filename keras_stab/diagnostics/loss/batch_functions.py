@@ -14,7 +14,7 @@ from keras_stab.numerics.vectors import Vectors
 
 # By model: measuring it again, for example after the next epoch, compiles
 # nothing.
-_compiled = weakref.WeakKeyDictionary()
+_compiled: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def compiled_functions(model, loss, training, variables, others):

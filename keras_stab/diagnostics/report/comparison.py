@@ -85,9 +85,12 @@ class Comparison:
         Returns:
             List of pairs of a difference and a number of seeds (power 0.8).
         """
+        deviation = self.deviation_of_differences
+        if deviation is None:
+            raise ValueError("Too few pairs of runs to know their spread")
         return [
             (
-                size * self.deviation_of_differences,
+                size * deviation,
                 power.seeds_needed(size, 1.0, level=self.level),
             )
             for size in sizes
@@ -183,7 +186,7 @@ def compare_scores(
         baseline=names[0],
         arm=names[1],
         runs=len(a),
-        failed=tuple(int(np.sum(x)) for x in failures),
+        failed=(int(np.sum(failures[0])), int(np.sum(failures[1]))),
         level=level,
         **_figures(
             a[usable],

@@ -9,7 +9,7 @@ from keras_stab.backend import jacobians
 from keras_stab.gradients.one_pass.contributions import Product
 from keras_stab.gradients.one_pass.contributions import Stored
 
-_RULES = {}
+_RULES: dict[type | str, tuple[Callable, bool]] = {}
 
 # From a layer and a `LayerCall` to pairs of a variable and its gradients.
 Rule = TypeVar("Rule", bound=Callable[..., list])

@@ -4,7 +4,6 @@ from typing import Any
 
 import keras
 
-from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
@@ -14,6 +13,7 @@ from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.layerwise.layerwise_optimizer import (
     LayerwiseOptimizer,
 )
+from keras_stab.types import LearningRate
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -69,7 +69,7 @@ class LAMB(LayerwiseOptimizer):
           Training BERT in 76 minutes", arXiv:1904.00962
     """
 
-    arguments = (
+    arguments: tuple[str, ...] = (
         "beta_1",
         "beta_2",
         "epsilon",

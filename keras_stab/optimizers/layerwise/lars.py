@@ -5,7 +5,6 @@ from typing import Any
 
 import keras
 
-from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_fraction
@@ -16,6 +15,7 @@ from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.layerwise.layerwise_optimizer import (
     LayerwiseOptimizer,
 )
+from keras_stab.types import LearningRate
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -93,7 +93,7 @@ class LARS(LayerwiseOptimizer):
           Networks", arXiv:1708.03888
     """
 
-    arguments = (
+    arguments: tuple[str, ...] = (
         "momentum",
         "trust_coefficient",
         "epsilon",

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from keras_stab import keras_internals
-from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_learning_rate
 from keras_stab.arguments import checked_number
@@ -20,6 +19,7 @@ from keras_stab.optimizers.exclusions import excluded_variables
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.updates_together import UpdatesTogether
 from keras_stab.text_table import as_text
+from keras_stab.types import LearningRate
 
 
 class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
@@ -36,7 +36,7 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
         adapted: One boolean per variable, after `build`.
     """
 
-    arguments = (
+    arguments: tuple[str, ...] = (
         "exclude_1d",
         "decay_exclude",
         "adaptation_exclude",
@@ -68,7 +68,7 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
         self.adaptation_exclude = as_patterns(
             "adaptation_exclude", adaptation_exclude
         )
-        self.also_not_decayed = []
+        self.also_not_decayed: list[str] = []
         self.trust_clip = checked_number(
             "trust_clip", trust_clip, above=0.0, optional=True
         )

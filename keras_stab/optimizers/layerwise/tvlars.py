@@ -7,12 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_number
 from keras_stab.numerics.time_factor import from_durations
 from keras_stab.numerics.time_factor import time_factor
 from keras_stab.optimizers.layerwise.lars import LARS
+from keras_stab.types import LearningRate
 
 _OFFICIAL = {
     "alpha": 0.1,
@@ -84,7 +84,7 @@ class TVLARS(LARS):
           Generalization of Neural Networks", arXiv:2309.14053
     """
 
-    arguments = (
+    arguments: tuple[str, ...] = (
         "decay_rate",
         "delay",
         "alpha",
