@@ -126,6 +126,24 @@ def refuse_other_averages(name, optimizer):
             )
 
 
+def refuse_momentum_and_decay(inner):
+    """Raises a `ValueError` if an optimizer does what ScheduleFree does."""
+    for argument in ("momentum", "beta_1"):
+        value = getattr(inner, argument, 0.0)
+        if value:
+            raise ValueError(
+                f"In ScheduleFree `beta` takes the place of `{argument}`: set "
+                f"it to 0, or use ScheduleFree.adamw(...). Received: "
+                f"{inner.name!r} with {argument}={value}"
+            )
+    if getattr(inner, "weight_decay", None):
+        raise ValueError(
+            "Give `weight_decay` to ScheduleFree, which decays y, and not to "
+            f"the inner optimizer. Received: {inner.name!r} with "
+            f"weight_decay={inner.weight_decay}"
+        )
+
+
 def coefficient(rule, count):
     """A function of a dtype: the coefficient, a scalar tensor of it."""
 

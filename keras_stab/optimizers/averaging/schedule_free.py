@@ -12,6 +12,9 @@ from keras_stab.arguments import checked_number
 from keras_stab.backend import updates
 from keras_stab.gradients.train_step import estimate
 from keras_stab.optimizers.averaging.averaging_rules import (
+    refuse_momentum_and_decay,
+)
+from keras_stab.optimizers.averaging.averaging_rules import (
     refuse_other_averages,
 )
 from keras_stab.optimizers.averaging.momentum_free_adam import MomentumFreeAdam
@@ -111,7 +114,7 @@ class ScheduleFree(GradientMethod):
             "weight_lr_power", weight_lr_power, 0.0
         )
         refuse_other_averages(type(self).__name__, self.inner_optimizer)
-        _check_inner(innermost(self.inner_optimizer))
+        refuse_momentum_and_decay(innermost(self.inner_optimizer))
 
     @classmethod
     def sgd(
@@ -288,20 +291,3 @@ def _warmed_up(learning_rate, warmup_steps):
             f"into the schedule. Received: learning_rate={learning_rate!r}"
         )
     return LinearWarmup(learning_rate, warmup_steps)
-
-
-def _check_inner(inner):
-    for argument in ("momentum", "beta_1"):
-        value = getattr(inner, argument, 0.0)
-        if value:
-            raise ValueError(
-                f"In ScheduleFree `beta` takes the place of `{argument}`: set "
-                f"it to 0, or use ScheduleFree.adamw(...). Received: "
-                f"{inner.name!r} with {argument}={value}"
-            )
-    if getattr(inner, "weight_decay", None):
-        raise ValueError(
-            "Give `weight_decay` to ScheduleFree, which decays y, and not to "
-            f"the inner optimizer. Received: {inner.name!r} with "
-            f"weight_decay={inner.weight_decay}"
-        )
