@@ -1,6 +1,8 @@
 """A model's averaged weights: look at them, evaluate them, export them."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -11,7 +13,12 @@ from keras_stab.optimizers.lent_weights import lent_weights
 
 
 @contextlib.contextmanager
-def averaged_weights(model, data=None, steps=None, verbose=0):
+def averaged_weights(
+    model: keras.Model,
+    data: Any = None,
+    steps: int | None = None,
+    verbose: int = 0,
+) -> Iterator[keras.Model]:
     """Puts the average into the model, and the trained weights back.
 
     Inside the `with` block the model holds the average: evaluate, predict or
@@ -62,8 +69,13 @@ def averaged_weights(model, data=None, steps=None, verbose=0):
         yield model
 
 
-def export_averaged(model, data=None, steps=None, verbose=0):
-    """A plain model of its own that holds the average, not compiled.
+def export_averaged(
+    model: keras.Model,
+    data: Any = None,
+    steps: int | None = None,
+    verbose: int = 0,
+) -> keras.Model:
+    """A plain model that holds the average; it is not compiled.
 
     Args:
         model, data, steps, verbose: As for `averaged_weights`. The model

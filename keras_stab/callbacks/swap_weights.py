@@ -1,15 +1,16 @@
 """Callbacks that let a model be evaluated with other weights."""
 
 import warnings
+from typing import Any
 
 import keras
 
 from keras_stab.batch_norm import moving_statistics
 from keras_stab.batch_norm import reestimate_batch_norm
 from keras_stab.evaluation import averaging_methods
+from keras_stab.optimizers.lent_weights import lend_evaluation_weights
 from keras_stab.optimizers.lent_weights import outermost_lenders
-from keras_stab.optimizers.lent_weights import swap_in
-from keras_stab.optimizers.lent_weights import swap_out
+from keras_stab.optimizers.lent_weights import return_trained_weights
 
 
 class SwapWeights(keras.callbacks.Callback):
@@ -21,7 +22,10 @@ class SwapWeights(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, batch_norm_data=None, batch_norm_steps=None, swap_on_epoch=False
+        self,
+        batch_norm_data: Any = None,
+        batch_norm_steps: int | None = None,
+        swap_on_epoch: bool = False,
     ):
         super().__init__()
         self.batch_norm_data = batch_norm_data
@@ -31,35 +35,39 @@ class SwapWeights(keras.callbacks.Callback):
         self._statistics = None
         self._swapped_in_test = False
 
-    def on_test_begin(self, logs=None):
-        self._swapped_in_test = self._swap_in()
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._swapped_in_test = self._lend()
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._swapped_in_test:
-            swap_out(self.model, self._methods())
+            return_trained_weights(self.model, self._methods())
         self._swapped_in_test = False
 
     on_predict_begin = on_test_begin
     on_predict_end = on_test_end
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._methods()  # raises at once when there are none
 
-    def on_epoch_begin(self, epoch, logs=None):
-        swap_out(self.model, self._methods())
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        return_trained_weights(self.model, self._methods())
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         if self.swap_on_epoch:
-            self._swap_in()
+            self._lend()
 
-    def on_train_end(self, logs=None):
-        swap_out(self.model, self._methods())
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        return_trained_weights(self.model, self._methods())
 
     def _methods(self):
-        """The methods that lend, one at least."""
+        """The methods that lend; at least one."""
         raise NotImplementedError
 
-    def _swap_in(self):
+    def _lend(self):
         """Whether this call has put the evaluation weights in."""
         methods = self._methods()
         if any(method.swapped for method in methods):
@@ -74,7 +82,9 @@ class SwapWeights(keras.callbacks.Callback):
             self._warned = True
             return False
         has_data = self.batch_norm_data is not None
-        swap_in(self.model, methods, self._refresh if has_data else None)
+        lend_evaluation_weights(
+            self.model, methods, self._refresh if has_data else None
+        )
         return True
 
     def _refresh(self):
@@ -105,8 +115,8 @@ class AveragedWeights(SwapWeights):
 
     Args:
         batch_norm_data: Training data, as for `reestimate_batch_norm`, to
-            compute the batch-norm statistics of the average; something that
-            can be gone through again and again (no generator). `None` leaves
+            compute the batch-norm statistics of the average. It is gone
+            through more than once, so it cannot be a generator. `None` leaves
             them as they are. Defaults to `None`.
         batch_norm_steps: Int, the most batches of it to use; `None` for all.
             Defaults to `None`.

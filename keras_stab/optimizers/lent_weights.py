@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -41,27 +43,27 @@ class LendsWeights:
         super().__init__(*args, **kwargs)
         self._aside = None
 
-    def evaluation_values(self):
-        """One tensor a built variable, `None` where the weights will do."""
+    def evaluation_values(self) -> list[Any]:
+        """One tensor per built variable; `None` keeps the trained weights."""
         raise NotImplementedError
 
-    def has_evaluation_weights(self):
-        """Whether there are any yet; read from the device."""
+    def has_evaluation_weights(self) -> bool:
+        """Whether there are evaluation weights yet; read from the device."""
         return True
 
-    def nothing_to_lend(self):
-        """What is said when there are none."""
+    def nothing_to_lend(self) -> str:
+        """The message when there are no evaluation weights yet."""
         return f"There is no {self.evaluation_name} yet"
 
     @property
-    def updates(self):
-        """Int, the updates made so far; read from the device."""
+    def updates(self) -> int:
+        """The updates made so far; read from the device."""
         iterations = self.iterations
         if isinstance(iterations, keras.Variable):
             iterations = tracing.read(iterations)
         return int(iterations)
 
-    def distance(self):
+    def distance(self) -> Any:
         """$|w - e| / |w|$ of the trained and the evaluation weights.
 
         A float32 scalar; 0 while they are the same.
@@ -84,17 +86,17 @@ class LendsWeights:
         return global_norm(differences) / size
 
     @property
-    def swapped(self):
+    def swapped(self) -> bool:
         """Whether the model holds the evaluation weights now."""
         return self._aside is not None
 
-    def swap_in(self, model, statistics=False):
+    def swap_in(self, model: keras.Model, statistics: bool = False) -> None:
         """Puts the evaluation weights into the model.
 
         Args:
             model: The model that the optimizer was built for.
-            statistics: Whether batch-norm statistics, which are going to be
-                changed, are set aside too.
+            statistics: Whether to set the batch-norm statistics aside too,
+                because they are going to be changed.
         """
         values = self.evaluation_values()
         variables = keras_internals.built_variables(self)
@@ -111,7 +113,7 @@ class LendsWeights:
                 for variable in moving_statistics(model)
             ]
 
-    def swap_out(self, model):
+    def swap_out(self, model: keras.Model) -> None:
         """Puts back what `swap_in`, or the saved state, has set aside."""
         if self._aside is None:
             return
@@ -133,8 +135,8 @@ class LendsWeights:
                 updates.exchange(variable, value)
 
     @contextlib.contextmanager
-    def swap_weights(self, model):
-        """Puts the evaluation weights into the model, and the own ones back.
+    def swap_weights(self, model: keras.Model) -> Iterator[keras.Model]:
+        """Puts the evaluation weights into the model, then the trained ones.
 
         Inside the `with` block the model holds the weights to evaluate, to
         predict with, or to save. On leaving, also by an exception, the
@@ -220,9 +222,9 @@ def lent_weights(model, methods, refresh=None):
 
     Args:
         model: The model.
-        methods: List of `LendsWeights`. When one has lent already, this does
-            nothing.
-        refresh: As for `swap_in`.
+        methods: List of `LendsWeights`. If one has lent already, nothing
+            is done.
+        refresh: As for `lend_evaluation_weights`.
     """
     if any(method.swapped for method in methods):
         yield model
@@ -230,26 +232,26 @@ def lent_weights(model, methods, refresh=None):
     for method in methods:
         if not method.has_evaluation_weights():
             raise ValueError(method.nothing_to_lend())
-    swap_in(model, methods, refresh)
+    lend_evaluation_weights(model, methods, refresh)
     try:
         yield model
     finally:
-        swap_out(model, methods)
+        return_trained_weights(model, methods)
 
 
-def swap_in(model, methods, refresh=None):
+def lend_evaluation_weights(model, methods, refresh=None):
     """Puts the evaluation weights of all methods into the model.
 
     Args:
         methods: List of `LendsWeights`.
         refresh: Function without arguments that computes the batch-norm
-            statistics anew, or `None`.
+            statistics of the evaluation weights, or `None`.
     """
     if refresh is None and batch_norm_layers(model):
         warnings.warn(
             "The model has batch-norm layers, whose statistics belong to the "
             f"trained weights, not to the {methods[0].evaluation_name}: pass "
-            "training data to compute them anew",
+            "training data to compute them again",
             stacklevel=5,
         )
     try:
@@ -258,11 +260,11 @@ def swap_in(model, methods, refresh=None):
         if refresh is not None:
             refresh()
     except BaseException:
-        swap_out(model, methods)
+        return_trained_weights(model, methods)
         raise
 
 
-def swap_out(model, methods):
+def return_trained_weights(model, methods):
     """Puts the trained weights of all methods back."""
     for method in methods:
         method.swap_out(model)

@@ -1,7 +1,10 @@
 """AveragedSGD: SGD with the average of its last weights."""
 
+from typing import Any
+
 import keras
 
+from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_learning_rate
 from keras_stab.optimizers.averaging.weight_averaging import WeightAveraging
 from keras_stab.schedules import ConstantTail
@@ -18,8 +21,8 @@ class AveragedSGD(WeightAveraging):
     a = \frac{1}{T - t_0} \sum_{t = t_0}^{T - 1} w_{t+1}
     $$
 
-    SGD with a large step descends on a smoothed objective and its average
-    comes near the minimum of that one; the last iterate stays farther away.
+    SGD with a large step descends on a smoothed objective. The average comes
+    near the minimum of that objective; the last iterate stays farther away.
     So keep the rate large and constant over the averaged tail: `from_run`
     makes the schedule.
 
@@ -63,16 +66,16 @@ class AveragedSGD(WeightAveraging):
 
     def __init__(
         self,
-        learning_rate=0.1,
-        momentum=0.0,
-        nesterov=False,
-        weight_decay=None,
-        method="uniform",
-        start_step=0,
-        period=1,
-        compensated=None,
-        name=None,
-        **kwargs,
+        learning_rate: LearningRate = 0.1,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | None = None,
+        method: str = "uniform",
+        start_step: int = 0,
+        period: int = 1,
+        compensated: bool | None = None,
+        name: str | None = None,
+        **kwargs: Any,
     ):
         averaging = {k: kwargs.pop(k) for k in list(kwargs) if k in _OF_RULES}
         sgd = keras.optimizers.SGD(
@@ -95,14 +98,14 @@ class AveragedSGD(WeightAveraging):
     @classmethod
     def from_run(
         cls,
-        learning_rate=0.1,
+        learning_rate: float = 0.1,
         *,
-        epochs,
-        steps_per_epoch,
-        tail=0.25,
-        final_learning_rate=None,
-        **kwargs,
-    ):
+        epochs: int,
+        steps_per_epoch: int,
+        tail: float = 0.25,
+        final_learning_rate: float | None = None,
+        **kwargs: Any,
+    ) -> "AveragedSGD":
         """The optimizer for a run of known length.
 
         Args:
@@ -126,7 +129,7 @@ class AveragedSGD(WeightAveraging):
             )
         return cls(learning_rate, start_step=start, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["inner_optimizer"]
         sgd = self.inner_optimizer.get_config()
@@ -134,7 +137,11 @@ class AveragedSGD(WeightAveraging):
         return {**sgd, **config}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> "AveragedSGD":
         config = dict(config)
         if isinstance(config["learning_rate"], dict):
             config["learning_rate"] = keras.saving.deserialize_keras_object(

@@ -1,11 +1,14 @@
-"""The averaging rules by name, with the arguments that each takes."""
+"""Which averages there are, what they take, and what they refuse."""
 
 import functools
 
 import keras
 
+from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
+from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
+from keras_stab.nesting import whole_nest
 from keras_stab.numerics import averaging
 
 # The arguments of each rule and their defaults.
@@ -58,12 +61,10 @@ def checked_rule(method, given):
 
 
 def _check_ema(arguments):
-    arguments["decay"] = checked_number("decay", arguments["decay"], 0.0, 1.0)
-    if not isinstance(arguments["dynamic"], bool):
-        raise ValueError(
-            "`dynamic` must be a boolean. Received: dynamic="
-            f"{arguments['dynamic']!r}"
-        )
+    arguments["decay"] = checked_fraction(
+        "decay", arguments["decay"], zero=True, one=False
+    )
+    arguments["dynamic"] = checked_boolean("dynamic", arguments["dynamic"])
     if arguments["warmup_gamma"] is None:
         if arguments["warmup_power"] != RULES["ema"]["warmup_power"]:
             raise ValueError(
@@ -72,7 +73,7 @@ def _check_ema(arguments):
             )
     else:
         arguments["warmup_gamma"] = checked_number(
-            "warmup_gamma", arguments["warmup_gamma"], 0.0, forbidden=(0.0,)
+            "warmup_gamma", arguments["warmup_gamma"], above=0.0
         )
         if arguments["dynamic"]:
             raise ValueError(
@@ -81,7 +82,7 @@ def _check_ema(arguments):
                 f"{arguments['warmup_gamma']}, dynamic=True"
             )
     arguments["warmup_power"] = checked_number(
-        "warmup_power", arguments["warmup_power"], 0.0, forbidden=(0.0,)
+        "warmup_power", arguments["warmup_power"], above=0.0
     )
 
 
@@ -105,6 +106,42 @@ def rule(method, arguments):
             averaging.dynamic_exponential, decay=arguments["decay"]
         )
     return functools.partial(averaging.exponential, **arguments)
+
+
+def refuse_other_averages(name, optimizer):
+    """Raises a `ValueError` if an optimizer inside averages weights too."""
+    for each in whole_nest(optimizer):
+        if getattr(each, "use_ema", False):
+            raise ValueError(
+                f"`use_ema=True` of the optimizer inside {name} is an average "
+                "of its own, which replaces the weights at the end of `fit`. "
+                f"Leave one of the two out. Received: {each.name!r} with "
+                "use_ema=True"
+            )
+        if getattr(each, "averages_weights", False):
+            raise ValueError(
+                f"The optimizer inside {name} averages weights already: "
+                "leave one of the two out. Received: inner optimizer "
+                f"{each.name!r} of type {type(each).__name__}"
+            )
+
+
+def refuse_momentum_and_decay(inner):
+    """Raises a `ValueError` if an optimizer does what ScheduleFree does."""
+    for argument in ("momentum", "beta_1"):
+        value = getattr(inner, argument, 0.0)
+        if value:
+            raise ValueError(
+                f"In ScheduleFree `beta` takes the place of `{argument}`: set "
+                f"it to 0, or use ScheduleFree.adamw(...). Received: "
+                f"{inner.name!r} with {argument}={value}"
+            )
+    if getattr(inner, "weight_decay", None):
+        raise ValueError(
+            "Give `weight_decay` to ScheduleFree, which decays y, and not to "
+            f"the inner optimizer. Received: {inner.name!r} with "
+            f"weight_decay={inner.weight_decay}"
+        )
 
 
 def coefficient(rule, count):

@@ -3,6 +3,7 @@
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_learning_rate
 from keras_stab.arguments import checked_number
 from keras_stab.numerics.norms import in_full_precision
@@ -37,7 +38,7 @@ class MomentumFreeAdam(keras.optimizers.Optimizer):
         super().__init__(
             checked_learning_rate(learning_rate), name=name, **kwargs
         )
-        self.beta_2 = checked_number("beta_2", beta_2, 0.0, 1.0)
+        self.beta_2 = checked_fraction("beta_2", beta_2, zero=True, one=False)
         self.epsilon = checked_number("epsilon", epsilon, 0.0)
 
     def build(self, variables):

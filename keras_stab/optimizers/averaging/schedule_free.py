@@ -1,15 +1,23 @@
 """ScheduleFree: averaging in place of momentum and of a schedule."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
+from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_count
+from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
 from keras_stab.backend import updates
 from keras_stab.gradients.train_step import estimate
-from keras_stab.optimizers.averaging.momentum_free_adam import MomentumFreeAdam
-from keras_stab.optimizers.averaging.weight_averaging import (
+from keras_stab.optimizers.averaging.averaging_rules import (
+    refuse_momentum_and_decay,
+)
+from keras_stab.optimizers.averaging.averaging_rules import (
     refuse_other_averages,
 )
+from keras_stab.optimizers.averaging.momentum_free_adam import MomentumFreeAdam
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
 from keras_stab.optimizers.gradient_method import GradientMethod
@@ -75,7 +83,7 @@ class ScheduleFree(GradientMethod):
         Its code keeps y and z and rebuilds x when told to; keeping x and z
         is the same sequence. Any optimizer without momentum may be inside.
 
-    Cost: no extra pass; one more copy of the weights (4 bytes a weight).
+    Cost: no extra pass; one more copy of the weights (4 bytes per weight).
 
     References:
         - Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky, 2024, "The Road
@@ -86,17 +94,17 @@ class ScheduleFree(GradientMethod):
 
     def __init__(
         self,
-        inner_optimizer="sgd",
-        beta=0.9,
-        weight_decay=0.0,
-        decay_exclude=None,
-        step_power=0.0,
-        weight_lr_power=2.0,
-        name=None,
-        **kwargs,
+        inner_optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
+        beta: float = 0.9,
+        weight_decay: float = 0.0,
+        decay_exclude: Sequence[str | keras.Variable] | None = None,
+        step_power: float = 0.0,
+        weight_lr_power: float = 2.0,
+        name: str | None = None,
+        **kwargs: Any,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
-        self.beta = checked_number("beta", beta, 0.0, 1.0)
+        self.beta = checked_fraction("beta", beta, zero=True, one=False)
         self.weight_decay_rate = checked_number(
             "weight_decay", weight_decay or 0.0, 0.0
         )
@@ -106,10 +114,15 @@ class ScheduleFree(GradientMethod):
             "weight_lr_power", weight_lr_power, 0.0
         )
         refuse_other_averages(type(self).__name__, self.inner_optimizer)
-        _check_inner(innermost(self.inner_optimizer))
+        refuse_momentum_and_decay(innermost(self.inner_optimizer))
 
     @classmethod
-    def sgd(cls, learning_rate=1.0, warmup_steps=0, **kwargs):
+    def sgd(
+        cls,
+        learning_rate: LearningRate = 1.0,
+        warmup_steps: int = 0,
+        **kwargs: Any,
+    ) -> "ScheduleFree":
         """The SGD form.
 
         Args:
@@ -124,12 +137,12 @@ class ScheduleFree(GradientMethod):
     @classmethod
     def adamw(
         cls,
-        learning_rate=0.0025,
-        beta_2=0.999,
-        epsilon=1e-8,
-        warmup_steps=0,
-        **kwargs,
-    ):
+        learning_rate: LearningRate = 0.0025,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        warmup_steps: int = 0,
+        **kwargs: Any,
+    ) -> "ScheduleFree":
         """The AdamW form.
 
         Args:
@@ -141,7 +154,7 @@ class ScheduleFree(GradientMethod):
         rate = _warmed_up(learning_rate, warmup_steps)
         return cls(MomentumFreeAdam(rate, beta_2, epsilon), **kwargs)
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)
@@ -242,18 +255,20 @@ class ScheduleFree(GradientMethod):
         return share
 
     @property
-    def iterates(self):
+    def iterates(self) -> list[keras.Variable | None]:
         """The variables that hold z after the first update."""
         return list(self._slots)
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(
+        self, var_list: Any = None, var_names: Any = None
+    ) -> None:
         raise ValueError(
             "ScheduleFree decays weights itself: pass `decay_exclude`, a list "
             "of path patterns or variables. Received: "
             f"var_list={var_list}, var_names={var_names}"
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             {
@@ -276,20 +291,3 @@ def _warmed_up(learning_rate, warmup_steps):
             f"into the schedule. Received: learning_rate={learning_rate!r}"
         )
     return LinearWarmup(learning_rate, warmup_steps)
-
-
-def _check_inner(inner):
-    for argument in ("momentum", "beta_1"):
-        value = getattr(inner, argument, 0.0)
-        if value:
-            raise ValueError(
-                f"In ScheduleFree `beta` takes the place of `{argument}`: set "
-                f"it to 0, or use ScheduleFree.adamw(...). Received: "
-                f"{inner.name!r} with {argument}={value}"
-            )
-    if getattr(inner, "weight_decay", None):
-        raise ValueError(
-            "Give `weight_decay` to ScheduleFree, which decays y, and not to "
-            f"the inner optimizer. Received: {inner.name!r} with "
-            f"weight_decay={inner.weight_decay}"
-        )

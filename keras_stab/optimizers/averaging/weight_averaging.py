@@ -1,18 +1,23 @@
 """WeightAveraging: a running average of the weights of any optimizer."""
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
+from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_count
-from keras_stab.arguments import checked_number
+from keras_stab.arguments import checked_fraction
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.nesting import nest
-from keras_stab.nesting import whole_nest
 from keras_stab.optimizers.averaging.averaging_rules import checked_rule
 from keras_stab.optimizers.averaging.averaging_rules import coefficient
+from keras_stab.optimizers.averaging.averaging_rules import (
+    refuse_other_averages,
+)
 from keras_stab.optimizers.averaging.averaging_rules import rule
 from keras_stab.optimizers.lent_weights import LendsWeights
 from keras_stab.optimizers.nest_checks import evaluations_per_step
@@ -46,7 +51,7 @@ class WeightAveraging(LendsWeights, Wrapper):
     A large constant learning rate, kept in the tail that is averaged, is what
     averaging needs (`AveragedSGD`, `ConstantTail`). Use the average with
     `AveragedWeights`, `averaged_weights` or `export_averaged`; batch-norm
-    statistics have to be computed anew for it.
+    statistics have to be computed again for it.
 
     Args:
         inner_optimizer: Keras optimizer, name or config. Defaults to `"sgd"`.
@@ -95,8 +100,8 @@ class WeightAveraging(LendsWeights, Wrapper):
         weights under every method (timm's warm-up does so too; TensorFlow's
         `ExponentialMovingAverage` starts from the initial weights).
 
-    Cost: no extra pass. 4 bytes a weight, 8 when compensated; one more copy
-        of the weights while the average is in the model.
+    Cost: no extra pass. 4 bytes per weight, 8 when compensated; one more
+        copy of the weights while the average is in the model.
 
     References:
         - Nitanda, Kikuchi, Maeda, Wu, 2023, "Why is parameter averaging
@@ -113,19 +118,19 @@ class WeightAveraging(LendsWeights, Wrapper):
 
     def __init__(
         self,
-        inner_optimizer="sgd",
-        method="uniform",
-        start_step=0,
-        period=1,
-        decay=None,
-        warmup_gamma=None,
-        warmup_power=None,
-        dynamic=None,
-        exponent=None,
-        relative_std=None,
-        compensated=None,
-        name=None,
-        **kwargs,
+        inner_optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
+        method: str = "uniform",
+        start_step: int = 0,
+        period: int = 1,
+        decay: float | None = None,
+        warmup_gamma: float | None = None,
+        warmup_power: float | None = None,
+        dynamic: bool | None = None,
+        exponent: float | None = None,
+        relative_std: float | None = None,
+        compensated: bool | None = None,
+        name: str | None = None,
+        **kwargs: Any,
     ):
         given = {
             "decay": decay,
@@ -141,12 +146,9 @@ class WeightAveraging(LendsWeights, Wrapper):
         self._arguments = arguments
         self.start_step = checked_count("start_step", start_step, 0)
         self.period = checked_count("period", period, 1)
-        if compensated not in (None, True, False):
-            raise ValueError(
-                "`compensated` must be a boolean or None. Received: "
-                f"compensated={compensated!r}"
-            )
-        self.compensated = compensated
+        self.compensated = checked_boolean(
+            "compensated", compensated, optional=True
+        )
         refuse_other_averages(type(self).__name__, self.inner_optimizer)
 
     def _check_cycle(self):
@@ -162,7 +164,14 @@ class WeightAveraging(LendsWeights, Wrapper):
             )
 
     @classmethod
-    def from_run(cls, *args, epochs, steps_per_epoch, tail=0.25, **kwargs):
+    def from_run(
+        cls,
+        *args: Any,
+        epochs: int,
+        steps_per_epoch: int,
+        tail: float = 0.25,
+        **kwargs: Any,
+    ) -> "WeightAveraging":
         """The optimizer that averages the last part of a run.
 
         Args:
@@ -175,23 +184,21 @@ class WeightAveraging(LendsWeights, Wrapper):
         """
         epochs = checked_count("epochs", epochs, 1)
         steps = checked_count("steps_per_epoch", steps_per_epoch, 1)
-        tail = checked_number("tail", tail, 0.0, forbidden=(0.0,))
-        if tail > 1.0:
-            raise ValueError(f"`tail` must be in (0, 1]. Received: tail={tail}")
+        tail = checked_fraction("tail", tail)
         if "start_step" in kwargs:
             raise ValueError(
                 "`from_run` computes `start_step`; leave it out. Received: "
                 f"start_step={kwargs['start_step']}"
             )
         optimizer = cls(*args, **kwargs)
-        total = epochs * steps // _batches_an_update(optimizer)
+        total = epochs * steps // _batches_per_update(optimizer)
         start = min(round((1.0 - tail) * total), max(total - 1, 0))
         # The end of a step of the inner optimizer.
         count = evaluations_per_step(optimizer.inner_optimizer)
         optimizer.start_step = start // count * count + count - 1
         return optimizer
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)
@@ -242,22 +249,22 @@ class WeightAveraging(LendsWeights, Wrapper):
     # ---- The average ------------------------------------------------------
 
     @property
-    def averages(self):
-        """One variable a trainable variable (or `None`), after `build`."""
+    def averages(self) -> list[keras.Variable | None]:
+        """One variable per trainable variable (or `None`), after `build`."""
         return list(self._slots)
 
     @property
-    def averaged(self):
-        """Int, how many weights were averaged; read from the device."""
+    def averaged(self) -> int:
+        """How many updates were averaged; read from the device."""
         if not self.built:
             return 0
         return int(tracing.read(self._count))
 
-    def stability_metrics(self):
+    def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: how far the weights are from their average.
 
         `distance` is $|w - a| / |w|$ for the trained weights w, 0 before the
-        first average; `averaged` how many weights were averaged.
+        first average; `averaged` is the number of updates averaged.
         """
         return {"averaged": self.averaged, "distance": self.distance()}
 
@@ -274,7 +281,9 @@ class WeightAveraging(LendsWeights, Wrapper):
             "updates"
         )
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(
+        self, var_list: Sequence[keras.Variable]
+    ) -> None:
         super().finalize_variable_values(var_list)
         steps = self.updates
         if self.averaged == 0 and steps > 0:
@@ -287,7 +296,7 @@ class WeightAveraging(LendsWeights, Wrapper):
                 stacklevel=3,
             )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             {
@@ -301,25 +310,7 @@ class WeightAveraging(LendsWeights, Wrapper):
         return config
 
 
-def refuse_other_averages(name, optimizer):
-    """Raises a `ValueError` when an optimizer inside averages weights too."""
-    for each in whole_nest(optimizer):
-        if getattr(each, "use_ema", False):
-            raise ValueError(
-                f"`use_ema=True` of the optimizer inside {name} is an average "
-                "of its own, which replaces the weights at the end of `fit`. "
-                f"Leave one of the two out. Received: {each.name!r} with "
-                "use_ema=True"
-            )
-        if getattr(each, "averages_weights", False):
-            raise ValueError(
-                f"The optimizer inside {name} averages weights already: "
-                "leave one of the two out. Received: inner optimizer "
-                f"{each.name!r} of type {type(each).__name__}"
-            )
-
-
-def _batches_an_update(optimizer):
+def _batches_per_update(optimizer):
     for each in nest(optimizer):
         steps = getattr(each, "gradient_accumulation_steps", None)
         if steps:

@@ -1,9 +1,14 @@
 """CEGPlus: constrained extragradient with a damped second step."""
 
 import warnings
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
+from keras_stab.arguments import LearningRate
+from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
 from keras_stab.backend import devices
 from keras_stab.backend import many_tensors
@@ -12,6 +17,7 @@ from keras_stab.backend import updates
 from keras_stab.constraints import ConvexSet
 from keras_stab.numerics.half_space import step_to_half_space
 from keras_stab.optimizers.interpolation.phase_optimizer import PhaseOptimizer
+from keras_stab.optimizers.state import add_state
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -77,11 +83,11 @@ class CEGPlus(PhaseOptimizer):
 
     Departures from the paper:
         None in the rules. The choice of $\gamma$ by a line search
-        (CurvatureEG+) is not offered: it evaluates the field of one batch a
-        number of times that is not known before, and an optimizer is handed
-        one gradient of a new batch at each call.
+        (CurvatureEG+) is not offered: it evaluates the field of one batch
+        several times, how often is not known before, while an optimizer is
+        handed one gradient of a new batch per call.
 
-    Cost: two gradients a step, each of a batch of its own; two more copies
+    Cost: two gradients per step, each of a batch of its own; two more copies
         of the weights. Adaptive: two inner products more.
 
     Convergence: weak Minty solutions with constant $\rho > -1/(2L)$, that
@@ -104,30 +110,29 @@ class CEGPlus(PhaseOptimizer):
 
     def __init__(
         self,
-        learning_rate=0.1,
-        alpha=0.5,
-        proximal=None,
-        minty_constant=0.0,
-        relaxation=1.0,
-        name=None,
-        **kwargs,
+        learning_rate: LearningRate = 0.1,
+        alpha: float | str = 0.5,
+        proximal: Callable | dict[str, Callable] | None = None,
+        minty_constant: float = 0.0,
+        relaxation: float = 1.0,
+        name: str | None = None,
+        **kwargs: Any,
     ):
         super().__init__(learning_rate, proximal, 2, name, **kwargs)
         self.is_adaptive = alpha == "adaptive"
         self.minty_constant = checked_number("minty_constant", minty_constant)
         self.relaxation = checked_number(
-            "relaxation", relaxation, 0.0, 2.0, forbidden=(0.0,)
+            "relaxation", relaxation, above=0.0, below=2.0
         )
         if self.is_adaptive:
             self.alpha = alpha
             self._warn_of_small_rates(learning_rate)
             return
-        if not isinstance(alpha, str):
-            self.alpha = checked_number("alpha", alpha, 0.0, forbidden=(0.0,))
-        if isinstance(alpha, str) or self.alpha > 1.0:
+        if isinstance(alpha, str):
             raise ValueError(
                 f'`alpha` must be in (0, 1] or "adaptive". Received: {alpha=}'
             )
+        self.alpha = checked_fraction("alpha", alpha)
         if (self.minty_constant, self.relaxation) != (0.0, 1.0):
             raise ValueError(
                 "`minty_constant` and `relaxation` belong to "
@@ -148,11 +153,11 @@ class CEGPlus(PhaseOptimizer):
             )
 
     @property
-    def moves_jointly(self):
+    def moves_jointly(self) -> bool:
         """Whether a step depends on all weights of the model at once."""
         return self.is_adaptive
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
@@ -168,7 +173,7 @@ class CEGPlus(PhaseOptimizer):
                     f"number. Received: {devices.replicas()} replicas"
                 )
             self._last_alpha = [
-                self.add_variable((), dtype=self._step_size.dtype, name="alpha")
+                add_state(self, "alpha", dtype=self._step_size.dtype)
             ]
 
     def move(self, indices, gradients, values, variables):
@@ -216,10 +221,10 @@ class CEGPlus(PhaseOptimizer):
         offset = delta / rate if delta else 0.0
         return step_to_half_space(inner, square, offset)
 
-    def diagnostics(self):
+    def diagnostics(self) -> dict[str, float]:
         """Dict of one float, `alpha` of the last step; reads from the device.
 
-        A warning is given when it is 0 or less: then the learning rate is too
+        A warning is given if it is 0 or less: then the learning rate is too
         large, or the Minty constant too small for it.
 
         Raises:
@@ -241,7 +246,7 @@ class CEGPlus(PhaseOptimizer):
             )
         return {"alpha": alpha}
 
-    def stability_metrics(self):
+    def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: also `diagnostics()`, where adaptive."""
         more = self.diagnostics() if self.is_adaptive else {}
         return {**super().stability_metrics(), **more}
@@ -266,7 +271,7 @@ class CEGPlus(PhaseOptimizer):
             for operator, value in zip(self._operators, values)
         ]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             {

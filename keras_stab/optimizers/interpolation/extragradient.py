@@ -1,9 +1,12 @@
 """ExtraGradient: looks ahead, then steps from where it stood."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_stab.arguments import checked_choice
-from keras_stab.arguments import checked_number
+from keras_stab.arguments import checked_fraction
 from keras_stab.backend import many_tensors
 from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
@@ -16,7 +19,7 @@ class ExtraGradient(MeasuredUpdate):
     r"""Extragradient around any optimizer; ExtraAdam with Adam inside.
 
     With $u$ the update that the inner optimizer makes of a gradient, $P$ the
-    constraints and $s$ the update scale, two applies make a step:
+    constraints and $s$ the update scale, two calls of `apply` make a step:
 
     $$
     \bar z = P(z + u(F(z))), \qquad z \leftarrow P(z + s \, u(F(\bar z)))
@@ -24,19 +27,20 @@ class ExtraGradient(MeasuredUpdate):
 
     Args:
         inner_optimizer: Keras optimizer, name or config; no method that
-            takes several gradients a step. Defaults to `"sgd"`.
+            takes several gradients per step. Defaults to `"sgd"`.
         update_scale: Float in (0, 1], $s$; below 1 it is EG+, which stands
             more nonmonotonicity. Defaults to 1.0.
-        moments: `"shared"`: one inner optimizer for both applies (Gidel et
+        moments: `"shared"`: one inner optimizer for both calls (Gidel et
             al.). `"separate"`: extrapolation and update have moments and
             step count of their own. Defaults to `"shared"`.
         name: String or `None`.
 
     Raises:
         ValueError: If an argument is out of range, if the inner optimizer
-            averages weights, or if separate moments meet one for each player.
+            averages weights, or if `moments="separate"` and the inner
+            optimizer holds one optimizer per player.
 
-    After the first of two applies the model holds $\bar z$. Evaluate at $z$
+    After the first of the two calls the model holds $\bar z$. Evaluate at $z$
     by the callback `SwapSlowWeights`, or inside `with
     optimizer.swap_weights(model):`.
 
@@ -55,7 +59,7 @@ class ExtraGradient(MeasuredUpdate):
         With constraints both points are projected; `CEGPlus` is the method
         that projects the first only, and the one with a guarantee there.
 
-    Cost: two gradients a step, each of a batch of its own: compare methods
+    Cost: two gradients per step, each of a batch of its own: compare methods
         by gradients. One more copy of the weights, and with separate moments
         one more of the inner state.
 
@@ -72,20 +76,14 @@ class ExtraGradient(MeasuredUpdate):
 
     def __init__(
         self,
-        inner_optimizer="sgd",
-        update_scale=1.0,
-        moments="shared",
-        name=None,
-        **kwargs,
+        inner_optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
+        update_scale: float = 1.0,
+        moments: str = "shared",
+        name: str | None = None,
+        **kwargs: Any,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
-        self.update_scale = checked_number(
-            "update_scale", update_scale, 0.0, forbidden=(0.0,)
-        )
-        if self.update_scale > 1.0:
-            raise ValueError(
-                f"`update_scale` must be in (0, 1]. Received: {update_scale=}"
-            )
+        self.update_scale = checked_fraction("update_scale", update_scale)
         self.moments = checked_choice(
             "moments", moments, ("shared", "separate")
         )
@@ -114,7 +112,7 @@ class ExtraGradient(MeasuredUpdate):
                 inner.loss_scale_factor
             )
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)
@@ -154,10 +152,13 @@ class ExtraGradient(MeasuredUpdate):
         values = updates.choose(
             extrapolates, lambda: project(after), from_anchor
         )
+        return anchors, values
+
+    def next_phase(self, phase, updated):
         made = keras.ops.cast(updated, "int32")
         if self._updates is not None:
             self._updates.assign(self._updates + made)
-        return anchors, values, (phase + made) % 2
+        return (phase + made) % 2
 
     # ---- What reaches both optimizers -------------------------------------
 
@@ -204,13 +205,15 @@ class ExtraGradient(MeasuredUpdate):
             if optimizer is not None:
                 optimizer.loss_scale_factor = factor
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(
+        self, var_list: Any = None, var_names: Any = None
+    ) -> None:
         for optimizer in self._both():
             optimizer.exclude_from_weight_decay(
                 var_list=var_list, var_names=var_names
             )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             {"update_scale": self.update_scale, "moments": self.moments}

@@ -33,7 +33,7 @@ class Keep:
         """Adds what the rule remembers to the wrapper's variables."""
 
     def iterations(self):
-        """The updates that the wrapper counts, a variable or tensor."""
+        """The updates that the wrapper counts, as a variable or tensor."""
         return self.optimizer.iterations
 
     def apply(self, due, made, slow_step_size):
@@ -47,7 +47,7 @@ class Keep:
 
 
 class Reset(Keep):
-    """Every slot and the step count start anew, as after a new build."""
+    """Every slot and the step count start again, as after a new build."""
 
     def __init__(self, optimizer):
         super().__init__(optimizer)

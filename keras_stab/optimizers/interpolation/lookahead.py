@@ -1,11 +1,14 @@
 """Lookahead: slow weights that follow the fast ones from time to time."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
-from keras_stab.arguments import checked_number
+from keras_stab.arguments import checked_fraction
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
@@ -48,7 +51,7 @@ class Lookahead(LendsWeights, Wrapper):
             optimizer. Defaults to 0.5.
         inner_state: What becomes of the inner optimizer's own state at a
             synchronisation. `"keep"`: nothing. `"reset"`: every slot and the
-            step count start anew. `"pullback"`: momentum becomes
+            step count start again. `"pullback"`: momentum becomes
             $\alpha m + (1 - \alpha) m'$ with $m'$ its value after the last
             synchronisation. Defaults to `"keep"`.
         name: String or `None`.
@@ -61,7 +64,7 @@ class Lookahead(LendsWeights, Wrapper):
 
     Slow weights are taken from the model at the start of every cycle, also
     after `load_weights`. Steps are real updates: a window of accumulated
-    gradients is one, a step that a loss scaler skips is none. Batch-norm
+    gradients is one, a step that a loss scaler skips does not count. Batch-norm
     statistics are those of the fast weights.
 
     The model holds the fast weights between two synchronisations. Evaluate
@@ -104,23 +107,16 @@ class Lookahead(LendsWeights, Wrapper):
 
     def __init__(
         self,
-        inner_optimizer="adam",
-        sync_period=5,
-        slow_step_size=0.5,
-        inner_state="keep",
-        name=None,
-        **kwargs,
+        inner_optimizer: str | dict | keras.optimizers.Optimizer = "adam",
+        sync_period: int = 5,
+        slow_step_size: float = 0.5,
+        inner_state: str = "keep",
+        name: str | None = None,
+        **kwargs: Any,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
         self.sync_period = checked_count("sync_period", sync_period, 1)
-        self.slow_step_size = checked_number(
-            "slow_step_size", slow_step_size, 0.0, forbidden=(0.0,)
-        )
-        if self.slow_step_size > 1.0:
-            raise ValueError(
-                "`slow_step_size` must be in (0, 1]. Received: "
-                f"slow_step_size={slow_step_size}"
-            )
+        self.slow_step_size = checked_fraction("slow_step_size", slow_step_size)
         self.inner_state = checked_choice(
             "inner_state", inner_state, INNER_STATES
         )
@@ -142,11 +138,11 @@ class Lookahead(LendsWeights, Wrapper):
                 )
 
     @property
-    def evaluations_per_step(self):
-        """Int, gradients that make one step of the inner method."""
+    def evaluations_per_step(self) -> int:
+        """Gradients that make one step of the inner method."""
         return evaluations_per_step(self.inner_optimizer)
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)
@@ -210,8 +206,8 @@ class Lookahead(LendsWeights, Wrapper):
         ]
 
     @property
-    def slow_weights(self):
-        """One variable a trainable variable (or `None`), after `build`.
+    def slow_weights(self) -> list[keras.Variable | None]:
+        """One variable per trainable variable (or `None`), after `build`.
 
         They hold the slow weights from the first step of a cycle on.
         """
@@ -234,7 +230,7 @@ class Lookahead(LendsWeights, Wrapper):
                 )
         return values
 
-    def stability_metrics(self):
+    def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: the distance of fast and slow weights.
 
         `phase` counts the updates since the last synchronisation.
@@ -242,7 +238,7 @@ class Lookahead(LendsWeights, Wrapper):
         phase = tracing.read(self._position) if self.built else 0
         return {"distance": self.distance(), "phase": phase}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             {

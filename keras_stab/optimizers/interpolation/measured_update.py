@@ -1,5 +1,8 @@
 """MeasuredUpdate: uses what an inner optimizer would do, in another way."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_stab.backend import many_tensors
@@ -18,21 +21,26 @@ class MeasuredUpdate(LendsWeights, Wrapper):
     """Base of the extragradient family around any optimizer.
 
     The update u is the difference of the weights that the inner optimizer
-    makes, without constraints. A subclass names its one slot a variable,
-    `slot_name`, and defines `move`, which says where weights and slot go.
+    makes, without constraints. A subclass names its one slot per variable,
+    `slot_name`, and defines `move`, which says where weights and slots go.
     """
 
     slot_name = "anchor"
     evaluation_name = "anchor"
 
-    def __init__(self, inner_optimizer="sgd", name=None, **kwargs):
+    def __init__(
+        self,
+        inner_optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
+        name: str | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(inner_optimizer, name=name, **kwargs)
         kind, inner = type(self).__name__, self.inner_optimizer
         refuse_averages_inside(kind, inner)
         refuse_accumulating_parts(kind, inner)
         refuse_several_evaluations(kind, inner)
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)
@@ -63,7 +71,7 @@ class MeasuredUpdate(LendsWeights, Wrapper):
             pairs = zip((constraints[i] for i in kept), values)
             return [v if c is None else c(v) for c, v in pairs]
 
-        new_slots, values, phase = self.move(
+        new_slots, values = self.move(
             phase,
             updated,
             list(map(tracing.read, slots)),
@@ -73,7 +81,7 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         )
         many_tensors.assign_each(self, slots, new_slots)
         many_tensors.assign_each(self, moving, values)
-        self._phase.assign(phase)
+        self._phase.assign(self.next_phase(phase, updated))
 
     def inner_apply(self, gradients, variables, phase):
         """The update of the inner optimizer, without constraints."""
@@ -92,9 +100,14 @@ class MeasuredUpdate(LendsWeights, Wrapper):
             project: Function that applies the constraints to a list.
 
         Returns:
-            New slots, new weights, new phase.
+            New slots, new weights.
         """
         raise NotImplementedError
+
+    def next_phase(self, phase, updated):
+        """The phase after an update; 1 from the first real one on."""
+        started = keras.ops.logical_or(phase > 0, updated)
+        return keras.ops.cast(started, "int32")
 
     def evaluation_values(self):
         if not self.built:
@@ -103,7 +116,7 @@ class MeasuredUpdate(LendsWeights, Wrapper):
             return [None] * len(self._slots)
         return [None if s is None else s.value for s in self._slots]
 
-    def stability_metrics(self):
+    def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: how far the weights are from the anchor."""
         phase = tracing.read(self._phase) if self.built else 0
         return {"distance": self.distance(), "phase": phase}

@@ -1,5 +1,7 @@
 """OptimisticGradient: twice the update, minus the one before."""
 
+from typing import Any
+
 import keras
 
 from keras_stab.arguments import checked_choice
@@ -23,7 +25,7 @@ class OptimisticGradient(MeasuredUpdate):
 
     Args:
         inner_optimizer: Keras optimizer, name or config; no method that
-            takes several gradients a step. Defaults to `"sgd"`.
+            takes several gradients per step. Defaults to `"sgd"`.
         initial_update: $u_{-1}$: `"repeat"` for $u_0$, so that the first
             step is a plain one, or `"zero"`. Defaults to `"repeat"`.
         name: String or `None`.
@@ -62,10 +64,10 @@ class OptimisticGradient(MeasuredUpdate):
 
     def __init__(
         self,
-        inner_optimizer="sgd",
-        initial_update="repeat",
-        name=None,
-        **kwargs,
+        inner_optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
+        initial_update: str = "repeat",
+        name: str | None = None,
+        **kwargs: Any,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
         self.initial_update = checked_choice(
@@ -80,18 +82,17 @@ class OptimisticGradient(MeasuredUpdate):
             ahead = many_tensors.each_sum(changes(), slots, -1.0)
             return project(many_tensors.each_sum(after, ahead))
 
-        started = keras.ops.logical_or(phase > 0, updated)
         looks_ahead = updated
         if self.initial_update == "repeat":
             looks_ahead = keras.ops.logical_and(updated, phase > 0)
         values = updates.choose(looks_ahead, optimistic, lambda: project(after))
         last = updates.choose(updated, changes, lambda: slots)
-        return last, values, keras.ops.cast(started, "int32")
+        return last, values
 
     def evaluation_values(self):
         return [None] * len(self._slots) if self.built else []
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config["initial_update"] = self.initial_update
         return config

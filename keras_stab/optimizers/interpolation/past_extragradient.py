@@ -9,7 +9,7 @@ from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
 
 @keras.saving.register_keras_serializable(package="keras_stab")
 class PastExtraGradient(MeasuredUpdate):
-    r"""Extragradient with one gradient a step (Popov's method).
+    r"""Extragradient with one gradient per step (Popov's method).
 
     The model holds the extrapolated point $\bar z$, the optimizer the iterate
     $z$. With $u$ the update that the inner optimizer makes of $F(\bar z)$ and
@@ -23,7 +23,7 @@ class PastExtraGradient(MeasuredUpdate):
 
     Args:
         inner_optimizer: Keras optimizer, name or config; no method that
-            takes several gradients a step. Defaults to `"sgd"`.
+            takes several gradients per step. Defaults to `"sgd"`.
         name: String or `None`.
 
     Raises:
@@ -71,10 +71,4 @@ class PastExtraGradient(MeasuredUpdate):
             return [*new, *project(many_tensors.each_sum(new, change))]
 
         both = updates.choose(updated, moved, lambda: [*iterates, *after])
-        count = len(slots)
-        started = keras.ops.logical_or(phase > 0, updated)
-        return (
-            both[:count],
-            both[count:],
-            keras.ops.cast(started, "int32"),
-        )
+        return both[: len(slots)], both[len(slots) :]

@@ -1,4 +1,7 @@
-"""PhaseOptimizer: a step of several gradients, one gradient an apply."""
+"""PhaseOptimizer: a step takes several gradients, one per call of `apply`."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -24,8 +27,8 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
 
     Args:
         learning_rate, proximal, name: As in `RAPP`.
-        evaluations: Int, gradients a step, for messages.
-        **kwargs: Of every Keras optimizer, but for weight decay and EMA.
+        evaluations: Int, gradients per step, for messages.
+        **kwargs: Of every Keras optimizer, without weight decay and EMA.
     """
 
     together_everywhere = True
@@ -54,7 +57,7 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
         )
         self.proximal = checked_proximal(proximal)
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)
@@ -136,7 +139,7 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
         """Whether a step has just ended; read from the device."""
         return self.updates % self.evaluations_per_step == 0
 
-    def stability_metrics(self):
+    def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: how far the weights are from the anchor."""
         phase = self.updates % self.evaluations_per_step
         return {"distance": self.distance(), "phase": phase}
@@ -147,7 +150,7 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
         keras.optimizers.Optimizer.load_own_variables(self, own)
         self.load_aside(store)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         proximal = self.proximal
         serialize = keras.saving.serialize_keras_object

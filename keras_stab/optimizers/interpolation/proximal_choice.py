@@ -65,7 +65,8 @@ def operators_of(kind, proximal, variables):
         if len(matching) > 1 or (matching and variable.constraint):
             raise ValueError(
                 f"{variable.path!r} has more than one proximal operator or "
-                "constraint, which together are none: leave it one. Received: "
+                "constraint. One after the other they are no proximal "
+                "operator: keep one of them. Received: "
                 f"patterns {matching}, constraint {variable.constraint!r}"
             )
         operator = given[matching[0]] if matching else variable.constraint
@@ -82,9 +83,9 @@ def operators_of(kind, proximal, variables):
 def _as_operator(kind, operator, variable):
     if not is_convex(operator):
         raise ValueError(
-            f"{kind} needs convex sets, and {type(operator).__name__} is "
-            "none: the method moves between feasible points, which would "
-            "leave it. Take a set of keras_stab.constraints, for example "
+            f"{kind} needs convex sets, and that of {type(operator).__name__} "
+            "is not convex: the method moves between feasible points, which "
+            "would leave it. Take a set of keras_stab.constraints, for example "
             f"L2Ball. Received: a constraint on {variable.path!r}"
         )
     if operator is None or hasattr(operator, "proximal"):

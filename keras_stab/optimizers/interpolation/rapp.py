@@ -1,18 +1,23 @@
 """RAPP: the relaxed approximate proximal point method."""
 
 import warnings
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
+from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_count
-from keras_stab.arguments import checked_number
+from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.constraints import ConvexSet
 from keras_stab.optimizers.interpolation.phase_optimizer import PhaseOptimizer
+from keras_stab.optimizers.state import add_state
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -42,8 +47,8 @@ class RAPP(PhaseOptimizer):
         proximal: `None` for each variable's own constraint; one operator of
             `keras_stab.constraints` for all; or a dict from regular
             expressions for variable paths to operators. Defaults to `None`.
-        track_diagnostics: Whether to keep what `diagnostics` tells, two norms
-            a gradient. Defaults to `False`.
+        track_diagnostics: Whether to keep what `diagnostics` tells: two more
+            norms per gradient. Defaults to `False`.
         name: String or `None`.
         **kwargs: Further arguments of every Keras optimizer: clipping,
             `loss_scale_factor`, `gradient_accumulation_steps`.
@@ -71,7 +76,7 @@ class RAPP(PhaseOptimizer):
         None in the rule. Its code makes one inner step too few in the first
         cycle, updates players in turn, and does not save the anchor.
 
-    Cost: `inner_steps` gradients a step; one more copy of the weights.
+    Cost: `inner_steps` gradients per step; one more copy of the weights.
 
     Convergence (last iterate): $\gamma L < 1$ and an operator, constraints
         included, that is $\rho$-comonotone with $\rho > -1/(2L)$, with
@@ -85,13 +90,13 @@ class RAPP(PhaseOptimizer):
 
     def __init__(
         self,
-        learning_rate=0.1,
-        inner_steps=3,
-        relaxation=0.5,
-        proximal=None,
-        track_diagnostics=False,
-        name=None,
-        **kwargs,
+        learning_rate: LearningRate = 0.1,
+        inner_steps: int = 3,
+        relaxation: float = 0.5,
+        proximal: Callable | dict[str, Callable] | None = None,
+        track_diagnostics: bool = False,
+        name: str | None = None,
+        **kwargs: Any,
     ):
         inner_steps = checked_count("inner_steps", inner_steps, 1)
         super().__init__(learning_rate, proximal, inner_steps, name, **kwargs)
@@ -99,13 +104,7 @@ class RAPP(PhaseOptimizer):
         self.track_diagnostics = checked_boolean(
             "track_diagnostics", track_diagnostics
         )
-        self.relaxation = checked_number(
-            "relaxation", relaxation, 0.0, forbidden=(0.0,)
-        )
-        if self.relaxation > 1.0:
-            raise ValueError(
-                f"`relaxation` must be in (0, 1]. Received: {relaxation=}"
-            )
+        self.relaxation = checked_fraction("relaxation", relaxation)
         if self.relaxation == 1.0:
             warnings.warn(
                 "relaxation=1 is the unrelaxed method, which no theorem "
@@ -114,11 +113,11 @@ class RAPP(PhaseOptimizer):
             )
 
     @property
-    def evaluations_per_step(self):
-        """Int, gradients from one anchor to the next."""
+    def evaluations_per_step(self) -> int:
+        """Gradients from one anchor to the next."""
         return self.inner_steps
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
@@ -131,7 +130,7 @@ class RAPP(PhaseOptimizer):
                     f"out. Received: {devices.replicas()} replicas"
                 )
             self._length, self._residual, self._contraction = (
-                self.add_variable((), dtype="float32", name=name)
+                add_state(self, name, dtype="float32")
                 for name in ("length", "residual", "contraction")
             )
 
@@ -204,11 +203,11 @@ class RAPP(PhaseOptimizer):
         self._residual.assign(ops.where(first, length / rate, old))
         self._length.assign(length)
 
-    def diagnostics(self):
+    def diagnostics(self) -> dict[str, float]:
         r"""Dict of floats, of the last cycle; reads from the device.
 
         `contraction`: $\|w_{t+1} - w_t\| / \|w_t - w_{t-1}\|$, an estimate
-        of $\gamma L$ from below; a warning is given when it is 1 or more.
+        of $\gamma L$ from below; a warning is given if it is 1 or more.
         `residual`: $\|z - w_1\| / \gamma$ at the anchor, 0 at a solution.
 
         Raises:
@@ -239,12 +238,12 @@ class RAPP(PhaseOptimizer):
             return [None] * len(self._known())
         return [None if a is None else a.value for a in self._anchors]
 
-    def stability_metrics(self):
+    def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: also `diagnostics()`, if they are tracked."""
         more = self.diagnostics() if self.track_diagnostics else {}
         return {**super().stability_metrics(), **more}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             {
