@@ -38,6 +38,7 @@ class LendsWeights:
     """
 
     evaluation_name = "second set of weights"
+    iterations: Any  # of the optimizer that it is mixed into
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

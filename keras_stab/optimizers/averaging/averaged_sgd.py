@@ -4,10 +4,10 @@ from typing import Any
 
 import keras
 
-from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_learning_rate
 from keras_stab.optimizers.averaging.weight_averaging import WeightAveraging
 from keras_stab.schedules import ConstantTail
+from keras_stab.types import LearningRate
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -96,7 +96,7 @@ class AveragedSGD(WeightAveraging):
         )
 
     @classmethod
-    def from_run(
+    def from_run(  # type: ignore[override]
         cls,
         learning_rate: float = 0.1,
         *,

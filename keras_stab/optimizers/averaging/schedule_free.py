@@ -1,11 +1,11 @@
 """ScheduleFree: averaging in place of momentum and of a schedule."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
@@ -25,6 +25,7 @@ from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.state import widest_dtype
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.schedules import LinearWarmup
+from keras_stab.types import LearningRate
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -154,7 +155,7 @@ class ScheduleFree(GradientMethod):
         rate = _warmed_up(learning_rate, warmup_steps)
         return cls(MomentumFreeAdam(rate, beta_2, epsilon), **kwargs)
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)

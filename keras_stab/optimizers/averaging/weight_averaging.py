@@ -1,6 +1,7 @@
 """WeightAveraging: a running average of the weights of any optimizer."""
 
 import warnings
+from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
@@ -198,7 +199,7 @@ class WeightAveraging(LendsWeights, Wrapper):
         optimizer.start_step = start // count * count + count - 1
         return optimizer
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)

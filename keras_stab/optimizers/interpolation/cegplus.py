@@ -2,12 +2,11 @@
 
 import warnings
 from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
-from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
 from keras_stab.backend import devices
@@ -18,6 +17,7 @@ from keras_stab.constraints import ConvexSet
 from keras_stab.numerics.half_space import step_to_half_space
 from keras_stab.optimizers.interpolation.phase_optimizer import PhaseOptimizer
 from keras_stab.optimizers.state import add_state
+from keras_stab.types import LearningRate
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -157,7 +157,7 @@ class CEGPlus(PhaseOptimizer):
         """Whether a step depends on all weights of the model at once."""
         return self.is_adaptive
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)

@@ -1,6 +1,6 @@
 """ExtraGradient: looks ahead, then steps from where it stood."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -112,7 +112,7 @@ class ExtraGradient(MeasuredUpdate):
                 inner.loss_scale_factor
             )
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)

@@ -1,6 +1,6 @@
 """Lookahead: slow weights that follow the fast ones from time to time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -142,7 +142,7 @@ class Lookahead(LendsWeights, Wrapper):
         """Gradients that make one step of the inner method."""
         return evaluations_per_step(self.inner_optimizer)
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)

@@ -1,6 +1,6 @@
 """MeasuredUpdate: uses what an inner optimizer would do, in another way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -40,7 +40,7 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         refuse_accumulating_parts(kind, inner)
         refuse_several_evaluations(kind, inner)
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)

@@ -1,6 +1,6 @@
 """PhaseOptimizer: a step takes several gradients, one per call of `apply`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -57,7 +57,7 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
         )
         self.proximal = checked_proximal(proximal)
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         variables = list(variables)

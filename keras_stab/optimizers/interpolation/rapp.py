@@ -2,12 +2,11 @@
 
 import warnings
 from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
-from keras_stab.arguments import LearningRate
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
@@ -18,6 +17,7 @@ from keras_stab.backend import updates
 from keras_stab.constraints import ConvexSet
 from keras_stab.optimizers.interpolation.phase_optimizer import PhaseOptimizer
 from keras_stab.optimizers.state import add_state
+from keras_stab.types import LearningRate
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -117,7 +117,7 @@ class RAPP(PhaseOptimizer):
         """Gradients from one anchor to the next."""
         return self.inner_steps
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
