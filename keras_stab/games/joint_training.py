@@ -12,6 +12,7 @@ from keras_stab.games.joint_step import evaluate
 from keras_stab.games.joint_step import player_on_turn
 from keras_stab.games.joint_step import row_count
 from keras_stab.games.nan_watch import with_nan_watch
+from keras_stab.games.player import Player
 
 
 class JointTraining(keras.Model):
@@ -22,7 +23,9 @@ class JointTraining(keras.Model):
     players and their variables, is the game's.
     """
 
-    def prepare_training(self, players, operator_norm):
+    def prepare_training(
+        self, players: list[Player], operator_norm: bool
+    ) -> None:
         """Makes the metrics, and says that no step runs."""
         self._player_losses = [
             keras.metrics.Mean(name=f"{player.name}_loss") for player in players
@@ -30,7 +33,7 @@ class JointTraining(keras.Model):
         self._norm = None
         if operator_norm:
             self._norm = keras.metrics.Mean(name="operator_norm")
-        self._step = None
+        self._step: Any = None
 
     def train_step(self, *state_and_data: Any) -> Any:
         """The stock step, told whose turn it is."""

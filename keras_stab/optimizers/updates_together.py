@@ -1,12 +1,17 @@
 """UpdatesTogether: one update for all variables."""
 
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 
 
-class UpdatesTogether:
-    """Mixin of optimizers that define `update_steps` for many variables.
+class UpdatesTogether(keras.optimizers.Optimizer):
+    """Base of optimizers that define `update_steps` for many variables.
 
     Keras calls `update_step` once per variable. On PyTorch its own optimizers
     override what is overridden here, and for the same reason: the time of many
@@ -16,7 +21,11 @@ class UpdatesTogether:
     # Whether that is faster on the other backends too.
     together_everywhere = False
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self,
+        grads: Iterable[Any],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> None:
         # What a `Wrapper` does for the optimizer inside it; these are used
         # without one.
         super().apply(updates.barrier(list(grads)), trainable_variables)

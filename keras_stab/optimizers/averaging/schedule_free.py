@@ -10,6 +10,7 @@ from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
 from keras_stab.backend import updates
+from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
 from keras_stab.optimizers.averaging.averaging_rules import (
     refuse_momentum_and_decay,
@@ -184,7 +185,7 @@ class ScheduleFree(GradientMethod):
             for name in ("largest_rate", "weight_sum")
         )
 
-    def estimate(self, oracle):
+    def estimate(self, oracle: GradientOracle) -> list[Any]:
         oracle.notes[self] = ()
         shift = [
             (1.0 - self.beta) * (iterate - value)
@@ -202,7 +203,9 @@ class ScheduleFree(GradientMethod):
             for slot, value in zip(self._slots, values)
         ]
 
-    def apply_in_order(self, gradients, variables):
+    def apply_in_order(
+        self, gradients: list[Any], variables: list[keras.Variable]
+    ) -> None:
         ops = keras.ops
         inner = self.inner_optimizer
         points = [ops.copy(v) for v in variables]

@@ -25,6 +25,7 @@ from keras_stab.optimizers.nest_checks import evaluations_per_step
 from keras_stab.optimizers.state import add_slot
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import Wrapper
+from keras_stab.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -224,7 +225,9 @@ class WeightAveraging(LendsWeights, Wrapper):
             for variable in variables
         ]
 
-    def apply_in_order(self, gradients, variables):
+    def apply_in_order(
+        self, gradients: list[Any], variables: list[keras.Variable]
+    ) -> None:
         inner = self.inner_optimizer
         before = keras.ops.copy(inner.iterations)
         *gradients, before = updates.barrier([*gradients, before])
@@ -269,13 +272,13 @@ class WeightAveraging(LendsWeights, Wrapper):
         """
         return {"averaged": self.averaged, "distance": self.distance()}
 
-    def evaluation_values(self):
+    def evaluation_values(self) -> list[Tensor | None]:
         return [None if s is None else s.value for s in self._slots]
 
-    def has_evaluation_weights(self):
+    def has_evaluation_weights(self) -> bool:
         return self.averaged > 0
 
-    def nothing_to_lend(self):
+    def nothing_to_lend(self) -> str:
         return (
             f"There is no average yet: averaging starts at update "
             f"{self.start_step}. Received: an optimizer after {self.updates} "

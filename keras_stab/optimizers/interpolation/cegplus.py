@@ -18,6 +18,7 @@ from keras_stab.numerics.half_space import step_to_half_space
 from keras_stab.optimizers.interpolation.phase_optimizer import PhaseOptimizer
 from keras_stab.optimizers.state import add_state
 from keras_stab.types import LearningRate
+from keras_stab.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -176,7 +177,13 @@ class CEGPlus(PhaseOptimizer):
                 add_state(self, "alpha", dtype=self._step_size.dtype)
             ]
 
-    def move(self, indices, gradients, values, variables):
+    def move(
+        self,
+        indices: list[int],
+        gradients: list[Any],
+        values: list[Tensor],
+        variables: list[keras.Variable],
+    ) -> None:
         iterates = [self._iterates[i] for i in indices]
         forward = [self._forward[i] for i in indices]
         points = many_tensors.each_sum(
@@ -251,7 +258,7 @@ class CEGPlus(PhaseOptimizer):
         more = self.diagnostics() if self.is_adaptive else {}
         return {**super().stability_metrics(), **more}
 
-    def evaluation_values(self):
+    def evaluation_values(self) -> list[Tensor | None]:
         if not self.built:
             return []
         at_rest = self.at_rest()
@@ -262,7 +269,7 @@ class CEGPlus(PhaseOptimizer):
             ]
         )
 
-    def feasible(self, values):
+    def feasible(self, values: list[Tensor]) -> list[Tensor]:
         """The projections of values of the variables on their sets."""
         return [
             operator.project(value)

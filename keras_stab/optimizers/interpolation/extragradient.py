@@ -1,5 +1,6 @@
 """ExtraGradient: looks ahead, then steps from where it stood."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import innermost
+from keras_stab.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -122,7 +124,12 @@ class ExtraGradient(MeasuredUpdate):
         if self.extrapolation_optimizer is not None:
             self._updates = add_state(self, "updates")
 
-    def inner_apply(self, gradients, variables, phase):
+    def inner_apply(
+        self,
+        gradients: list[Any],
+        variables: list[keras.Variable],
+        phase: Tensor,
+    ) -> None:
         if self.extrapolation_optimizer is None:
             super().inner_apply(gradients, variables, phase)
             return
@@ -135,7 +142,15 @@ class ExtraGradient(MeasuredUpdate):
                 condition, optimizer, lambda: gradients, variables
             )
 
-    def move(self, phase, updated, slots, before, after, project):
+    def move(
+        self,
+        phase: Tensor,
+        updated: Tensor,
+        slots: list[Tensor],
+        before: list[Tensor],
+        after: list[Tensor],
+        project: Callable[[list[Tensor]], list[Tensor]],
+    ) -> tuple[list[Tensor], list[Tensor]]:
         anchors = updates.choose(
             phase == 0, lambda: list(before), lambda: slots
         )
@@ -154,7 +169,7 @@ class ExtraGradient(MeasuredUpdate):
         )
         return anchors, values
 
-    def next_phase(self, phase, updated):
+    def next_phase(self, phase: Tensor, updated: Tensor) -> Tensor:
         made = keras.ops.cast(updated, "int32")
         if self._updates is not None:
             self._updates.assign(self._updates + made)
@@ -167,15 +182,15 @@ class ExtraGradient(MeasuredUpdate):
         return [optimizer for optimizer in both if optimizer is not None]
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         inside = [v for optimizer in self._both() for v in optimizer.variables]
         return self.own_variables + inside
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable:
         return super().iterations if self._updates is None else self._updates
 
-    def completed_updates(self):
+    def completed_updates(self) -> Tensor:
         count = super().completed_updates()
         if self.extrapolation_optimizer is None:
             return count
@@ -185,20 +200,20 @@ class ExtraGradient(MeasuredUpdate):
         return count + keras.ops.cast(more, "int32")
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Any:
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
+    def learning_rate(self, learning_rate: Any) -> None:
         for optimizer in self._both():
             optimizer.learning_rate = learning_rate
 
     @property
-    def loss_scale_factor(self):
+    def loss_scale_factor(self) -> Any:
         return self.inner_optimizer.loss_scale_factor
 
     @loss_scale_factor.setter
-    def loss_scale_factor(self, factor):
+    def loss_scale_factor(self, factor: Any) -> None:
         # The base class sets it before there is an inner optimizer.
         for name in ("inner_optimizer", "extrapolation_optimizer"):
             optimizer = vars(self).get(name)

@@ -22,6 +22,7 @@ from keras_stab.optimizers.nest_checks import refuse_accumulating_parts
 from keras_stab.optimizers.nest_checks import refuse_averages_inside
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import Wrapper
+from keras_stab.types import Tensor
 
 # The longest cycle in which computing both sides of a condition is quicker.
 OFTEN = 3
@@ -159,10 +160,12 @@ class Lookahead(LendsWeights, Wrapper):
         self._rule.build(self)
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable:
         return self._rule.iterations()
 
-    def apply_in_order(self, gradients, variables):
+    def apply_in_order(
+        self, gradients: list[Any], variables: list[keras.Variable]
+    ) -> None:
         ops = keras.ops
         inner = self.inner_optimizer
         kept = [i for i, slot in enumerate(self._slots) if slot is not None]
@@ -213,7 +216,7 @@ class Lookahead(LendsWeights, Wrapper):
         """
         return list(self._slots)
 
-    def evaluation_values(self):
+    def evaluation_values(self) -> list[Tensor | None]:
         if not self.built:
             return []
         at_rest = int(tracing.read(self._position)) == 0

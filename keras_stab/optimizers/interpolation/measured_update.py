@@ -1,5 +1,6 @@
 """MeasuredUpdate: uses what an inner optimizer would do, in another way."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from keras_stab.optimizers.nest_checks import refuse_averages_inside
 from keras_stab.optimizers.nest_checks import refuse_several_evaluations
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import Wrapper
+from keras_stab.types import Tensor
 
 
 class MeasuredUpdate(LendsWeights, Wrapper):
@@ -48,7 +50,9 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         self._phase = add_state(self, "phase")
         self._slots = self.add_optimizer_variables(variables, self.slot_name)
 
-    def apply_in_order(self, gradients, variables):
+    def apply_in_order(
+        self, gradients: list[Any], variables: list[keras.Variable]
+    ) -> None:
         count = len(variables)
         gathered = updates.barrier(
             [
@@ -83,12 +87,25 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         many_tensors.assign_each(self, moving, values)
         self._phase.assign(self.next_phase(phase, updated))
 
-    def inner_apply(self, gradients, variables, phase):
+    def inner_apply(
+        self,
+        gradients: list[Any],
+        variables: list[keras.Variable],
+        phase: Tensor,
+    ) -> None:
         """The update of the inner optimizer, without constraints."""
         del phase
         updates.apply_gradients(self.inner_optimizer, gradients, variables)
 
-    def move(self, phase, updated, slots, before, after, project):
+    def move(
+        self,
+        phase: Tensor,
+        updated: Tensor,
+        slots: list[Tensor],
+        before: list[Tensor],
+        after: list[Tensor],
+        project: Callable[[list[Tensor]], list[Tensor]],
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Where slots and weights go.
 
         Args:
@@ -104,12 +121,12 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         """
         raise NotImplementedError
 
-    def next_phase(self, phase, updated):
+    def next_phase(self, phase: Tensor, updated: Tensor) -> Tensor:
         """The phase after an update; 1 from the first real one on."""
         started = keras.ops.logical_or(phase > 0, updated)
         return keras.ops.cast(started, "int32")
 
-    def evaluation_values(self):
+    def evaluation_values(self) -> list[Tensor | None]:
         if not self.built:
             return []
         if int(tracing.read(self._phase)) == 0:

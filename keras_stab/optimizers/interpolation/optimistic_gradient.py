@@ -1,5 +1,6 @@
 """OptimisticGradient: twice the update, minus the one before."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ from keras_stab.arguments import checked_choice
 from keras_stab.backend import many_tensors
 from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
+from keras_stab.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -74,7 +76,15 @@ class OptimisticGradient(MeasuredUpdate):
             "initial_update", initial_update, ("repeat", "zero")
         )
 
-    def move(self, phase, updated, slots, before, after, project):
+    def move(
+        self,
+        phase: Tensor,
+        updated: Tensor,
+        slots: list[Tensor],
+        before: list[Tensor],
+        after: list[Tensor],
+        project: Callable[[list[Tensor]], list[Tensor]],
+    ) -> tuple[list[Tensor], list[Tensor]]:
         def changes():
             return many_tensors.each_sum(after, before, -1.0)
 
@@ -89,7 +99,7 @@ class OptimisticGradient(MeasuredUpdate):
         last = updates.choose(updated, changes, lambda: slots)
         return last, values
 
-    def evaluation_values(self):
+    def evaluation_values(self) -> list[Tensor | None]:
         return [None] * len(self._slots) if self.built else []
 
     def get_config(self) -> dict[str, Any]:

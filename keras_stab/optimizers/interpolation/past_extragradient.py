@@ -1,10 +1,13 @@
 """PastExtraGradient: looks ahead with the gradient of the step before."""
 
+from collections.abc import Callable
+
 import keras
 
 from keras_stab.backend import many_tensors
 from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
+from keras_stab.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -60,7 +63,15 @@ class PastExtraGradient(MeasuredUpdate):
     evaluation_name = "iterate"
     evaluations_per_step = 1
 
-    def move(self, phase, updated, slots, before, after, project):
+    def move(
+        self,
+        phase: Tensor,
+        updated: Tensor,
+        slots: list[Tensor],
+        before: list[Tensor],
+        after: list[Tensor],
+        project: Callable[[list[Tensor]], list[Tensor]],
+    ) -> tuple[list[Tensor], list[Tensor]]:
         iterates = updates.choose(
             phase == 0, lambda: list(before), lambda: slots
         )

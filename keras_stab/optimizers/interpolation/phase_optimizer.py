@@ -16,9 +16,11 @@ from keras_stab.optimizers.lent_weights import LendsWeights
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.state import widest_dtype
 from keras_stab.optimizers.updates_together import UpdatesTogether
+from keras_stab.types import LearningRate
+from keras_stab.types import Tensor
 
 
-class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
+class PhaseOptimizer(LendsWeights, UpdatesTogether):
     """Base of methods that take plain steps with proximal operators.
 
     A subclass defines `evaluations_per_step` and `move`. The phase of an
@@ -34,7 +36,14 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
     together_everywhere = True
     evaluation_name = "anchor"
 
-    def __init__(self, learning_rate, proximal, evaluations, name, **kwargs):
+    def __init__(
+        self,
+        learning_rate: LearningRate,
+        proximal: Any,
+        evaluations: int,
+        name: str | None,
+        **kwargs: Any,
+    ) -> None:
         kind = type(self).__name__
         if kwargs.get("weight_decay"):
             raise ValueError(
@@ -69,12 +78,16 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
             self, "step_size", dtype=widest_dtype(variables)
         )
 
-    def phase(self):
+    def phase(self) -> Tensor:
         """int32 scalar tensor, from 0 to `evaluations_per_step` - 1."""
         count = keras.ops.convert_to_tensor(self.iterations)
         return keras.ops.cast(count, "int32") % self.evaluations_per_step
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self,
+        grads: Iterable[Any],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> None:
         grads = [tracing.densify(g) for g in grads]
         if not grads:
             return
@@ -92,10 +105,17 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
     def _known(self):
         return keras_internals.built_variables(self) if self.built else []
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Any, variable: keras.Variable, learning_rate: Any
+    ) -> None:
         self.update_steps([gradient], [variable], learning_rate)
 
-    def update_steps(self, gradients, variables, learning_rate):
+    def update_steps(
+        self,
+        gradients: list[Any],
+        variables: list[keras.Variable],
+        learning_rate: Any,
+    ) -> None:
         """One gradient for each of the variables."""
         indices = [
             keras_internals.variable_index(self, variable)
@@ -108,7 +128,13 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
             variables,
         )
 
-    def move(self, indices, gradients, values, variables):
+    def move(
+        self,
+        indices: list[int],
+        gradients: list[Any],
+        values: list[Tensor],
+        variables: list[keras.Variable],
+    ) -> None:
         """Assigns the variables and the slots.
 
         Args:
@@ -118,7 +144,9 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
         """
         raise NotImplementedError
 
-    def proximal_points(self, indices, tensors):
+    def proximal_points(
+        self, indices: list[int], tensors: list[Tensor]
+    ) -> list[Tensor]:
         """The proximal operator of every variable, with the step size."""
         return [
             tensor
@@ -129,13 +157,13 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
             for i, tensor in zip(indices, tensors)
         ]
 
-    def is_free(self, indices):
+    def is_free(self, indices: list[int]) -> bool:
         """Whether none of these variables has an operator."""
         return all(self._operators[i] is None for i in indices)
 
     # ---- Evaluation, saving -----------------------------------------------
 
-    def at_rest(self):
+    def at_rest(self) -> bool:
         """Whether a step has just ended; read from the device."""
         return self.updates % self.evaluations_per_step == 0
 
@@ -144,7 +172,7 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
         phase = self.updates % self.evaluations_per_step
         return {"distance": self.distance(), "phase": phase}
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         # Keras counts the entries, and what is set aside is among them.
         own = {k: store[k] for k in store.keys() if k.isdigit()}
         keras.optimizers.Optimizer.load_own_variables(self, own)
@@ -162,7 +190,11 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether, keras.optimizers.Optimizer):
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> "PhaseOptimizer":
         config = dict(config)
         proximal = config.get("proximal")
         if isinstance(proximal, dict):

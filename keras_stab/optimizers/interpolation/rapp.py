@@ -18,6 +18,7 @@ from keras_stab.constraints import ConvexSet
 from keras_stab.optimizers.interpolation.phase_optimizer import PhaseOptimizer
 from keras_stab.optimizers.state import add_state
 from keras_stab.types import LearningRate
+from keras_stab.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_stab")
@@ -134,7 +135,13 @@ class RAPP(PhaseOptimizer):
                 for name in ("length", "residual", "contraction")
             )
 
-    def move(self, indices, gradients, values, variables):
+    def move(
+        self,
+        indices: list[int],
+        gradients: list[Any],
+        values: list[Tensor],
+        variables: list[keras.Variable],
+    ) -> None:
         phase = self.phase()
         slots = [self._anchors[i] for i in indices]
         # At every start, not once: weights may have been loaded since.
@@ -233,7 +240,7 @@ class RAPP(PhaseOptimizer):
             )
         return figures
 
-    def evaluation_values(self):
+    def evaluation_values(self) -> list[Tensor | None]:
         if not self.built or self.at_rest():
             return [None] * len(self._known())
         return [None if a is None else a.value for a in self._anchors]

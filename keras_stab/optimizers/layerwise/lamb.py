@@ -113,8 +113,14 @@ class LAMB(LayerwiseOptimizer):
         )
 
     def update_alike(
-        self, indices, gradients, variables, learning_rate, decay, adapted
-    ):
+        self,
+        indices: list[int],
+        gradients: list[Any],
+        variables: list[keras.Variable],
+        learning_rate: Any,
+        decay: float,
+        adapted: bool,
+    ) -> None:
         weights = many_tensors.each_value(variables)
         squares = many_tensors.each_product(gradients, gradients)
         first = self._moments(self.momentums, indices, self.beta_1, gradients)

@@ -160,8 +160,14 @@ class LARS(LayerwiseOptimizer):
         self._warn_of_raw_rates()
 
     def update_alike(
-        self, indices, gradients, variables, learning_rate, decay, adapted
-    ):
+        self,
+        indices: list[int],
+        gradients: list[Any],
+        variables: list[keras.Variable],
+        learning_rate: Any,
+        decay: float,
+        adapted: bool,
+    ) -> None:
         rate = in_full_precision(keras.ops.convert_to_tensor(learning_rate))
         weights = many_tensors.each_value(variables)
         directions = gradients

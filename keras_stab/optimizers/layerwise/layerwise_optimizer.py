@@ -20,9 +20,10 @@ from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.updates_together import UpdatesTogether
 from keras_stab.text_table import as_text
 from keras_stab.types import LearningRate
+from keras_stab.types import Tensor
 
 
-class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
+class LayerwiseOptimizer(UpdatesTogether):
     """Base of optimizers that scale each variable's step to its norm.
 
     Its arguments are those that `LARS` and `LAMB` have in common; `LARS`
@@ -112,27 +113,38 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
     ) -> None:
         self.update_steps([gradient], [variable], learning_rate)
 
-    def update_steps(self, gradients, variables, learning_rate):
+    def update_steps(
+        self,
+        gradients: list[Any],
+        variables: list[keras.Variable],
+        learning_rate: Any,
+    ) -> None:
         """Those that are treated alike together."""
-        kinds = {}
+        kinds: dict[tuple, list] = {}
         for gradient, variable in zip(gradients, variables):
             index = keras_internals.variable_index(self, variable)
             kind = self.decayed[index], self.adapted[index]
             kinds.setdefault(kind, []).append((index, gradient, variable))
         for (decayed, adapted), members in kinds.items():
-            indices, gradients, variables = zip(*members)
+            indices, own_gradients, own_variables = zip(*members)
             self.update_alike(
                 list(indices),
-                many_tensors.each_value(gradients),
-                list(variables),
+                many_tensors.each_value(own_gradients),
+                list(own_variables),
                 learning_rate,
                 self.weight_decay_rate if decayed else 0.0,
                 adapted,
             )
 
     def update_alike(
-        self, indices, gradients, variables, learning_rate, decay, adapted
-    ):
+        self,
+        indices: list[int],
+        gradients: list[Any],
+        variables: list[keras.Variable],
+        learning_rate: Any,
+        decay: float,
+        adapted: bool,
+    ) -> None:
         """Moves variables and slots; all are decayed and adapted, or none.
 
         Args:
@@ -145,7 +157,7 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
         """
         raise NotImplementedError
 
-    def note_ratios(self, indices, ratios):
+    def note_ratios(self, indices: list[int], ratios: Tensor) -> None:
         """Keeps a vector of trust ratios, if it is asked for."""
         if self.track_trust_ratios:
             many_tensors.assign_each(
@@ -154,7 +166,9 @@ class LayerwiseOptimizer(UpdatesTogether, keras.optimizers.Optimizer):
                 keras.ops.unstack(ratios, num=len(indices)),
             )
 
-    def clipped_ratios(self, numerator, denominator, defined):
+    def clipped_ratios(
+        self, numerator: Tensor, denominator: Tensor, defined: Tensor
+    ) -> Tensor:
         """Quotients, 1 where not defined, at most `trust_clip`."""
         ratios = ratio_or_one(numerator, denominator, defined)
         if self.trust_clip is not None:
