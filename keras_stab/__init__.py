@@ -1,4 +1,34 @@
-"""Stable training for Keras 3, on TensorFlow, JAX and PyTorch."""
+"""Stable training for Keras 3, on TensorFlow, JAX and PyTorch.
+
+Every method is an ordinary Keras optimizer, or goes around one:
+
+    model.compile(optimizer=keras_stab.GRAIN("adamw"), ...)
+    model.fit(...)
+
+By symptom:
+
+    wrong labels are memorised             GRAIN
+    training is perfect, the test is not   SAM
+    accuracy jumps between epochs          WeightAveraging, AveragedSGD
+    the length of the run is unknown       ScheduleFree
+    large batches diverge                  LARS, TVLARS; LAMB (transformers)
+    pretraining takes too many steps       IRE
+    a GAN cycles or collapses              Game with Lookahead, ExtraGradient,
+                                           OptimisticGradient, CEGPlus or RAPP
+    results change with the seed           stability_report, to measure it
+
+Evaluation weights (averages, slow weights): the callbacks `AveragedWeights`
+and `SwapSlowWeights`, `averaged_weights`, `export_averaged`,
+`reestimate_batch_norm`. What a method does: `StabilityMonitor`, `sharpness`,
+`loss_landscape`, `compare_scores`, `seeds_needed`.
+
+Namespaces: `keras_stab.optimizers`, `.callbacks`, `.schedules`, `.games`,
+`.constraints` and `.diagnostics` hold the same names, sorted.
+
+`python -m keras_stab` lists the methods and tries them here. In the
+repository, `guides/how_to_choose.md` leads from symptoms to methods, and
+`guides/cards` has settings, costs and negative results of each.
+"""
 
 from keras_stab import callbacks
 from keras_stab import constraints
