@@ -77,7 +77,7 @@ def reestimate_batch_norm(
     """
     checked_count("steps", steps, 1, optional=True)
     checked_count("batch_size", batch_size, 1)
-    batches, total = iterate(data, batch_size)
+    batches, total = iterate(data, batch_size, model)
     if steps is not None:
         total = steps if total is None else min(steps, total)
     first = next(batches, None)

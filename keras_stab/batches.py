@@ -1,36 +1,69 @@
 """Batches, from whatever `fit` takes as data."""
 
+import numbers
+
 import keras
 import numpy as np
 
 
-def iterate(data, batch_size):
+def iterate(data, batch_size, model=None):
     """The inputs `x` of every batch, and how many there are, if known.
 
     Args:
         data: Arrays as for `fit` (`x`, a dict, a tuple `(x, y, ...)`), cut
             into batches; or an iterable of batches.
         batch_size: Int, for arrays.
+        model: The model that they are for, if it may preprocess its data.
     """
-    return _iterate(data, batch_size, _first_part)
+    if isinstance(data, tuple) and not preprocesses(model):
+        data = _unpacked(data)[0]
+    batches, count = _iterate(data, batch_size)
+    parts = (own_batch(model, *_unpacked(batch)) for batch in batches)
+    return (_as_tensors(x) for x, _, _ in parts), count
 
 
-def iterate_whole(data, batch_size):
+def iterate_whole(data, batch_size, model=None):
     """As `iterate`; a batch is the tuple `(x, y, sample_weight)`."""
-    return _iterate(data, batch_size, keras.utils.unpack_x_y_sample_weight)
+    batches, count = _iterate(data, batch_size)
+    parts = (own_batch(model, *_unpacked(batch)) for batch in batches)
+    return map(_as_tensors, parts), count
 
 
-def _iterate(data, batch_size, part):
-    def tensors(batch):
-        return keras.tree.map_structure(_to_tensor, part(batch))
+def own_batch(model, x, y=None, sample_weight=None):
+    """A batch as `fit` of a model passes it to the train step.
 
-    if isinstance(data, (dict, tuple)) or _is_array(data):
-        return _cut(part(data), batch_size)
+    The tasks of KerasHub, and every model with a method `preprocess_samples`,
+    make their inputs (and labels) of raw data themselves.
+
+    Returns:
+        Tuple `(x, y, sample_weight)`.
+    """
+    if not preprocesses(model):
+        return x, y, sample_weight
+    parts = _with_python_strings(_with_arrays((x, y, sample_weight)))
+    return _unpacked(model.preprocess_samples(*parts))
+
+
+def preprocesses(model):
+    """Whether `fit` of the model takes other data than its train step."""
+    return callable(getattr(model, "preprocess_samples", None))
+
+
+def _unpacked(batch):
+    """The batch as `(x, y, sample_weight)`."""
+    if _is_text(batch):
+        return batch, None, None
+    return keras.utils.unpack_x_y_sample_weight(batch)
+
+
+def _iterate(data, batch_size):
+    if isinstance(data, (dict, tuple)) or _is_array(data) or _is_text(data):
+        return _cut(data, batch_size)
     if isinstance(data, keras.utils.PyDataset):
         count = data.num_batches
         if count is None:
-            return (tensors(data[i]) for i in _forever()), None
-        return (tensors(data[i]) for i in range(count)), count
+            return (data[i] for i in _forever()), None
+        return (data[i] for i in range(count)), count
     try:
         batches = iter(data)
     except TypeError as error:
@@ -38,12 +71,40 @@ def _iterate(data, batch_size, part):
             "`data` must be arrays or an iterable of batches. Received: data "
             f"of type {type(data).__name__}"
         ) from error
-    return map(tensors, batches), _length(data)
+    return batches, _length(data)
 
 
-def _first_part(batch):
-    x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-    return x
+def _cut(data, batch_size):
+    data = _with_arrays(data)
+    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
+    for leaf in leaves:
+        if not getattr(leaf, "shape", ()):
+            raise ValueError(
+                "`data` must hold arrays with one row per sample. Received: "
+                f"{leaf!r} in data of type {type(data).__name__}"
+            )
+    sizes = {int(leaf.shape[0]) for leaf in leaves}
+    if len(sizes) != 1:
+        raise ValueError(
+            "All inputs must have the same number of rows. Received: "
+            f"{sorted(sizes)} rows"
+        )
+    (rows,) = sizes
+    starts = range(0, rows, batch_size)
+
+    def batch(start):
+        return keras.tree.map_structure(
+            lambda leaf: (
+                None if leaf is None else leaf[start : start + batch_size]
+            ),
+            data,
+        )
+
+    return (batch(start) for start in starts), len(starts)
+
+
+def _as_tensors(data):
+    return keras.tree.map_structure(_to_tensor, data)
 
 
 def _to_tensor(leaf):
@@ -57,35 +118,62 @@ def _to_tensor(leaf):
     leaf = np.asarray(leaf)
     if leaf.dtype == np.float64:
         leaf = leaf.astype(keras.config.floatx())
-    return keras.ops.convert_to_tensor(leaf)
-
-
-def _cut(x, batch_size):
-    leaves = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
-    sizes = {int(leaf.shape[0]) for leaf in leaves}
-    if len(sizes) != 1:
+    try:
+        return keras.ops.convert_to_tensor(leaf)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            "All inputs must have the same number of rows. Received: "
-            f"{sorted(sizes)} rows"
-        )
-    (rows,) = sizes
-    starts = range(0, rows, batch_size)
+            "The data hold something that is no tensor. Text needs a model "
+            "that preprocesses it (`preprocess_samples`, as KerasHub's tasks "
+            "have it), or must be made into numbers first. Received: an "
+            f"array of dtype {leaf.dtype}"
+        ) from error
 
-    def batch(start):
-        return keras.tree.map_structure(
-            lambda leaf: (
-                None
-                if leaf is None
-                else _to_tensor(leaf[start : start + batch_size])
-            ),
-            x,
-        )
 
-    return (batch(start) for start in starts), len(starts)
+def _with_arrays(data):
+    """The data with an array for each list of strings or numbers."""
+    if isinstance(data, (tuple, list)) and not _is_column(data):
+        return type(data)(_with_arrays(part) for part in data)
+    if isinstance(data, dict):
+        return {key: _with_arrays(part) for key, part in data.items()}
+    return np.asarray(data) if _is_column(data) else data
+
+
+def _is_column(data):
+    """Whether it is a list of strings or numbers, or of lists of them."""
+    if not isinstance(data, list) or not data:
+        return False
+    kinds = (str, bytes, numbers.Number)
+    return all(isinstance(part, kinds) or _is_column(part) for part in data)
+
+
+def _with_python_strings(data):
+    """The data with lists of Python strings for arrays of strings."""
+    if isinstance(data, np.ndarray) and data.dtype.kind in "USO":
+        return _decoded(data.tolist())
+    if isinstance(data, tuple):
+        return tuple(_with_python_strings(part) for part in data)
+    if isinstance(data, dict):
+        return {key: _with_python_strings(part) for key, part in data.items()}
+    return data
+
+
+def _decoded(value):
+    if isinstance(value, list):
+        return [_decoded(part) for part in value]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _is_array(data):
     return keras.ops.is_tensor(data) or isinstance(data, np.ndarray)
+
+
+def _is_text(data):
+    """Whether it is a list of strings, which is one input."""
+    return (
+        isinstance(data, list)
+        and bool(data)
+        and isinstance(data[0], (str, bytes))
+    )
 
 
 def _length(data):

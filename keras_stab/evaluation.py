@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_stab.batch_norm import reestimate_batch_norm
+from keras_stab.batches import preprocesses
 from keras_stab.optimizers.averaging.weight_averaging import WeightAveraging
 from keras_stab.optimizers.lent_weights import lenders
 from keras_stab.optimizers.lent_weights import lent_weights
@@ -82,7 +83,8 @@ def export_averaged(
             must be one that `keras.models.clone_model` can clone.
 
     Returns:
-        A `keras.Model` without optimizer; `model` stays as it is.
+        A `keras.Model` without optimizer, which shares the preprocessor of a
+        KerasHub task; `model` stays as it is.
 
     Raises:
         ValueError: If there is no average, or the model cannot be cloned.
@@ -122,11 +124,24 @@ def averaging_methods(model):
     return methods
 
 
+def _clone_of_class(model):
+    """A task of KerasHub: Keras clones the functional model in it alone."""
+    clone = type(model).from_config(model.get_config())
+    # Its configuration may leave out the vocabulary.
+    if hasattr(model, "preprocessor"):
+        clone.preprocessor = model.preprocessor
+    # Tasks compile themselves.
+    clone.compiled, clone.optimizer = False, None
+    return clone
+
+
 def _clone(model):
     # Keras would compile the clone too, with a second optimizer.
     compiled, model.compiled = model.compiled, False
     try:
         clone = keras.models.clone_model(model)
+        if preprocesses(model) and not preprocesses(clone):
+            clone = _clone_of_class(model)
         if not clone.built:
             clone.build_from_config(model.get_build_config())
     except Exception as error:

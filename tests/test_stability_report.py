@@ -292,7 +292,10 @@ def test_metrics_by_name(tmp_path):
     "result, message",
     [
         ({}, "a number or a dict"),
-        ("good", "must hold numbers|must be a number"),
+        ("good", "a number or a dict of numbers"),
+        (None, "a function without `return`"),
+        ([0.5, 0.7], "return_dict=True"),
+        (np.ones(2), "at least one number"),
         ({"a": "good"}, "must be a number"),
         ({"a": np.ones((2, 2))}, "a list of numbers"),
         ({"a": 1.0, "predictions": [0.2, 0.7]}, "whole numbers"),
@@ -319,11 +322,14 @@ def test_results_that_cannot_be_used(tmp_path, result, message):
         ({"seeds": [(0, 1), (1, 2)], "vary": "order"}, "leave out"),
         ({"vary": "weights"}, "`vary` must be one of"),
         ({"arms": {}}, "At least one arm"),
+        ({"arms": SGD}, "`arms` must be a dict"),
+        ({"arms": [SGD, SGD]}, "`arms` must be a dict"),
         ({"arms": [("A", SGD), ("A", SGD)]}, r"its own name.*: \['A'\]"),
         ({"arms": {"A": "sgd"}}, "function without arguments"),
         ({"arms": {"A": lambda: "sgd"}}, "must make a Keras optimizer"),
         ({"arms": {3: SGD}}, "name is a string"),
         ({"processes": 0}, "`processes` must be"),
+        ({"build_and_fit": 0.5}, "`build_and_fit` must be a function"),
         ({"level": 95}, "`level` must be in"),
         ({"questions": "mean"}, "`questions` must be"),
         ({"relevant_difference": -1.0}, "`relevant_difference` must be"),
@@ -357,3 +363,80 @@ def test_arms_with_all_but_the_same_name_have_their_own_files(tmp_path):
     found = report(tmp_path, arms=arms)
     assert len(list((tmp_path / "runs").iterdir())) == 12
     assert np.all(found.scores("IRE(SAM)") != found.scores("IRE SAM"))
+
+
+# ---- Run files ------------------------------------------------------------
+
+
+def first_run(tmp_path):
+    """The file of SGD with seeds (0, 0), after a report."""
+    report(tmp_path, seeds=2)
+    (path,) = (tmp_path / "runs").glob("SGD-*-0-0.json")
+    return path
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda text: text[: len(text) // 2], "is damaged"),
+        (lambda text: "", "is damaged"),
+        (lambda text: b"\xff\xfe\x00".decode("latin1"), "is damaged"),
+        (lambda text: "[]", "a list in place of a dict"),
+        (lambda text: text.replace('"metrics"', '"numbers"'), "no 'metrics'"),
+        (lambda text: text.replace('"seconds"', '"time"'), "no 'seconds'"),
+        (lambda text: edited(text, metrics={}), "no score"),
+        (lambda text: edited(text, metrics={"score": "1"}), "'score' is '1'"),
+        (lambda text: edited(text, configuration=None), "'configuration' is"),
+    ],
+)
+def test_a_damaged_run_file_is_named_and_run_again(tmp_path, damage, message):
+    path = first_run(tmp_path)
+    whole = path.read_text()
+    path.write_text(damage(whole), encoding="latin1")
+    with pytest.raises(ValueError, match=message) as error:
+        report(tmp_path, seeds=2)
+    assert str(path) in str(error.value)
+    assert "Remove this file, and the run of arm 'SGD'" in str(error.value)
+    path.unlink()
+    report(tmp_path, seeds=2)
+    old, new = json.loads(whole), json.loads(path.read_text())
+    assert new["metrics"] == old["metrics"]
+
+
+def edited(text, **parts):
+    return json.dumps({**json.loads(text), **parts})
+
+
+@pytest.mark.parametrize(
+    "parts, received",
+    [
+        ({"seeds": [1, 1]}, "arm 'SGD' with seeds (1, 1)"),
+        ({"arm": "Adam"}, "arm 'Adam' with seeds (0, 0)"),
+    ],
+)
+def test_a_file_of_another_run_is_refused(tmp_path, parts, received):
+    path = first_run(tmp_path)
+    path.write_text(edited(path.read_text(), **parts))
+    with pytest.raises(ValueError, match="should hold the run") as error:
+        report(tmp_path, seeds=2)
+    assert str(path) in str(error.value) and received in str(error.value)
+
+
+def test_runs_with_different_metrics_are_refused(tmp_path):
+    """At once, in this call or in files of an earlier one."""
+
+    def build_and_fit(optimizer, seeds):
+        names = {0: "accuracy", 1: "score"}
+        return {names[seeds.order]: 0.5}
+
+    with pytest.raises(ValueError, match="no 'accuracy'") as error:
+        report(tmp_path, build_and_fit, seeds=2)
+    assert "'score' from the run of arm 'SGD'" in str(error.value)
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    other = tmp_path / "other"
+    path = first_run(other)
+    path.write_text(edited(path.read_text(), metrics={"auc": 0.5}))
+    with pytest.raises(ValueError, match="no 'auc', which is compared"):
+        report(other, seeds=2)
+    with pytest.raises(ValueError, match="no 'score', which is compared"):
+        report(other, seeds=2, metric="score")

@@ -42,7 +42,7 @@ class DatasetLoss:
         checked_count("batch_size", batch_size, 1)
         checked_boolean("training", training)
         _check_loss(model, loss)
-        self._batches = _collected(data, steps, batch_size)
+        self._batches = _collected(model, data, steps, batch_size)
         rows = [count_rows(*batch) for batch in self._batches]
         self._shares = [n / sum(rows) for n in rows]
         tracing.sync_state(model)
@@ -188,9 +188,9 @@ class DatasetLoss:
         return total
 
 
-def _collected(data, steps, batch_size):
+def _collected(model, data, steps, batch_size):
     """All batches, kept in memory: each pass must see the same ones."""
-    batches, _ = iterate_whole(data, batch_size)
+    batches, _ = iterate_whole(data, batch_size, model)
     collected = []
     for batch in batches:
         collected.append(batch)

@@ -26,7 +26,7 @@ class GradientProbe:
 
     def __init__(self, model, data, groups, batch_size):
         self._model = model
-        self._batches = list(iterate_whole(data, batch_size)[0])
+        self._batches = list(iterate_whole(data, batch_size, model)[0])
         if not self._batches:
             raise ValueError(
                 "`probe` holds no batches (a generator can be used only "

@@ -70,11 +70,10 @@ class StabilityReport:
             metric, level, questions, higher_is_better, relevant_difference,
                 failure_score, test_rows, unit: As for `stability_report`.
         """
-        names = {
-            pick_metric(run, metric) for own in runs.values() for run in own
-        }
-        names.discard(None)
-        name = names.pop() if names else metric or "score"
+        for own in runs.values():
+            for run in own:
+                metric = pick_metric(run, metric)
+        name = metric or "score"
         if higher_is_better is None:
             lower = ("loss", "error")
             higher_is_better = not any(word in name.lower() for word in lower)
@@ -194,7 +193,17 @@ class StabilityReport:
 
 
 def pick_metric(run, metric):
-    """Name of the number to compare; `None` for a run without numbers."""
+    """Name of the number to compare.
+
+    Args:
+        run: The record of a run.
+        metric: The name for the runs before this one; `None` if it is not
+            known yet.
+
+    Returns:
+        `metric`, or the name of the only number of this run; `None` if it is
+        still not known, because the run failed.
+    """
     names = list(run["metrics"])
     if metric in names or not names:
         return metric
@@ -202,11 +211,14 @@ def pick_metric(run, metric):
         return names[0]
     reason = (
         "`build_and_fit` returned several numbers: say which one to compare, "
-        "with `metric=`."
+        "with `metric=`"
         if metric is None
-        else f"`build_and_fit` returned no {metric!r}."
+        else f"`build_and_fit` returned no {metric!r}, which is compared"
     )
-    raise ValueError(f"{reason} There are: {', '.join(map(repr, names))}")
+    raise ValueError(
+        f"{reason}. Received: {', '.join(map(repr, names))} from the run of "
+        f"arm {run['arm']!r} with seeds {tuple(run['seeds'])}"
+    )
 
 
 def _score(run, name):

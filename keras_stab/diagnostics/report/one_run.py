@@ -66,8 +66,7 @@ def is_failure(error):
 
 def sort_result(result):
     """The parts of what `build_and_fit` returned."""
-    if not isinstance(result, dict):
-        result = {"score": result}
+    result = result if isinstance(result, dict) else _named(result)
     metrics, curves = {}, {}
     for name, value in result.items():
         if name in NOT_METRICS:
@@ -80,7 +79,7 @@ def sort_result(result):
     if not metrics:
         raise ValueError(
             "`build_and_fit` must return a number or a dict that holds at "
-            f"least one. Received: {result!r}"
+            f"least one number. Received: {result!r}"
         )
     predictions, diverged = _classes("predictions", result.get("predictions"))
     targets, _ = _classes("targets", result.get("targets"))
@@ -104,6 +103,20 @@ def sort_result(result):
         "targets": targets,
         "failure": failure,
     }
+
+
+def _named(result):
+    """A number that stands alone, as a dict."""
+    kinds = (numbers.Number, np.generic, np.ndarray)
+    if isinstance(result, kinds) or keras.ops.is_tensor(result):
+        return {"score": result}
+    raise ValueError(
+        "`build_and_fit` must return a number or a dict of numbers by name, "
+        "such as `history.history['val_loss'][-1]` or what "
+        "`model.evaluate(..., return_dict=True)` returns. Received: "
+        f"{result!r}"
+        + (" (a function without `return`)" if result is None else "")
+    )
 
 
 def _as_array(name, value):

@@ -167,13 +167,19 @@ def stability_report(
         "failure_score", failure_score, optional=True
     )
     test_rows = checked_count("test_rows", test_rows, 1, optional=True)
+    if not callable(build_and_fit):
+        raise ValueError(
+            "`build_and_fit` must be a function of (optimizer, seeds) that "
+            "trains a new model and returns its score. Received: "
+            f"build_and_fit={build_and_fit!r}"
+        )
     checked_boolean("pictures", pictures)
     checked_boolean("progress", progress)
     if not isinstance(unit, str):
         raise ValueError(f"`unit` must be a string. Received: unit={unit!r}")
     arms = run_plan.make_arms(arms)
     seeds = run_plan.make_seeds(seeds, vary)
-    runs = _all_runs(
+    runs, metric = _all_runs(
         build_and_fit,
         arms,
         seeds,
@@ -202,7 +208,7 @@ def stability_report(
 def _all_runs(
     build_and_fit, arms, seeds, folder, metric, processes, settings, progress
 ):
-    """Dict from arm to its records in the order of the seeds."""
+    """Dict from arm to records in the order of the seeds, and the metric."""
     tasks, done = [], {}
     configurations = {
         arm: run_plan.configuration(build_and_fit, make, settings)
@@ -230,7 +236,7 @@ def _all_runs(
                 }
             )
     for record in done.values():
-        pick_metric(record, metric)
+        metric = pick_metric(record, metric)
     with _progress_bar(progress and bool(tasks)) as bar:
         row = bar.add_task(
             "", total=len(seeds) * len(arms), completed=len(done)
@@ -238,14 +244,14 @@ def _all_runs(
         for task, record in _perform(tasks, build_and_fit, processes):
             done[task["arm"], task["seeds"]] = record
             # A name that is missing is told at once, not after hours.
-            pick_metric(record, metric)
+            metric = pick_metric(record, metric)
             bar.update(
                 row,
                 advance=1,
                 description=f"{task['arm']}, seeds {tuple(task['seeds'])}",
             )
         bar.update(row, description="Trained")
-    return {arm: [done[arm, each] for each in seeds] for arm in arms}
+    return {arm: [done[arm, each] for each in seeds] for arm in arms}, metric
 
 
 def _perform(tasks, build_and_fit, processes):

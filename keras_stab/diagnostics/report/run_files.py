@@ -7,6 +7,20 @@ import os
 import pathlib
 import re
 
+NOTHING = type(None)
+# What a record holds, and the kind of each.
+PARTS = {
+    "arm": str,
+    "seeds": list,
+    "configuration": dict,
+    "metrics": dict,
+    "curves": dict,
+    "predictions": (list, NOTHING),
+    "targets": (list, NOTHING),
+    "failure": (str, NOTHING),
+    "seconds": (int, float),
+}
+
 
 class RunFiles:
     """Finished runs in a folder.
@@ -31,13 +45,21 @@ class RunFiles:
         """The record of a run, or `None` if there is none.
 
         Raises:
-            ValueError: If it was made with another configuration than the
-                `expected` one.
+            ValueError: If the file is damaged or holds another run, or if the
+                run was made with another configuration than the `expected`
+                one.
         """
         path = self.path(arm, seeds)
         if not path.is_file():
             return None
-        record = json.loads(path.read_text(), parse_constant=float)
+        record = _load(path, arm, seeds)
+        held = (record["arm"], tuple(record["seeds"]))
+        if held != (arm, tuple(seeds)):
+            raise ValueError(
+                f"{path} should hold the run of arm {arm!r} with seeds "
+                f"{tuple(seeds)}. {_remedy(arm, seeds)}. Received: a run of "
+                f"arm {held[0]!r} with seeds {held[1]}"
+            )
         changed = [
             f"  {key}: {was!r} then, {now!r} now"
             for key, was, now in _differences(record["configuration"], expected)
@@ -52,6 +74,43 @@ class RunFiles:
                 "again, or go back to the old settings."
             )
         return record
+
+
+def _load(path, arm, seeds):
+    try:
+        record = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=float
+        )
+        reason = _damage(record)
+    except ValueError as error:  # no JSON, or no text at all
+        reason = str(error)
+    if reason is not None:
+        raise ValueError(f"{path} is damaged: {reason}. {_remedy(arm, seeds)}")
+    return record
+
+
+def _remedy(arm, seeds):
+    return (
+        f"Remove this file, and the run of arm {arm!r} with seeds "
+        f"{tuple(seeds)} is trained again"
+    )
+
+
+def _damage(record):
+    """What is wrong with a record, or `None`."""
+    if not isinstance(record, dict):
+        return f"it holds a {type(record).__name__} in place of a dict"
+    for name, kind in PARTS.items():
+        if name not in record:
+            return f"it has no {name!r}"
+        if not isinstance(record[name], kind):
+            return f"{name!r} is {record[name]!r}"
+    for name, value in record["metrics"].items():
+        if not isinstance(value, (int, float)):
+            return f"the metric {name!r} is {value!r}"
+    if record["failure"] is None and not record["metrics"]:
+        return "it has no score"
+    return None
 
 
 def write_atomically(path, text):

@@ -91,7 +91,15 @@ def _is_int(value):
 
 def make_arms(arms):
     """The checked arms, functions that make an optimizer, by name."""
-    pairs = list(arms.items() if isinstance(arms, Mapping) else arms)
+    pairs = arms.items() if isinstance(arms, Mapping) else arms
+    try:
+        pairs = [(name, make) for name, make in pairs]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`arms` must be a dict from a name to a function that makes an "
+            "optimizer, such as {'SGD': keras.optimizers.SGD}. Received: "
+            f"arms={arms!r}"
+        ) from error
     if not pairs:
         raise ValueError("At least one arm is needed. Received: none")
     names = [name for name, _ in pairs]
