@@ -25,9 +25,10 @@ def averaged_weights(
     Inside the `with` block the model holds the average: evaluate, predict or
     save it. On leaving, also by an exception, weights and batch-norm
     statistics are back bit for bit. Training inside the block goes on from
-    the trained weights, which then stay. A `.keras` file saved inside holds
-    the average in the model and the trained weights in the optimizer; they
-    return when training resumes.
+    the trained weights, which then stay. What is saved inside (a `.keras` or
+    weights file, or the state tree of an Orbax checkpoint) holds the average
+    in the model and the trained weights in the optimizer; they return when
+    training resumes.
 
     Args:
         model: A `keras.Model` compiled with a `WeightAveraging`, also inside

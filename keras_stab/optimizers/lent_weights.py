@@ -164,6 +164,49 @@ class LendsWeights:
 
     # ---- Saving -----------------------------------------------------------
 
+    def weights_aside(self, model: keras.Model) -> dict[str, Any]:
+        """What is set aside, by the names of its variables; copies."""
+        if not self.swapped:
+            return {}
+        aside = self._aside
+        return {
+            _name(variable): keras.ops.copy(value)
+            for variable, value in zip(
+                self._variables_aside(model, aside.statistics),
+                [*aside.weights, *aside.statistics],
+            )
+            if value is not None
+        }
+
+    def set_weights_aside(
+        self, model: keras.Model, values: dict[str, Any]
+    ) -> None:
+        """Sets the values aside, as `weights_aside` returned them."""
+        self._aside = None
+        if not values:
+            return
+        found = [
+            None
+            if _name(variable) not in values
+            else keras.ops.copy(
+                keras.ops.convert_to_tensor(
+                    values[_name(variable)], variable.dtype
+                )
+            )
+            for variable in self._variables_aside(model, True)
+        ]
+        count = len(keras_internals.built_variables(self))
+        weights, statistics = found[:count], found[count:]
+        if any(value is None for value in statistics):
+            statistics = []
+        self._aside = _Aside(weights, statistics)
+
+    def _variables_aside(self, model, statistics):
+        return [
+            *keras_internals.built_variables(self),
+            *(moving_statistics(model) if statistics else []),
+        ]
+
     def save_own_variables(self, store):
         super().save_own_variables(store)
         aside = vars(self._aside) if self.swapped else {}
@@ -201,6 +244,10 @@ class LendsWeights:
                 for i in sorted(statistics)
             ],
         )
+
+
+def _name(variable):
+    return variable.path.replace("/", "_")
 
 
 def lenders(optimizer, kind=LendsWeights):

@@ -12,25 +12,24 @@ from keras_stab.backend import tracing
 from keras_stab.nesting import whole_nest
 
 
-def _lenders(model):
+def lenders(model):
     """The methods in the optimizer that may have lent the model weights."""
-    for optimizer in whole_nest(getattr(model, "optimizer", None)):
-        if hasattr(optimizer, "swap_out"):
-            yield optimizer
+    optimizers = whole_nest(getattr(model, "optimizer", None))
+    return [each for each in optimizers if hasattr(each, "swap_out")]
 
 
 def take_back(model):
     """Gives the model its trained weights back, if evaluation borrowed it."""
-    for method in _lenders(model):
+    for method in lenders(model):
         method.swap_out(model)
 
 
 @contextlib.contextmanager
 def taking_back_on_error(model):
     """Ends what a callback began in this call, when the call raises."""
-    lenders = list(_lenders(model))
-    lent_before = any(method.swapped for method in lenders)
-    state = _held_state(model) if lenders else []
+    methods = lenders(model)
+    lent_before = any(method.swapped for method in methods)
+    state = _held_state(model) if methods else []
     try:
         yield
     except BaseException:

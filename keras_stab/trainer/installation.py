@@ -6,8 +6,8 @@ methods of these names, which look at the optimizer and pass on to whatever
 stood there before. Two needs are served, each by names of its own:
 
 - methods that ask for gradients need `train_step`;
-- methods that lend evaluation weights need `fit`, `evaluate`, `predict` and
-  `make_train_function`.
+- methods that lend evaluation weights need `fit`, `evaluate`, `predict`,
+  `make_train_function`, `get_state_tree` and `set_state_tree`.
 
 Other libraries patch the same names, before or after this one. So nothing but
 our own methods is ever removed, and one that somebody else's wrapper still
@@ -26,6 +26,8 @@ from keras_stab.gradients.train_step import takes_over
 from keras_stab.gradients.train_step import train_step
 from keras_stab.trainer.guards import take_back
 from keras_stab.trainer.guards import taking_back_on_error
+from keras_stab.trainer.state_trees import setting_weights_aside
+from keras_stab.trainer.state_trees import with_weights_aside
 
 
 def _step(model, following, *state_and_data):
@@ -50,6 +52,8 @@ FOR_EVALUATION_WEIGHTS = {
     "evaluate": _guarded,
     "predict": _guarded,
     "make_train_function": _guarded_training,
+    "get_state_tree": with_weights_aside,
+    "set_state_tree": setting_weights_aside,
 }
 # What a mixin is mixed into, for the type check only.
 _Base: Any = keras.Model if TYPE_CHECKING else object
@@ -86,6 +90,14 @@ class TrainStep(_Base):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         following = super().predict
         return _once(_guarded, self, "predict", following, *args, **kwargs)
+
+    def get_state_tree(self, value_format: str = "backend_tensor"):
+        name, following = "get_state_tree", super().get_state_tree
+        return _once(with_weights_aside, self, name, following, value_format)
+
+    def set_state_tree(self, state_tree: dict):
+        name, following = "set_state_tree", super().set_state_tree
+        return _once(setting_weights_aside, self, name, following, state_tree)
 
 
 # Each method that was added: what stood on `keras.Model` under its name, or
