@@ -7,9 +7,12 @@ user passes can be written into a configuration.
 import math
 import numbers
 import re
+import warnings
 
 import keras
 import numpy as np
+
+from keras_stab.registration import is_loading
 
 # What a variable of float32 or int32 can hold.
 LARGEST_NUMBER = float(np.finfo("float32").max)
@@ -46,14 +49,14 @@ def checked_number(
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         _refuse(argument, "a number", given, optional)
     value = _as_float(value)
-    if not (minimum <= value <= maximum and above < value < below):
-        _refuse(
-            argument, _limits(minimum, above, maximum, below), given, optional
-        )
     too_small = above == 0.0 and value < SMALLEST_NUMBER
-    if abs(value) > LARGEST_NUMBER or too_small:
-        _refuse(argument, "within the range of 32-bit floats", given, optional)
-    if value in forbidden:
+    if not (minimum <= value <= maximum and above < value < below):
+        limits = _limits(minimum, above, maximum, below)
+        _out_of_range(argument, limits, given, optional)
+    elif abs(value) > LARGEST_NUMBER or too_small:
+        limits = "within the range of 32-bit floats"
+        _out_of_range(argument, limits, given, optional)
+    elif value in forbidden:
         raise ValueError(
             f"`{argument}` must not be {value}. Received: {argument}={value}"
         )
@@ -115,9 +118,12 @@ def checked_count(
     limits = f"an integer of at least {minimum}"
     if maximum != LARGEST_COUNT:
         limits = f"an integer from {minimum} to {maximum}"
-    elif whole and plain > maximum:
-        limits += ", within the range of 32-bit integers"
-    _refuse(argument, limits, value, optional)
+    if not whole:
+        _refuse(argument, limits, value, optional)
+    if plain > maximum == LARGEST_COUNT:
+        limits += " that 32 bits can hold"
+    _out_of_range(argument, limits, value, optional)
+    return int(plain)
 
 
 def checked_axis(axis):
@@ -240,6 +246,17 @@ def _limits(minimum, above, maximum, below):
     opening = "(" if above >= minimum else "["
     closing = ")" if below <= maximum else "]"
     return f"in {opening}{low:g}, {high:g}{closing}"
+
+
+def _out_of_range(argument, limits, value, optional):
+    """Refuses the number of a user, and warns of that of a configuration."""
+    if not is_loading():
+        _refuse(argument, limits, value, optional)
+    warnings.warn(
+        f"A configuration is loaded in which `{argument}` is not {limits}. The "
+        f"value is kept. Received: {argument}={value!r}",
+        stacklevel=4,
+    )
 
 
 def _refuse(argument, what, value, optional):
