@@ -25,7 +25,6 @@ def checked_number(
     value,
     minimum=-math.inf,
     below=math.inf,
-    forbidden=(),
     *,
     above=-math.inf,
     maximum=math.inf,
@@ -37,7 +36,6 @@ def checked_number(
         argument: Name for messages.
         minimum, maximum: Smallest and largest values allowed.
         above, below: Limits that are not allowed themselves.
-        forbidden: Values that are not allowed although in range.
         optional: Whether `None` is allowed too.
 
     Raises:
@@ -56,10 +54,6 @@ def checked_number(
     elif abs(value) > LARGEST_NUMBER or too_small:
         limits = "within the range of 32-bit floats"
         _out_of_range(argument, limits, given, optional)
-    elif value in forbidden:
-        raise ValueError(
-            f"`{argument}` must not be {value}. Received: {argument}={value}"
-        )
     return value
 
 
@@ -79,13 +73,6 @@ def checked_fraction(argument, value, zero=False, one=True, optional=False):
         maximum=1.0 if one else math.inf,
         below=math.inf if one else 1.0,
         optional=optional,
-    )
-
-
-def checked_optional(argument, value, minimum=-math.inf, forbidden=()):
-    """As `checked_number`; `None` is allowed too."""
-    return checked_number(
-        argument, value, minimum, forbidden=forbidden, optional=True
     )
 
 
@@ -248,19 +235,26 @@ def _limits(minimum, above, maximum, below):
     return f"in {opening}{low:g}, {high:g}{closing}"
 
 
-def _out_of_range(argument, limits, value, optional):
-    """Refuses the number of a user, and warns of that of a configuration."""
+def refuse_numbers(message):
+    """Raises a `ValueError`; warns where a configuration holds the numbers."""
     if not is_loading():
-        _refuse(argument, limits, value, optional)
+        raise ValueError(message)
     warnings.warn(
-        f"A configuration is loaded in which `{argument}` is not {limits}. The "
-        f"value is kept. Received: {argument}={value!r}",
+        f"A configuration is loaded as it is, although {message}",
         stacklevel=4,
     )
 
 
+def _out_of_range(argument, limits, value, optional):
+    refuse_numbers(_message(argument, limits, value, optional))
+
+
 def _refuse(argument, what, value, optional):
+    raise ValueError(_message(argument, what, value, optional))
+
+
+def _message(argument, what, value, optional):
     suffix = " or None" if optional else ""
-    raise ValueError(
+    return (
         f"`{argument}` must be {what}{suffix}. Received: {argument}={value!r}"
     )

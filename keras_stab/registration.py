@@ -10,13 +10,17 @@ of numbers out of range, and keep them.
 import contextlib
 import contextvars
 import functools
+from typing import Any
+from typing import TypeVar
 
 import keras
+
+Kind = TypeVar("Kind", bound=type)
 
 _loading = contextvars.ContextVar("loading", default=False)
 
 
-def is_loading():
+def is_loading() -> bool:
     """Whether the arguments that are checked come from a configuration."""
     return _loading.get()
 
@@ -31,14 +35,15 @@ def loading():
         _loading.reset(token)
 
 
-def registered(kind):
+def registered(kind: Kind) -> Kind:
     """Registers a class under `keras_stab`; a decorator."""
-    original = kind.from_config.__func__
+    changed: Any = kind
+    original = changed.from_config.__func__
 
     @functools.wraps(original)
     def from_config(cls, config, *args, **kwargs):
         with loading():
             return original(cls, config, *args, **kwargs)
 
-    kind.from_config = classmethod(from_config)
+    changed.from_config = classmethod(from_config)
     return keras.saving.register_keras_serializable(package="keras_stab")(kind)

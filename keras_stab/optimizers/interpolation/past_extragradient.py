@@ -1,13 +1,12 @@
 """PastExtraGradient: looks ahead with the gradient of the step before."""
 
-import keras
-
 from keras_stab.backend import many_tensors
 from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
+from keras_stab.registration import registered
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class PastExtraGradient(MeasuredUpdate):
     r"""Extragradient with one gradient per step (Popov's method).
 
