@@ -7,9 +7,12 @@ user passes can be written into a configuration.
 import math
 import numbers
 import re
+import warnings
 
 import keras
 import numpy as np
+
+from keras_stab.registration import is_loading
 
 # What a variable of float32 or int32 can hold.
 LARGEST_NUMBER = float(np.finfo("float32").max)
@@ -22,7 +25,6 @@ def checked_number(
     value,
     minimum=-math.inf,
     below=math.inf,
-    forbidden=(),
     *,
     above=-math.inf,
     maximum=math.inf,
@@ -34,7 +36,6 @@ def checked_number(
         argument: Name for messages.
         minimum, maximum: Smallest and largest values allowed.
         above, below: Limits that are not allowed themselves.
-        forbidden: Values that are not allowed although in range.
         optional: Whether `None` is allowed too.
 
     Raises:
@@ -46,17 +47,13 @@ def checked_number(
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         _refuse(argument, "a number", given, optional)
     value = _as_float(value)
-    if not (minimum <= value <= maximum and above < value < below):
-        _refuse(
-            argument, _limits(minimum, above, maximum, below), given, optional
-        )
     too_small = above == 0.0 and value < SMALLEST_NUMBER
-    if abs(value) > LARGEST_NUMBER or too_small:
-        _refuse(argument, "within the range of 32-bit floats", given, optional)
-    if value in forbidden:
-        raise ValueError(
-            f"`{argument}` must not be {value}. Received: {argument}={value}"
-        )
+    if not (minimum <= value <= maximum and above < value < below):
+        limits = _limits(minimum, above, maximum, below)
+        _out_of_range(argument, limits, given, optional)
+    elif abs(value) > LARGEST_NUMBER or too_small:
+        limits = "within the range of 32-bit floats"
+        _out_of_range(argument, limits, given, optional)
     return value
 
 
@@ -76,13 +73,6 @@ def checked_fraction(argument, value, zero=False, one=True, optional=False):
         maximum=1.0 if one else math.inf,
         below=math.inf if one else 1.0,
         optional=optional,
-    )
-
-
-def checked_optional(argument, value, minimum=-math.inf, forbidden=()):
-    """As `checked_number`; `None` is allowed too."""
-    return checked_number(
-        argument, value, minimum, forbidden=forbidden, optional=True
     )
 
 
@@ -115,9 +105,12 @@ def checked_count(
     limits = f"an integer of at least {minimum}"
     if maximum != LARGEST_COUNT:
         limits = f"an integer from {minimum} to {maximum}"
-    elif whole and plain > maximum:
-        limits += ", within the range of 32-bit integers"
-    _refuse(argument, limits, value, optional)
+    if not whole:
+        _refuse(argument, limits, value, optional)
+    if plain > maximum == LARGEST_COUNT:
+        limits += " that 32 bits can hold"
+    _out_of_range(argument, limits, value, optional)
+    return int(plain)
 
 
 def checked_axis(axis):
@@ -242,8 +235,26 @@ def _limits(minimum, above, maximum, below):
     return f"in {opening}{low:g}, {high:g}{closing}"
 
 
+def refuse_numbers(message):
+    """Raises a `ValueError`; warns where a configuration holds the numbers."""
+    if not is_loading():
+        raise ValueError(message)
+    warnings.warn(
+        f"A configuration is loaded as it is, although {message}",
+        stacklevel=4,
+    )
+
+
+def _out_of_range(argument, limits, value, optional):
+    refuse_numbers(_message(argument, limits, value, optional))
+
+
 def _refuse(argument, what, value, optional):
+    raise ValueError(_message(argument, what, value, optional))
+
+
+def _message(argument, what, value, optional):
     suffix = " or None" if optional else ""
-    raise ValueError(
+    return (
         f"`{argument}` must be {what}{suffix}. Received: {argument}={value!r}"
     )

@@ -22,7 +22,9 @@ import keras
 
 from keras_stab.arguments import checked_axis
 from keras_stab.arguments import checked_number
+from keras_stab.arguments import refuse_numbers
 from keras_stab.numerics import proximal
+from keras_stab.registration import registered
 from keras_stab.types import Tensor
 
 __all__ = [
@@ -44,9 +46,6 @@ __all__ = [
 
 def __dir__():
     return __all__
-
-
-_registered = keras.saving.register_keras_serializable(package="keras_stab")
 
 
 class ProximalOperator:
@@ -93,7 +92,7 @@ class ConvexSet(ProximalOperator, keras.constraints.Constraint):
         return self.project(value)
 
 
-@_registered
+@registered
 class Box(ConvexSet):
     """Entries between two bounds.
 
@@ -107,7 +106,7 @@ class Box(ConvexSet):
         self.lower = checked_number("lower", lower, optional=True)
         self.upper = checked_number("upper", upper, optional=True)
         if None not in (self.lower, self.upper) and self.lower > self.upper:
-            raise ValueError(
+            refuse_numbers(
                 "`lower` must not be above `upper`. Received: "
                 f"lower={lower}, upper={upper}"
             )
@@ -116,7 +115,7 @@ class Box(ConvexSet):
         return proximal.box(value, self.lower, self.upper)
 
 
-@_registered
+@registered
 class NonNegative(ConvexSet):
     """Entries of at least 0."""
 
@@ -124,7 +123,7 @@ class NonNegative(ConvexSet):
         return proximal.box(value, 0.0, None)
 
 
-@_registered
+@registered
 class L2Ball(ConvexSet):
     """Euclidean norm of at most `radius`.
 
@@ -150,7 +149,7 @@ class L2Ball(ConvexSet):
         return proximal.l2_ball(value, self.radius, self.axis)
 
 
-@_registered
+@registered
 class Simplex(ConvexSet):
     """Nonnegative entries whose sum is `total`.
 
@@ -171,7 +170,7 @@ class Simplex(ConvexSet):
         return proximal.simplex(value, self.total, self.axis)
 
 
-@_registered
+@registered
 class L1Ball(ConvexSet):
     """Sum of absolute values of at most `radius`.
 
@@ -191,7 +190,7 @@ class L1Ball(ConvexSet):
         return proximal.l1_ball(value, self.radius, self.axis)
 
 
-@_registered
+@registered
 class SpectralBall(ConvexSet):
     """Largest singular value of at most `radius`: small singular values stay.
 
@@ -214,7 +213,7 @@ class SpectralBall(ConvexSet):
         )
 
 
-@_registered
+@registered
 class L1(ProximalOperator):
     r"""$w \|z\|_1$: entries shrink by $\gamma w$, small ones to exactly 0.
 
@@ -231,7 +230,7 @@ class L1(ProximalOperator):
         return proximal.soft_threshold(value, step_size * self.weight)
 
 
-@_registered
+@registered
 class GroupL2(ProximalOperator):
     r"""$w \sum_g \|z_g\|_2$: small groups become exactly 0.
 
@@ -256,7 +255,7 @@ class GroupL2(ProximalOperator):
         )
 
 
-@_registered
+@registered
 class SquaredL2(ProximalOperator):
     r"""$\frac{w}{2} \|z\|_2^2$: weight decay, taken implicitly.
 
@@ -273,7 +272,7 @@ class SquaredL2(ProximalOperator):
         return value / (1.0 + step_size * self.weight)
 
 
-@_registered
+@registered
 class ElasticNet(ProximalOperator):
     r"""$w_1 \|z\|_1 + \frac{w_2}{2} \|z\|_2^2$.
 
@@ -292,7 +291,7 @@ class ElasticNet(ProximalOperator):
         return shrunk / (1.0 + step_size * self.l2)
 
 
-@_registered
+@registered
 class NuclearNorm(ProximalOperator):
     r"""$w$ times the sum of singular values: a matrix of low rank.
 

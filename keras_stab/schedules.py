@@ -12,7 +12,9 @@ import keras
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_number
+from keras_stab.arguments import refuse_numbers
 from keras_stab.numerics.time_factor import time_factor
+from keras_stab.registration import registered
 from keras_stab.types import Tensor
 
 __all__ = [
@@ -40,7 +42,7 @@ class _Configured(keras.optimizers.schedules.LearningRateSchedule):
         return {name: getattr(self, name) for name in self.arguments}
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class WarmupPolynomial(_Configured):
     r"""A linear warm-up, then a polynomial decay.
 
@@ -112,7 +114,7 @@ class WarmupPolynomial(_Configured):
         return keras.ops.where(step <= self.warmup_steps, ramp, decayed)
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class WarmupCosine(_Configured):
     r"""A linear warm-up, then half a cosine.
 
@@ -167,7 +169,7 @@ class WarmupCosine(_Configured):
         return self.learning_rate * factor
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class TimeVaryingSigmoid(_Configured):
     r"""The factor of time of `TVLARS` as a schedule, for any optimizer.
 
@@ -219,7 +221,7 @@ class TimeVaryingSigmoid(_Configured):
         )
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class ConstantTail(_Configured):
     r"""Falls from one rate to another and stays there.
 
@@ -305,7 +307,7 @@ class ConstantTail(_Configured):
             )
         self.tail_step = checked_number("tail_step", tail_step)
         if self.tail_step <= self.decay_from:
-            raise ValueError(
+            refuse_numbers(
                 "`tail_step` must be above `decay_from`. Received: tail_step="
                 f"{self.tail_step}, decay_from={self.decay_from}"
             )
@@ -343,7 +345,7 @@ class ConstantTail(_Configured):
         return first + (last - first) * gone
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class LinearWarmup(_Configured):
     r"""Rises linearly and then stays: $b \min(1, (s + 1) / w)$ at step s.
 
@@ -377,7 +379,7 @@ class LinearWarmup(_Configured):
 def _after(total_steps, warmup_steps):
     total_steps = checked_number("total_steps", total_steps)
     if total_steps <= warmup_steps:
-        raise ValueError(
+        refuse_numbers(
             "`total_steps` must be above `warmup_steps`. Received: "
             f"total_steps={total_steps}, warmup_steps={warmup_steps}"
         )

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import callback_cases
@@ -609,3 +610,26 @@ def callback_parameters():
 def test_callback(row, name, tmp_path, record_property):
     outcome = callback_cases.check(row, name, tmp_path)
     record_property("support", outcome)
+
+
+@ROWS
+def test_what_was_saved_loads(row, tmp_path):
+    """A schedule in a callback may end a hair below 0."""
+    rate = 0.3 - 0.1 * 3
+    assert rate < 0
+    x, y = contract.data(4)
+    model = contract.compiled(
+        row.build(keras.optimizers.SGD(0.01)), contract.classifier(False)
+    )
+    contract.fit(model, x, y)
+    model.optimizer.learning_rate = rate
+    contract.fit(model, x, y)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = keras.models.load_model(path)
+    contract.assert_same_bits(contract.state(model), contract.state(again))
+    contract.fit(model, x, y)
+    contract.fit(again, x, y)
+    contract.assert_same_bits(contract.state(model), contract.state(again))

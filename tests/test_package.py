@@ -134,6 +134,7 @@ FLOORS = [
         "batches",
         "nesting",
         "numerics",
+        "registration",
         "text_table",
         "types",
     },

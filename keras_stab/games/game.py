@@ -23,9 +23,10 @@ from keras_stab.games.game_arguments import owners
 from keras_stab.games.joint_training import JointTraining
 from keras_stab.games.player import Player
 from keras_stab.optimizers.wrapper import refuse_built_elsewhere
+from keras_stab.registration import registered
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class Game(JointTraining):
     r"""A model of several players, trained by the stock train step.
 

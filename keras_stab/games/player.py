@@ -8,9 +8,10 @@ import keras
 
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_number
+from keras_stab.registration import registered
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class Player:
     r"""One player of a `Game`: its name, its variables and its loss.
 

@@ -14,9 +14,10 @@ from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import Wrapper
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.optimizers.wrapper import refuse_built_elsewhere
+from keras_stab.registration import registered
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class JointOptimizer(Wrapper):
     """Changes nothing but the order of operations, which TensorFlow needs.
 
@@ -46,7 +47,7 @@ class _ByPlayer:
         return self._optimizers[self.position[id(variable)]]
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class PlayerOptimizers(keras.optimizers.MultiOptimizer):
     """One optimizer for each player of a `Game`.
 

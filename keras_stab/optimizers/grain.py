@@ -21,9 +21,10 @@ from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
 from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
+from keras_stab.registration import registered
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class GRAIN(GradientMethod):
     r"""Replaces the mean gradient by one that conflicts with no group.
 

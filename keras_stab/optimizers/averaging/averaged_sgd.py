@@ -6,11 +6,12 @@ import keras
 
 from keras_stab.arguments import checked_learning_rate
 from keras_stab.optimizers.averaging.weight_averaging import WeightAveraging
+from keras_stab.registration import registered
 from keras_stab.schedules import ConstantTail
 from keras_stab.types import LearningRate
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class AveragedSGD(WeightAveraging):
     r"""SGD whose last weights are averaged.
 

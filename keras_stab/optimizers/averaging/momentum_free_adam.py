@@ -7,9 +7,10 @@ from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_learning_rate
 from keras_stab.arguments import checked_number
 from keras_stab.numerics.norms import in_full_precision
+from keras_stab.registration import registered
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class MomentumFreeAdam(keras.optimizers.Optimizer):
     r"""$w \leftarrow w - \gamma g / (\sqrt{\hat v} + \epsilon)$.
 

@@ -25,11 +25,12 @@ from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.state import widest_dtype
 from keras_stab.optimizers.wrapper import innermost
+from keras_stab.registration import registered
 from keras_stab.schedules import LinearWarmup
 from keras_stab.types import LearningRate
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class ScheduleFree(GradientMethod):
     r"""Trains at a point between the last iterate and the average.
 

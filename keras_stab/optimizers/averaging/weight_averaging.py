@@ -25,10 +25,11 @@ from keras_stab.optimizers.nest_checks import evaluations_per_step
 from keras_stab.optimizers.state import add_slot
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import Wrapper
+from keras_stab.registration import registered
 from keras_stab.types import Tensor
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class WeightAveraging(LendsWeights, Wrapper):
     r"""Keeps a running average of the weights, for evaluation.
 

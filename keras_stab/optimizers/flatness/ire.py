@@ -32,11 +32,12 @@ from keras_stab.optimizers.flatness.strengths import Strength
 from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import innermost
+from keras_stab.registration import registered
 
 NEVER = 2**31 - 1
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class IRE(GradientMethod):
     r"""Moves faster along the weights in which the loss is flat.
 

@@ -21,6 +21,7 @@ from keras_stab.optimizers.flatness.sam_arguments import checked_filter
 from keras_stab.optimizers.flatness.strengths import Strength
 from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
+from keras_stab.registration import registered
 
 FIGURES = (
     "gradient_norm",
@@ -32,7 +33,7 @@ NORMALIZATION = ("gamma", "beta", "scale")
 OFFSETS = ("bias", "beta")
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class SAM(GradientMethod):
     r"""Takes the gradient where the loss nearby is highest.
 

@@ -17,11 +17,12 @@ from keras_stab.constraints import ConvexSet
 from keras_stab.numerics.half_space import step_to_half_space
 from keras_stab.optimizers.interpolation.phase_optimizer import PhaseOptimizer
 from keras_stab.optimizers.state import add_state
+from keras_stab.registration import registered
 from keras_stab.types import LearningRate
 from keras_stab.types import Tensor
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class CEGPlus(PhaseOptimizer):
     r"""Extragradient for constrained problems, with a smaller second step.
 

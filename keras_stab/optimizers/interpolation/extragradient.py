@@ -13,10 +13,11 @@ from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import innermost
+from keras_stab.registration import registered
 from keras_stab.types import Tensor
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class ExtraGradient(MeasuredUpdate):
     r"""Extragradient around any optimizer; ExtraAdam with Adam inside.
 

@@ -22,13 +22,14 @@ from keras_stab.optimizers.nest_checks import refuse_accumulating_parts
 from keras_stab.optimizers.nest_checks import refuse_averages_inside
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import Wrapper
+from keras_stab.registration import registered
 from keras_stab.types import Tensor
 
 # The longest cycle in which computing both sides of a condition is quicker.
 OFTEN = 3
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class Lookahead(LendsWeights, Wrapper):
     r"""Steps back, after k steps, to a point between start and end.
 

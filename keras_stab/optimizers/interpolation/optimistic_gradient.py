@@ -9,10 +9,11 @@ from keras_stab.arguments import checked_choice
 from keras_stab.backend import many_tensors
 from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
+from keras_stab.registration import registered
 from keras_stab.types import Tensor
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class OptimisticGradient(MeasuredUpdate):
     r"""Optimistic gradient steps around any optimizer.
 

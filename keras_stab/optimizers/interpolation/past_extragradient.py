@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 
-import keras
-
 from keras_stab.backend import many_tensors
 from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
+from keras_stab.registration import registered
 from keras_stab.types import Tensor
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class PastExtraGradient(MeasuredUpdate):
     r"""Extragradient with one gradient per step (Popov's method).
 

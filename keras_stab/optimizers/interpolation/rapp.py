@@ -17,11 +17,12 @@ from keras_stab.backend import updates
 from keras_stab.constraints import ConvexSet
 from keras_stab.optimizers.interpolation.phase_optimizer import PhaseOptimizer
 from keras_stab.optimizers.state import add_state
+from keras_stab.registration import registered
 from keras_stab.types import LearningRate
 from keras_stab.types import Tensor
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class RAPP(PhaseOptimizer):
     r"""Goes a part of the way to an approximate proximal point.
 

@@ -13,10 +13,11 @@ from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.layerwise.layerwise_optimizer import (
     LayerwiseOptimizer,
 )
+from keras_stab.registration import registered
 from keras_stab.types import LearningRate
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class LAMB(LayerwiseOptimizer):
     r"""Adam whose step is scaled, layer by layer, to the norm of the weights.
 

@@ -12,6 +12,7 @@ from keras_stab.arguments import checked_number
 from keras_stab.numerics.time_factor import from_durations
 from keras_stab.numerics.time_factor import time_factor
 from keras_stab.optimizers.layerwise.lars import LARS
+from keras_stab.registration import registered
 from keras_stab.types import LearningRate
 
 _OFFICIAL = {
@@ -27,7 +28,7 @@ _OFFICIAL = {
 _PAPER = {"alpha": 1.0, "floor": 1e-3, "factor_scope": "all"}
 
 
-@keras.saving.register_keras_serializable(package="keras_stab")
+@registered
 class TVLARS(LARS):
     r"""LARS whose layer-wise rate is multiplied by a factor of time.
 
