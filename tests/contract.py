@@ -127,7 +127,12 @@ def boosted_sam_steps(problem, batches, learning_rate):
     for t, (x, y) in enumerate(batches):
         if t % 2 == 0:
             sizes = [np.abs(g) for g in problem.gradient(x, y)]
-            limit = np.sort(np.concatenate([s.ravel() for s in sizes]))
+            ranked = [
+                s.ravel()
+                for i, s in enumerate(sizes)
+                if i not in problem.frozen
+            ]
+            limit = np.sort(np.concatenate(ranked))
             limit = limit[limit.size // 2 - 1]
             factors = [1.0 + BOOST * (s <= limit) for s in sizes]
         gradient = sam_gradient(problem, x, y)

@@ -75,13 +75,32 @@ class LinearRegression:
     """Mean squared error of `x w + b`, with its gradient by hand."""
 
     def __init__(self, weights, bias):
+        self.frozen = {}
         self.parameters = [np.array(weights, float), np.array(bias, float)]
+
+    @property
+    def parameters(self):
+        return self._parameters
+
+    @parameters.setter
+    def parameters(self, values):
+        """A frozen one stays, wherever a method would put it."""
+        values = list(values)
+        for index, value in self.frozen.items():
+            values[index] = value
+        self._parameters = values
+
+    def freeze(self, index):
+        self.frozen[index] = self.parameters[index]
 
     def gradient(self, x, y):
         kernel, bias = self.parameters
         error = x @ kernel + bias - y
         scale = 2.0 / error.size
-        return [scale * x.T @ error, scale * error.sum(axis=0)]
+        gradients = [scale * x.T @ error, scale * error.sum(axis=0)]
+        return [
+            0.0 * g if i in self.frozen else g for i, g in enumerate(gradients)
+        ]
 
     def min_norm_gradient(self, parts):
         """The min-norm combination over `(x, y)` parts."""

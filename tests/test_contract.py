@@ -564,6 +564,75 @@ def test_frozen_layers_and_variables_without_gradient_stay(row):
     assert not np.array_equal(last[0], model.get_layer("last").get_weights()[0])
 
 
+@keras.saving.register_keras_serializable(package="keras_stab_tests")
+class Offset(keras.layers.Layer):
+    """The bias of a linear model, as a layer that can be frozen."""
+
+    def build(self, input_shape):
+        self.bias = self.add_weight(
+            shape=input_shape[-1:], initializer="zeros", name="bias"
+        )
+
+    def call(self, inputs):
+        return inputs + self.bias
+
+
+FREEZE_WAYS = (
+    [True, False] if keras.backend.backend() == "tensorflow" else [False]
+)
+# Twelve steps end a cycle of every row; after thirteen they are inside of one.
+
+
+@pytest.mark.filterwarnings("error:Gradients do not exist")
+@pytest.mark.parametrize("run_eagerly", FREEZE_WAYS)
+@pytest.mark.parametrize(
+    "frozen, before", [("kernel", 12), ("bias", 12), ("kernel", 13)]
+)
+@ROWS
+def test_a_layer_frozen_without_a_new_compile(row, frozen, before, run_eagerly):
+    """It stands still, and the other one is trained as if it were alone."""
+    batches, kernel, bias = regression((12,) * (before + 6))
+    batches = [[a.astype("float32") for a in batch] for batch in batches]
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(2, use_bias=False, name="kernel"),
+            Offset(name="bias"),
+        ]
+    )
+    model.set_weights([kernel, bias])
+    optimizer = row.build(keras.optimizers.SGD(0.1))
+    model.compile(optimizer, "mse", run_eagerly=run_eagerly)
+    problem = reference.LinearRegression(kernel, bias)
+    steps = row.reference and row.reference(problem, batches, 0.1)
+    names = ("kernel", "bias")
+    for step, batch in enumerate(batches):
+        if step == before:
+            model.get_layer(frozen).trainable = False
+            stays = model.get_layer(frozen).get_weights()
+            moves = model.get_layer(names[frozen == "kernel"])
+            start = moves.get_weights()
+            problem.freeze(names.index(frozen))
+            if keras.backend.backend() == "jax":
+                with pytest.raises(ValueError, match="1:1 to the trainable"):
+                    contract.fit(model, *batch)
+                return
+            # Keras does not trace its step again by itself.
+            model.make_train_function(force=True)
+        contract.fit(model, *batch)
+        wanted = next(steps) if steps else [kernel, bias]
+        if step < before:
+            continue
+        contract.assert_same_bits(stays, model.get_layer(frozen).get_weights())
+        if steps and before == 12:
+            np.testing.assert_allclose(
+                moves.get_weights()[0],
+                wanted[names.index(moves.name)],
+                atol=2e-5,
+            )
+    assert not np.array_equal(start[0], moves.get_weights()[0])
+
+
 @ROWS
 def test_a_nan_batch_is_visible_and_harmless_where_promised(row):
     """GRAIN drops non-finite groups; a plain optimizer promises nothing."""

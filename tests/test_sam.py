@@ -333,6 +333,20 @@ def test_variables_can_be_left_out():
     assert len(perturbed()) == 6
 
 
+def test_variables_left_out_are_found_after_a_layer_was_frozen():
+    """Not by their positions among those that are trained today."""
+    model = contract.classifier(dropout=False)
+    optimizer = keras_stab.SAM("sgd", variable_filter="normalization")
+    optimizer.build(model.trainable_variables)
+    model.get_layer("first").trainable = False
+    shifts = shifts_of(model, optimizer, *contract.data(1))
+    names = [v.path.split("/")[-1] for v in model.trainable_variables]
+    assert [n for n, s in zip(names, shifts) if s is not None] == [
+        "gamma",
+        "beta",
+    ]
+
+
 def test_rows_of_a_table_that_are_not_looked_up_stay():
     """Also where the gradient of the table is sparse."""
     inputs = keras.Input((2,), dtype="int32")

@@ -23,7 +23,7 @@ def apply_gradients(optimizer, gradients, variables):
             optimizer, variables, _stateless(optimizer, gradients, variables)
         )
         return
-    optimizer.apply(gradients, variables)
+    optimizer.apply(*_without_frozen(gradients, variables))
 
 
 def apply_gradients_if(condition, optimizer, make_gradients, variables):
@@ -44,12 +44,25 @@ def apply_gradients_if(condition, optimizer, make_gradients, variables):
     elif BACKEND == "tensorflow":
 
         def update():
-            optimizer.apply(make_gradients(), variables)
+            optimizer.apply(*_without_frozen(make_gradients(), variables))
             return True
 
         tf.cond(condition, update, lambda: False)
     elif bool(condition):
-        optimizer.apply(make_gradients(), variables)
+        optimizer.apply(*_without_frozen(make_gradients(), variables))
+
+
+def _without_frozen(gradients, variables):
+    """Leaves out what was frozen after the optimizer was built.
+
+    Such a variable has no gradient, of which Keras would warn in every step.
+    """
+    kept = [
+        i
+        for i, (gradient, variable) in enumerate(zip(gradients, variables))
+        if gradient is not None or variable.trainable
+    ]
+    return [gradients[i] for i in kept], [variables[i] for i in kept]
 
 
 def _stateless(optimizer, gradients, variables):

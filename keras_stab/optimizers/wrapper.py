@@ -164,7 +164,7 @@ class Wrapper(keras.optimizers.Optimizer):
             self.build(trainable_variables)
         variables = keras_internals.built_variables(self)
         if trainable_variables is not None:
-            gradients = self._in_order(gradients, list(trainable_variables))
+            gradients = self.in_built_order(gradients, trainable_variables)
         if len(gradients) != len(variables):
             raise ValueError(
                 "One gradient is needed for each variable that the optimizer "
@@ -181,11 +181,17 @@ class Wrapper(keras.optimizers.Optimizer):
             self.inner_optimizer, updates.barrier(gradients), variables
         )
 
-    def _in_order(self, gradients, variables):
-        """One gradient per built variable; `None` for those not passed."""
+    def in_built_order(
+        self, values: Iterable[Any], variables: Iterable[keras.Variable]
+    ) -> list[Any]:
+        """One value per built variable; `None` for those not passed.
+
+        A model's trainable variables of today may be fewer than those that
+        the optimizer was built with: a layer may have been frozen since.
+        """
         position = keras_internals.positions(self)
         ordered = [None] * len(position)
-        for gradient, variable in zip(gradients, variables):
+        for value, variable in zip(values, variables):
             key = keras_internals.variable_key(self, variable)
             if key not in position:
                 raise ValueError(
@@ -194,7 +200,7 @@ class Wrapper(keras.optimizers.Optimizer):
                     "new optimizer for another model, and compile again after "
                     "layers were frozen or thawed"
                 )
-            ordered[position[key]] = gradient
+            ordered[position[key]] = value
         return ordered
 
     # ---- Saving -----------------------------------------------------------

@@ -6,19 +6,20 @@ from keras_stab import keras_internals
 from keras_stab.backend import tracing
 
 
-def decay_rates(optimizer, variables):
+def decay_rates(optimizer, variables, gradients):
     """By how much of itself decoupled weight decay shortens each variable.
 
-    One scalar per variable, `None` for one that does not decay.
+    One scalar per variable, `None` for one that does not decay: it is
+    excluded, or has no gradient.
     """
     if not optimizer.weight_decay:
         return [None] * len(variables)
     rate = keras.ops.convert_to_tensor(optimizer.learning_rate) + 0.0
     return [
         rate * optimizer.weight_decay
-        if keras_internals.is_decayed(optimizer, v)
+        if g is not None and keras_internals.is_decayed(optimizer, v)
         else None
-        for v in variables
+        for v, g in zip(variables, gradients)
     ]
 
 

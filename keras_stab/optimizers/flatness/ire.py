@@ -264,20 +264,28 @@ class IRE(GradientMethod):
                     "strategy, which allows no exchange between replicas "
                     'inside a condition. Use "gradient" or "second_moment"'
                 )
-            note = self._refresh(step, lambda: self.fisher_roots(oracle, step))
+            note = self._refresh(
+                step, lambda: self.fisher_roots(oracle, step), oracle.variables
+            )
         elif self.curvature == "gradient":
             # At w, which is not where the gradients of SAM are taken.
-            note = self._refresh(step, lambda: (oracle.gradient_beside(), 1.0))
+            note = self._refresh(
+                step,
+                lambda: (oracle.gradient_beside(), 1.0),
+                oracle.variables,
+            )
         oracle.notes[self] = (note,)
         return gradients
 
-    def _refresh(self, step, roots_and_size):
+    def _refresh(self, step, roots_and_size, variables):
         """The state of the mask, new if a refresh is due."""
-        return keras.ops.cond(
-            self._due(step),
-            lambda: self._mask.refreshed(*roots_and_size()),
-            self._mask.values,
-        )
+
+        def refreshed():
+            roots, size = roots_and_size()
+            roots = self.in_built_order(roots, variables)
+            return self._mask.refreshed(roots, size)
+
+        return keras.ops.cond(self._due(step), refreshed, self._mask.values)
 
     @property
     def _reuses_forward(self):
@@ -325,7 +333,9 @@ class IRE(GradientMethod):
         )
         decay = [None] * len(variables)
         if not self.boost_weight_decay:
-            decay = decay_rates(innermost(self.inner_optimizer), variables)
+            decay = decay_rates(
+                innermost(self.inner_optimizer), variables, gradients
+            )
         before = [tracing.snapshot(v) for v in variables]
         super().apply_in_order(gradients, variables)
         # False for a step that a loss scaler drops and for a part of an
@@ -347,10 +357,12 @@ class IRE(GradientMethod):
         if self.curvature == "second_moment":
             base = innermost(self.inner_optimizer)
             return self._refresh(
-                step, lambda: (second_moment_roots(base, variables), 1.0)
+                step,
+                lambda: (second_moment_roots(base, variables), 1.0),
+                variables,
             )
         scale = 1.0 / self.scale_loss(1.0)
-        return self._refresh(step, lambda: (gradients, scale**2))
+        return self._refresh(step, lambda: (gradients, scale**2), variables)
 
     def diagnostics(self) -> dict[str, Any]:
         """Figures of the last refresh, read from the device.

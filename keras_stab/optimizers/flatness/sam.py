@@ -1,11 +1,13 @@
 """SAM: sharpness-aware minimization, and its adaptive form ASAM."""
 
+import functools
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 
+from keras_stab import keras_internals
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
@@ -236,10 +238,11 @@ class SAM(GradientMethod):
 
     def _second_pass(self, oracle, gradients, step):
         """The gradients at `w + e`, figures, and notes of inner methods."""
+        index = functools.partial(keras_internals.variable_index, self)
         chosen = [
             i
-            for i, g in enumerate(gradients)
-            if g is not None and self._perturbed[i]
+            for i, (g, v) in enumerate(zip(gradients, oracle.variables))
+            if g is not None and self._perturbed[index(v)]
         ]
         radius = self._rho.at(step, self.inner_optimizer)
         shift = [None] * len(gradients)
