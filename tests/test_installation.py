@@ -18,6 +18,8 @@ NAMES = (
     "fit",
     "evaluate",
     "predict",
+    "get_state_tree",
+    "set_state_tree",
 )
 # What an autologger wraps, and what reaches a model through it.
 CALLS = {
@@ -26,6 +28,10 @@ CALLS = {
     "predict": lambda model: model.predict(X, verbose=0),
     "make_train_function": lambda model: contract.fit(model, X, Y),
     "train_step": lambda model: contract.fit(model, X, Y),
+    "get_state_tree": lambda model: model.get_state_tree(),
+    "set_state_tree": lambda model: model.set_state_tree(
+        model.get_state_tree()
+    ),
 }
 
 

@@ -91,11 +91,13 @@ class TrainStep(_Base):
         following = super().predict
         return _once(_guarded, self, "predict", following, *args, **kwargs)
 
-    def get_state_tree(self, value_format: str = "backend_tensor"):
+    def get_state_tree(
+        self, value_format: str = "backend_tensor"
+    ) -> dict[str, Any]:
         name, following = "get_state_tree", super().get_state_tree
         return _once(with_weights_aside, self, name, following, value_format)
 
-    def set_state_tree(self, state_tree: dict):
+    def set_state_tree(self, state_tree: dict[str, Any]) -> None:
         name, following = "set_state_tree", super().set_state_tree
         return _once(setting_weights_aside, self, name, following, state_tree)
 

@@ -84,8 +84,8 @@ class StabilityReport:
         }
         failed = {arm: ~np.isfinite(own) for arm, own in scores.items()}
         if failure_score is not None:
-            for arm, own in scores.items():
-                failed[arm] |= sign * own <= sign * failure_score
+            for arm in scores:
+                failed[arm] |= sign * scores[arm] <= sign * failure_score
         baseline = next(iter(runs))
         return cls(
             metric=name,
