@@ -78,7 +78,8 @@ class LendsWeights:
         for variable, trained, value in zip(variables, aside, values):
             if trained is None:
                 trained = tracing.read(variable)
-            own.append(trained)
+            if not variable.overwrite_with_gradient:
+                own.append(trained)
             if value is not None:
                 differences.append(keras.ops.cast(trained, value.dtype) - value)
         if not differences:
