@@ -614,6 +614,21 @@ def classifier(dropout=True):
     return keras.Model(inputs, outputs)
 
 
+def float8_classifier():
+    """A network with variables that are no weights: scales, histories."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((FEATURES,))
+    first = keras.layers.Dense(8, activation="tanh", name="first")
+    outputs = keras.layers.Dense(CLASSES, name="last")(first(inputs))
+    first.quantize("float8")
+    return keras.Model(inputs, outputs)
+
+
+def overwritten(model):
+    """Those variables of a model: their gradient is their new value."""
+    return [v for v in model.trainable_variables if v.overwrite_with_gradient]
+
+
 def compiled(optimizer, model=None, **arguments):
     model = classifier() if model is None else model
     model.compile(

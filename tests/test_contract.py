@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import callback_cases
@@ -631,6 +632,88 @@ def test_a_layer_frozen_without_a_new_compile(row, frozen, before, run_eagerly):
                 atol=2e-5,
             )
     assert not np.array_equal(start[0], moves.get_weights()[0])
+
+
+FLOAT8_ROWS = pytest.mark.parametrize(
+    "row",
+    contract.parameters(
+        r for r in contract.ROWS if r.name not in contract.DO_AS_OTHERS
+    ),
+)
+
+
+def numbers(variables):
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+
+
+@FLOAT8_ROWS
+def test_scales_of_float8_layers_are_those_of_the_stock_optimizer(row):
+    """Weights hardly move: what is left is how the scales are assigned."""
+    x, y = contract.data(6)
+    ends = []
+    for build in (lambda inner: inner, row.build):
+        model = contract.compiled(
+            build(keras.optimizers.SGD(1e-7)), contract.float8_classifier()
+        )
+        contract.fit(model, x, y)
+        ends.append(numbers(contract.overwritten(model)))
+    assert len(ends[0]) == 6
+    assert all(np.any(value) for value in ends[0])
+    for actual, wanted in zip(*reversed(ends)):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4)
+
+
+@FLOAT8_ROWS
+def test_scales_of_float8_layers_count_as_no_weights(row):
+    """In no norm, Gram matrix, mask, average or window.
+
+    A step reads the scales. The histories, which may be as large as they
+    like, matter to later scales only.
+    """
+    x, y = contract.data(5)
+    ends = []
+    for largest in (0.0, 1e6):
+        model = contract.compiled(
+            row.build(contract.INNER["sgd"]()), contract.float8_classifier()
+        )
+        model.optimizer.build(model.trainable_variables)
+        for step in range(5):
+            for variable in contract.overwritten(model):
+                value = largest if "history" in variable.name else 0.01
+                variable.assign(np.full(variable.shape, value, "float32"))
+            rows = slice(step * contract.BATCH, (step + 1) * contract.BATCH)
+            model.train_on_batch(x[rows], y[rows])
+        others = {id(v) for v in contract.overwritten(model)}
+        ends.append(numbers(v for v in model.variables if id(v) not in others))
+    contract.assert_same_bits(*ends)
+
+
+@FLOAT8_ROWS
+def test_a_float8_model_loads_and_goes_on(row, tmp_path):
+    """A loaded layer has its variables in another order: scales come first."""
+    x, y = contract.data(6)
+    half = 3 * contract.BATCH
+    model = contract.compiled(
+        row.build(contract.INNER["momentum"]()), contract.float8_classifier()
+    )
+    contract.fit(model, x[:half], y[:half])
+    lends = row.second_weights and row.second_weights != "own"
+    lent = model.optimizer.swap_weights(model) if lends else nullcontext()
+    with lent:
+        model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for each in (model, again):
+        contract.fit(each, x[half:], y[half:])
+    ends = [
+        numbers(
+            [
+                *sorted(each.trainable_variables, key=lambda v: v.path),
+                *each.optimizer.variables,
+            ]
+        )
+        for each in (model, again)
+    ]
+    contract.assert_same_bits(*ends)
 
 
 @ROWS

@@ -13,8 +13,12 @@ from keras_stab.gradients.scope import RecordingScope
 # What one evaluation of the loss leaves behind. `state`: the non-trainable
 # values, `None` where unassigned. `carried`: values that go on from one group
 # to the next (metrics, and variables that the model does not track).
+# `replacements`: new values of the trainable variables that are no weights
+# (`overwrite_with_gradient`: scales and histories of float8 layers), which come
+# in place of a gradient; `None` for every weight.
 Evaluation = collections.namedtuple(
-    "Evaluation", ["loss", "y_pred", "masks", "state", "carried"]
+    "Evaluation",
+    ["loss", "y_pred", "masks", "state", "carried", "replacements"],
 )
 
 
@@ -51,23 +55,37 @@ class BatchLoss:
         self._sampler = None
         self._loss = None
 
-    def evaluate(self, batch, non_trainable, carried):
+    def evaluate(self, batch, non_trainable, carried, share=1.0):
         """The `Evaluation` of some rows and the gradients of the scaled loss.
+
+        Gradients are `None` for variables that are no weights.
 
         Args:
             batch: As the attribute, or a part of it.
             non_trainable, carried: Values instead of the attributes.
+            share: Scalar, the part of the rows of the whole batch. Layers
+                that take statistics of the gradients which pass through them
+                see those of the whole batch.
         """
         x, y, sample_weight = batch
+        shared = any(v.overwrite_with_gradient for v in self.variables)
 
         def scaled_loss(values):
-            return self._scaled_loss(
+            loss, evaluation = self._scaled_loss(
                 values, non_trainable, carried, x, y, sample_weight
             )
+            if shared:
+                loss = loss * keras.ops.cast(share, loss.dtype)
+            return loss, evaluation
 
         (_, evaluation), gradients = differentiation.value_and_gradients(
             scaled_loss, self.values
         )
+        evaluation, gradients = self._without_replacements(
+            evaluation, gradients
+        )
+        if shared:
+            gradients = self.times(gradients, 1.0 / share)
         return evaluation, gradients
 
     def evaluate_with_pullback(self):
@@ -94,7 +112,26 @@ class BatchLoss:
             )
         )
         evaluation, masks = kept
-        return evaluation, gradients, masks, pull
+        evaluation, gradients = self._without_replacements(
+            evaluation, gradients
+        )
+
+        def pull_weights(cotangents):
+            return self._without_replacements(evaluation, pull(cotangents))[1]
+
+        return evaluation, gradients, masks, pull_weights
+
+    def _without_replacements(self, evaluation, gradients):
+        """Moves what is no gradient from the gradients to the evaluation."""
+        replacements = [
+            g if v.overwrite_with_gradient else None
+            for g, v in zip(gradients, self.variables)
+        ]
+        gradients = [
+            None if v.overwrite_with_gradient else g
+            for g, v in zip(gradients, self.variables)
+        ]
+        return evaluation._replace(replacements=replacements), gradients
 
     def scope(self, values, non_trainable, carried):
         """In it, the model's variables have these values."""
@@ -134,6 +171,7 @@ class BatchLoss:
             carried=[
                 scope.get_current_value(v) for v in self.carried_variables
             ],
+            replacements=[None] * len(self.variables),
         )
 
     def scaled(self, loss):
@@ -150,12 +188,9 @@ class BatchLoss:
 
     def times(self, gradients, factor):
         """The gradients times a scalar, in full precision."""
-        # fp8 statistics come as "gradients" that replace their variable.
         return [
-            g
-            if g is None or v.overwrite_with_gradient
-            else keras.ops.multiply(g, factor)
-            for g, v in zip(gradients, self.variables)
+            None if g is None else keras.ops.multiply(g, factor)
+            for g in gradients
         ]
 
     def _scaled_loss(self, values, non_trainable, carried, x, y, sample_weight):

@@ -16,14 +16,13 @@ class GroupGradients:
         rows: Rows in the batch.
     """
 
-    def __init__(self, oracle, packed, shapes, maxima, sizes):
+    def __init__(self, oracle, packed, shapes, sizes):
         self.sizes = sizes
         self.rows = sum(sizes)
         self.present = rows.present(sizes)
         self._oracle = oracle
         self._packed = packed
         self._shapes = shapes
-        self._maxima = maxima
 
     def gram(self):
         """Inner products of the group gradients, `(K, K)` float32.
@@ -48,12 +47,8 @@ class GroupGradients:
         combined = [products.combine(weights, s) for s in self._packed]
         combined = iter(products.unpack_group(combined, self._present_shapes()))
         answer = []
-        for variable, shape, largest in zip(
-            self._oracle.variables, self._shapes, self._maxima
-        ):
-            if largest is not None:
-                answer.append(largest)
-            elif shape is None:
+        for variable, shape in zip(self._oracle.variables, self._shapes):
+            if shape is None:
                 answer.append(None)
             else:
                 answer.append(keras.ops.cast(next(combined), variable.dtype))

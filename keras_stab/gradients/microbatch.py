@@ -64,6 +64,7 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
     gradients = []
     carried = oracle.carried
     variables = oracle.model.non_trainable_variables
+    shares = _shares(sizes[:groups], size)
     for k in range(groups):
 
         def evaluate(k=k, carried=carried):
@@ -71,6 +72,7 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
                 rows.take_group(batch, k, groups),
                 shift_seeds(variables, oracle.non_trainable, k),
                 carried,
+                shares[k],
             )
             return evaluation, [tracing.densify(g) for g in group]
 
@@ -85,7 +87,6 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
         evaluations.append(evaluation)
         gradients.append(group)
         carried = evaluation.carried
-    shares = _shares(sizes[:groups], size)
     losses = [share * e.loss for share, e in zip(shares, evaluations)]
     merged = evaluations[0]._replace(
         loss=sum(losses[1:], losses[0]),
@@ -95,6 +96,7 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
             oracle.non_trainable, [e.state for e in evaluations], shares
         ),
         carried=carried,
+        replacements=_largest([e.replacements for e in evaluations]),
     )
     return merged, gradients
 
@@ -106,7 +108,10 @@ def _run_scanned(oracle, batch, groups, size, sizes):
     def one_group(carried, inputs):
         k, part = inputs
         evaluation, group = oracle.evaluate(
-            part, shift_seeds(variables, oracle.non_trainable, k), carried
+            part,
+            shift_seeds(variables, oracle.non_trainable, k),
+            carried,
+            1.0 / groups,
         )
         carried = evaluation.carried
         return carried, (evaluation._replace(carried=[]), group)
@@ -126,8 +131,23 @@ def _run_scanned(oracle, batch, groups, size, sizes):
         masks=rows.unstack_groups(stacked.masks),
         state=oracle.state_pool().merge(oracle.non_trainable, states, shares),
         carried=carried,
+        replacements=[
+            None if v is None else keras.ops.max(v, axis=0)
+            for v in stacked.replacements
+        ],
     )
     return merged, gradients
+
+
+def _largest(replacements):
+    """Of all groups together; scales and histories of float8 are maxima."""
+    answer = replacements[0]
+    for others in replacements[1:]:
+        answer = [
+            a if b is None else keras.ops.maximum(a, b)
+            for a, b in zip(answer, others)
+        ]
+    return answer
 
 
 def _without_rows(oracle, first, carried):
@@ -145,6 +165,7 @@ def _without_rows(oracle, first, carried):
             masks=keras.tree.map_structure(no_rows, first.masks),
             state=first.state,
             carried=carried,
+            replacements=first.replacements,
         )
         zeros = [
             None if g is None else keras.ops.zeros_like(v)
@@ -162,11 +183,11 @@ def _collect(oracle, gradients, sizes):
         columns = list(zip(*gradients))
     else:
         columns = gradients  # already stacked by the scan
-    maxima, shapes, stacks, lists = [], [], [], []
+    shapes, stacks, lists = [], [], []
     for variable, column in zip(variables, columns):
         stacked = not isinstance(column, tuple)
         if stacked:
-            missing = False
+            missing = column is None
         else:
             known = [g for g in column if g is not None]
             missing = not known
@@ -176,14 +197,8 @@ def _collect(oracle, gradients, sizes):
                 for g in column
             ]
         if missing:
-            maxima.append(None)
-            shapes.append(None)
-        elif variable.overwrite_with_gradient:
-            column = column if stacked else keras.ops.stack(column)
-            maxima.append(keras.ops.max(column, axis=0))
             shapes.append(None)
         else:
-            maxima.append(None)
             shapes.append(tuple(variable.shape))
             (stacks if stacked else lists).append(column)
     if lists:
@@ -193,7 +208,7 @@ def _collect(oracle, gradients, sizes):
     packed, sizes = devices.sum_groups(packed, sizes)
     if oracle.loss_scale is not None:
         packed = [s / oracle.loss_scale for s in packed]
-    return GroupGradients(oracle, packed, shapes, maxima, sizes)
+    return GroupGradients(oracle, packed, shapes, sizes)
 
 
 def _shares(sizes, size):

@@ -27,12 +27,13 @@ class GradientOracle(BatchLoss):
     of questions; nothing is assigned while it does. Gradients are those of
     the unscaled loss of the global batch, over all replicas, in the order of
     `model.trainable_variables`; one is `None` where the loss does not depend
-    on a variable.
+    on a variable, and where a variable is no weight (its
+    `overwrite_with_gradient` is set, as of the scales of float8 layers).
 
     Every question sees the same stored state: the same dropout masks, the
     same moving statistics. What the trainer keeps (metrics, batch-norm
-    statistics, seeds) comes from the first evaluation of the whole batch at
-    the current weights.
+    statistics, scales of float8 layers, seeds) comes from the first
+    evaluation of the whole batch at the current weights.
     """
 
     def __init__(self, model, x, y=None, sample_weight=None):
@@ -229,13 +230,19 @@ class GradientOracle(BatchLoss):
         return current._outcome
 
     def to_optimizer(self, gradients):
-        """As `optimizer.apply` wants them: scaled, one share per replica."""
+        """As `optimizer.apply` wants them: scaled, one share per replica.
+
+        Variables that are no weights get their new value in its place.
+        """
         factor = 1.0 / devices.replicas()
-        if self.loss_scale is None and factor == 1.0:
-            return gradients
         if self.loss_scale is not None:
             factor = factor * self.loss_scale
-        return self.times(gradients, factor)
+        if self.loss_scale is not None or factor != 1.0:
+            gradients = self.times(gradients, factor)
+        return [
+            gradient if new is None else new
+            for gradient, new in zip(gradients, self.outcome.replacements)
+        ]
 
     # ---- For the engines --------------------------------------------------
 

@@ -21,7 +21,9 @@ class BatchWindow:
         self._optimizer = optimizer
         self._groups = groups
         self._slots = [
-            _add_slots(optimizer, variable, groups) for variable in variables
+            _add_slots(optimizer, variable, groups)
+            for variable in variables
+            if not variable.overwrite_with_gradient
         ]
         self._gram = optimizer.add_variable(
             shape=(groups, groups), dtype="float32", name="window_gram"
@@ -50,11 +52,13 @@ class BatchWindow:
                 "strategy, which allows no conditional update in a replica. "
                 "Use across=None, which shares the groups over all replicas"
             )
+        gradients = _overwritten(gradients, variables)
         grads = [
             ops.zeros(v.shape, "float32")
             if g is None
             else ops.cast(tracing.densify(g), "float32")
             for g, v in zip(gradients, variables)
+            if not v.overwrite_with_gradient
         ]
         squares = [ops.sum(ops.square(g)) for g in grads]
         finite = ops.isfinite(sum(squares[1:], squares[0]))
@@ -84,13 +88,15 @@ class BatchWindow:
         )
 
         def combination():
-            combined = [
-                products.combine(note[0], slot.value) for slot in self._slots
-            ]
-            return [
-                None if g is None else ops.cast(c, v.dtype)
-                for c, g, v in zip(combined, gradients, variables)
-            ]
+            slots = iter(self._slots)
+            answer = []
+            for gradient, variable in zip(gradients, variables):
+                if not variable.overwrite_with_gradient:
+                    combined = products.combine(note[0], next(slots).value)
+                    if gradient is not None:
+                        gradient = ops.cast(combined, variable.dtype)
+                answer.append(gradient)
+            return answer
 
         updates.apply_gradients_if(
             closing, self._optimizer.inner_optimizer, combination, variables
@@ -105,6 +111,19 @@ class BatchWindow:
         return min_norm_weights_and_measures(
             gram, everyone, unknown, zero_groups, "drop"
         )
+
+
+def _overwritten(gradients, variables):
+    """Gives variables that are no weights their new values, at every batch.
+
+    Scales of float8 layers do not wait for the window to close.
+    """
+    if any(v.overwrite_with_gradient for v in variables):
+        gradients = updates.barrier(gradients)
+    for gradient, variable in zip(gradients, variables):
+        if variable.overwrite_with_gradient and gradient is not None:
+            variable.assign(gradient)
+    return gradients
 
 
 def _add_slots(optimizer, variable, groups):

@@ -78,7 +78,8 @@ class LendsWeights:
         for variable, trained, value in zip(variables, aside, values):
             if trained is None:
                 trained = tracing.read(variable)
-            own.append(trained)
+            if not variable.overwrite_with_gradient:
+                own.append(trained)
             if value is not None:
                 differences.append(keras.ops.cast(trained, value.dtype) - value)
         if not differences:
@@ -209,12 +210,23 @@ class LendsWeights:
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        aside = vars(self._aside) if self.swapped else {}
+        aside = dict(vars(self._aside)) if self.swapped else {}
+        if aside:
+            aside["weights"] = [aside["weights"][i] for i in self._weights()]
         for kind, values in aside.items():
             for i, value in enumerate(values):
                 if value is not None:
                     value = keras.ops.convert_to_numpy(value)
                     store[f"{kind}_{i}"] = value
+
+    def _weights(self):
+        """Places of the weights: a loaded float8 layer has its scales first."""
+        variables = keras_internals.built_variables(self)
+        return [
+            i
+            for i, variable in enumerate(variables)
+            if not variable.overwrite_with_gradient
+        ]
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
@@ -231,14 +243,15 @@ class LendsWeights:
         if not self.built or not any(kinds.values()):
             return
         variables = keras_internals.built_variables(self)
-        weights, statistics = kinds.values()
+        saved, statistics = kinds.values()
+        weights = [None] * len(variables)
+        for place, i in enumerate(self._weights()):
+            if place in saved:
+                weights[i] = keras.ops.convert_to_tensor(
+                    saved[place], variables[i].dtype
+                )
         self._aside = _Aside(
-            weights=[
-                keras.ops.convert_to_tensor(weights[i], variable.dtype)
-                if i in weights
-                else None
-                for i, variable in enumerate(variables)
-            ],
+            weights=weights,
             statistics=[
                 keras.ops.convert_to_tensor(statistics[i])
                 for i in sorted(statistics)

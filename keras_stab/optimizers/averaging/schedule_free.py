@@ -177,10 +177,7 @@ class ScheduleFree(GradientMethod):
             )
         ]
         # Taken from the weights at the first update: see `_iterates`.
-        self._slots = [
-            self.add_variable_from_reference(variable, "iterate")
-            for variable in variables
-        ]
+        self._slots = self.add_optimizer_variables(variables, "iterate")
         self._largest_rate, self._weight_sum = (
             add_state(self, name, dtype=widest_dtype(variables))
             for name in ("largest_rate", "weight_sum")
@@ -189,9 +186,9 @@ class ScheduleFree(GradientMethod):
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         oracle.notes[self] = ()
         shift = [
-            (1.0 - self.beta) * (iterate - value)
-            for iterate, value in zip(
-                self._iterates(oracle.values), oracle.values
+            None if slot is None else (1.0 - self.beta) * (iterate - value)
+            for slot, iterate, value in zip(
+                self._slots, self._iterates(oracle.values), oracle.values
             )
         ]
         return estimate(self.inner_optimizer, oracle.moved(shift))
@@ -200,7 +197,9 @@ class ScheduleFree(GradientMethod):
         """z, which starts as a copy of the weights."""
         started = self._weight_sum.value > 0
         return [
-            keras.ops.where(started, slot.value, value)
+            value
+            if slot is None
+            else keras.ops.where(started, slot.value, value)
             for slot, value in zip(self._slots, values)
         ]
 
@@ -231,6 +230,8 @@ class ScheduleFree(GradientMethod):
         updated = ops.convert_to_tensor(inner.iterations) > before
         share = self._share(updated, before, rate)
         for i, variable in enumerate(variables):
+            if self._slots[i] is None:
+                continue
             new = ops.copy(variable)
             if self.weight_decay_rate and self._decayed[i]:
                 between = points[i] + (1.0 - self.beta) * (
@@ -261,7 +262,10 @@ class ScheduleFree(GradientMethod):
 
     @property
     def iterates(self) -> list[keras.Variable | None]:
-        """The variables that hold z after the first update."""
+        """The variables that hold z after the first update.
+
+        `None` for a variable that is no weight (`overwrite_with_gradient`).
+        """
         return list(self._slots)
 
     def exclude_from_weight_decay(
