@@ -279,6 +279,101 @@ def forwards_to(inner, optimizer, updates):
     assert len(own) == len(set(map(id, optimizer.variables)))
 
 
+@ROWS
+def test_a_state_loaded_before_the_optimizer_is_built(row, tmp_path):
+    """It is loaded, or Keras's warning says that it is not."""
+    x, y = contract.data(4)
+
+    def made():
+        optimizer = row.build(contract.INNER["adamw"]())
+        return contract.compiled(optimizer, contract.classifier(dropout=False))
+
+    model = made()
+    contract.fit(model, x, y)
+    path = tmp_path / "saved.weights.h5"
+    model.save_weights(path)
+    again = made()
+    rates = [float(o.learning_rate) for o in (again.optimizer, model.optimizer)]
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        again.load_weights(path)
+    contract.assert_same_bits(weights(model), weights(again))
+    assert rates[0] == rates[1] == float(again.optimizer.learning_rate)
+    # An SGD without momentum is whole before it is built: it may be loaded.
+    assert int(again.optimizer.iterations) in (
+        0,
+        int(model.optimizer.iterations),
+    )
+    # What a method starts from is what the model holds now.
+    again.optimizer.learning_rate = 0.0
+    contract.fit(again, x, y)
+    for v, w in zip(again.trainable_variables, model.trainable_variables):
+        v, w = (keras.ops.convert_to_numpy(each) for each in (v, w))
+        np.testing.assert_allclose(v, w, rtol=1e-6, atol=1e-7)
+    # Built before, every number is there.
+    built = made()
+    built.optimizer.build(built.trainable_variables)
+    built.load_weights(path)
+    contract.assert_same_bits(contract.state(model), contract.state(built))
+
+
+@ROWS
+def test_set_weights_of_an_optimizer(row):
+    """As Keras's own test has it, with the variables of another one."""
+    x, y = contract.data(4)
+    optimizer = row.build(contract.INNER["adamw"]())
+    contract.fit(contract.compiled(optimizer), x, y)
+    model = contract.compiled(row.build(contract.INNER["adamw"]()))
+    with pytest.raises(ValueError, match="You are calling"):
+        model.optimizer.set_weights(optimizer.variables)
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.set_weights(optimizer.variables)
+    values = [
+        [keras.ops.convert_to_numpy(v) for v in each.variables]
+        for each in (optimizer, model.optimizer)
+    ]
+    contract.assert_same_bits(*values)
+    # On JAX the two share no buffer, which a step would give away.
+    contract.fit(model, x, y)
+    contract.assert_same_bits(
+        values[0], [keras.ops.convert_to_numpy(v) for v in optimizer.variables]
+    )
+
+
+@WRAPPERS
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("clipnorm", 0.5),
+        ("clipvalue", 0.5),
+        ("global_clipnorm", 0.5),
+        ("weight_decay", 0.25),
+        ("gradient_accumulation_steps", 2),
+        ("use_ema", True),
+        ("ema_momentum", 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`clip")
+def test_attributes_of_the_inner_optimizer(row, name, value):
+    """Keras reads them of the outermost; the slots are the inner one's."""
+    inner = keras.optimizers.AdamW(0.01, **{name: value})
+    refused = (name == "use_ema" and not row.averages) or (
+        name == "gradient_accumulation_steps" and row.period > 1
+    )
+    if refused:
+        with pytest.raises(ValueError, match="average|gradient_accumulation"):
+            row.build(inner)
+        return
+    optimizer = row.build(inner)
+    optimizer.build([keras.Variable(np.ones(3, "float32"))])
+    assert getattr(optimizer, name) == value
+    plain = row.build(keras.optimizers.AdamW(0.01))
+    plain.build([keras.Variable(np.ones(3, "float32"))])
+    assert len(optimizer.own_variables) == len(plain.own_variables)
+    if name in ("clipnorm", "clipvalue", "global_clipnorm"):
+        setattr(optimizer, name, 0.75)
+        assert getattr(inner, name) == 0.75
+
+
 # ---- Counting -------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
 from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
+from keras_stab.optimizers.wrapper import innermost
 from keras_stab.registration import registered
 
 
@@ -281,11 +282,11 @@ def _check_inner(inner, across, engine):
                 "batches. Remove `gradient_accumulation_steps` from the inner "
                 f"optimizer. Received: gradient_accumulation_steps={steps}"
             )
-        for clipping in ("clipnorm", "clipvalue"):
-            if getattr(optimizer, clipping, None):
-                warnings.warn(
-                    f"`{clipping}` of the inner optimizer changes the "
-                    "direction after GRAIN, which may then conflict with a "
-                    "group. `global_clipnorm` keeps the direction.",
-                    stacklevel=4,
-                )
+    for clipping in ("clipnorm", "clipvalue"):
+        if getattr(innermost(inner), clipping, None):
+            warnings.warn(
+                f"`{clipping}` of the inner optimizer changes the direction "
+                "after GRAIN, which may then conflict with a group. "
+                "`global_clipnorm` keeps the direction.",
+                stacklevel=3,
+            )

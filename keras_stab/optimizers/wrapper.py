@@ -1,7 +1,7 @@
 """Wrapper: an optimizer around another one."""
 
+import warnings
 from collections.abc import Iterable
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -13,17 +13,18 @@ from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.nesting import nest
+from keras_stab.optimizers.forwarding import ForwardsToInner
+from keras_stab.types import Tensor
 
 
-class Wrapper(keras.optimizers.Optimizer):
+class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
     """Base of every method that works around an `inner_optimizer`.
 
-    It has no learning rate, clipping or decay of its own: those are the inner
-    optimizer's, and `learning_rate`, `iterations`, `loss_scale_factor`,
-    `scale_loss`, `exclude_from_weight_decay` and `finalize_variable_values`
-    reach through to it. `variables` are the wrapper's own, then the inner
-    optimizer's; each saves its own. Wrappers nest, inside and outside
-    `keras.optimizers.LossScaleOptimizer` too.
+    It has no learning rate, clipping, decay, accumulation or average of its
+    own: those are the inner optimizer's, and what Keras has for them in public
+    reaches through to it (`ForwardsToInner`). `variables` are the wrapper's
+    own, then the inner optimizer's; each saves its own. Wrappers nest, inside
+    and outside `keras.optimizers.LossScaleOptimizer` too.
 
     Args:
         inner_optimizer: A `keras.optimizers.Optimizer`, its name, or its
@@ -58,7 +59,9 @@ class Wrapper(keras.optimizers.Optimizer):
         refuse_built_elsewhere(inner, variables)
         if not inner.built:
             inner.build(variables)
+        self._base_builds = True
         super().build(variables)
+        self._base_builds = False
 
     @property
     def own_variables(self) -> list[keras.Variable]:
@@ -69,65 +72,31 @@ class Wrapper(keras.optimizers.Optimizer):
     def variables(self) -> list[keras.Variable]:
         return self.own_variables + self.inner_optimizer.variables
 
-    # ---- Forwarded to the inner optimizer ---------------------------------
-
-    @property
-    def learning_rate(self) -> keras.Variable | Any:
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(
-        self,
-        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
-    ) -> None:
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def iterations(self) -> keras.Variable | Any:
-        return self.inner_optimizer.iterations
+    def set_weights(self, weights: Iterable[Tensor]) -> None:
+        weights = list(weights)
+        if not self.built:
+            raise ValueError(
+                "You are calling `set_weights()` on an optimizer that has not "
+                "yet been built. Call `optimizer.build(trainable_variables)` "
+                "before"
+            )
+        shapes = [tuple(v.shape) for v in self.variables]
+        given = [tuple(w.shape) for w in weights]
+        if shapes != given:
+            raise ValueError(
+                "`weights` must hold one value for each of "
+                f"`optimizer.variables`, which have the shapes {shapes}. "
+                f"Received: {given}"
+            )
+        for variable, weight in zip(self.variables, weights):
+            # A copy: on JAX no two variables may share a buffer.
+            weight = keras.ops.convert_to_tensor(weight, variable.dtype)
+            variable.assign(keras.ops.copy(weight))
 
     def completed_updates(self) -> Any:
         """Updates made so far, an int32 tensor that stays as it is."""
         count = keras.ops.convert_to_tensor(self.inner_optimizer.iterations)
         return keras.ops.cast(count, "int32") + 0
-
-    @property
-    def loss_scale_factor(self) -> float | None:
-        return self.inner_optimizer.loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, factor: float | None) -> None:
-        # The base class sets it before there is an inner optimizer.
-        inner = getattr(self, "inner_optimizer", None)
-        if inner is not None:
-            inner.loss_scale_factor = factor
-
-    def __getattr__(self, name: str) -> Any:
-        # Keras's callbacks reach the rates of a `MultiOptimizer` through an
-        # attribute that no other optimizer may have.
-        inner = vars(self).get("inner_optimizer")
-        if name == "optimizers" and hasattr(inner, name):
-            return getattr(inner, name)
-        raise AttributeError(
-            f"{type(self).__name__!r} object has no attribute {name!r}"
-        )
-
-    def scale_loss(self, loss: Any) -> Any:
-        return self.inner_optimizer.scale_loss(loss)
-
-    def exclude_from_weight_decay(
-        self,
-        var_list: Sequence[keras.Variable] | None = None,
-        var_names: Sequence[str] | None = None,
-    ) -> None:
-        self.inner_optimizer.exclude_from_weight_decay(
-            var_list=var_list, var_names=var_names
-        )
-
-    def finalize_variable_values(
-        self, var_list: Sequence[keras.Variable]
-    ) -> None:
-        self.inner_optimizer.finalize_variable_values(var_list)
 
     # ---- Gradients in, weights out ----------------------------------------
 
@@ -215,8 +184,16 @@ class Wrapper(keras.optimizers.Optimizer):
         own = self.own_variables
         saved = sum(key.isdigit() for key in store.keys())
         if not self.built and saved:
-            # Keras warns that an unbuilt optimizer's state is not loaded.
-            super().load_own_variables(store)
+            # As Keras does, which would look at the variables of the inner
+            # optimizer too, and write into them if there are as many.
+            warnings.warn(
+                f"Skipping variable loading for optimizer {self.name!r}, "
+                f"because it has {len(own)} variables whereas the saved "
+                f"optimizer has {saved} variables. This is likely because the "
+                "optimizer has not been called/built yet. To load them call "
+                "`optimizer.build(model.trainable_variables)` first",
+                stacklevel=2,
+            )
             return
         shapes = [tuple(v.shape) for v in own]
         saved_shapes = [tuple(store[str(i)].shape) for i in range(saved)]
