@@ -9,8 +9,8 @@ import keras
 from keras_stab.batch_norm import reestimate_batch_norm
 from keras_stab.batches import preprocesses
 from keras_stab.optimizers.averaging.weight_averaging import WeightAveraging
+from keras_stab.optimizers.lending import lent_weights
 from keras_stab.optimizers.lent_weights import lenders
-from keras_stab.optimizers.lent_weights import lent_weights
 
 
 @contextlib.contextmanager

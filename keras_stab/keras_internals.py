@@ -226,6 +226,13 @@ def is_update_step(optimizer):
     return (optimizer._iterations + 1) % steps == 0
 
 
+def set_updates(optimizer, count):
+    """Sets the number of updates; a window of gradients stays as full."""
+    steps = optimizer.gradient_accumulation_steps or 1
+    calls = int(keras.ops.convert_to_numpy(optimizer._iterations.value))
+    optimizer._iterations.assign(count * steps + calls % steps)
+
+
 def is_decayed(optimizer, variable):
     """Whether decoupled weight decay acts on a variable."""
     return optimizer._use_weight_decay(variable)

@@ -195,6 +195,18 @@ def test_update_steps_of_an_accumulating_optimizer():
     assert seen == [False, True, False, True]
 
 
+def test_set_updates():
+    """Of full windows; one that is filled in part stays so."""
+    w = keras.Variable([1.0])
+    for steps, calls in ((None, 7), (3, 8)):
+        optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps)
+        for _ in range(5):
+            optimizer.apply([keras.ops.ones(1)], [w])
+        keras_internals.set_updates(optimizer, 7 if steps is None else 2)
+        assert int(optimizer.iterations) == (7 if steps is None else 2)
+        assert int(optimizer.variables[0]) == calls
+
+
 def test_decayed_variables():
     model = compiled_model()
     kernel, bias = model.trainable_variables

@@ -8,9 +8,9 @@ import keras
 from keras_stab.batch_norm import moving_statistics
 from keras_stab.batch_norm import reestimate_batch_norm
 from keras_stab.evaluation import averaging_methods
-from keras_stab.optimizers.lent_weights import lend_evaluation_weights
+from keras_stab.optimizers.lending import lend_evaluation_weights
+from keras_stab.optimizers.lending import return_trained_weights
 from keras_stab.optimizers.lent_weights import outermost_lenders
-from keras_stab.optimizers.lent_weights import return_trained_weights
 
 
 class SwapWeights(keras.callbacks.Callback):

@@ -58,6 +58,28 @@ def power_exponent(relative_std):
     return float(np.max(roots.real[np.abs(roots.imag) < 1e-8]))
 
 
+def schedule_free(step, rate, before, powers):
+    """The share of the new iterate in the average of Schedule-Free.
+
+    Args:
+        step: Number of the update, from 1.
+        rate: Its learning rate.
+        before: Pair: the largest rate and the sum of weights so far.
+        powers: Pair of floats: of the step and of the largest rate.
+
+    Returns:
+        The new pair, and the share: 0 while all rates were 0.
+    """
+    ops = keras.ops
+    largest, total = before
+    # Not `maximum`: on PyTorch that rounds float64 scalars to float32.
+    largest = ops.where(rate > largest, rate, largest)
+    weight = ops.power(step, powers[0]) * ops.power(largest, powers[1])
+    total = total + weight
+    share = ops.where(total > 0, weight / ops.where(total > 0, total, 1), 0)
+    return largest, total, share
+
+
 def moved(average, value, coefficient, first):
     """The average after one more value.
 

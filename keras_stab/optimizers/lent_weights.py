@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,11 +10,12 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
-from keras_stab.batch_norm import batch_norm_layers
 from keras_stab.batch_norm import moving_statistics
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
 from keras_stab.numerics.ascent import global_norm
+from keras_stab.optimizers.lending import lent_weights
+from keras_stab.optimizers.restart import Restarts
 
 
 @dataclasses.dataclass
@@ -26,7 +26,7 @@ class _Aside:
     statistics: list
 
 
-class LendsWeights:
+class LendsWeights(Restarts):
     """Mixin of optimizers that keep a second set of weights, for evaluation.
 
     `swap_in` puts that set into the model and sets the trained weights aside;
@@ -38,11 +38,10 @@ class LendsWeights:
     """
 
     evaluation_name = "second set of weights"
-    iterations: Any  # of the optimizer that it is mixed into
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._aside = None
+        self._aside: _Aside | None = None
 
     def evaluation_values(self) -> list[Any]:
         """One tensor per built variable; `None` keeps the trained weights."""
@@ -56,14 +55,6 @@ class LendsWeights:
         """The message when there are no evaluation weights yet."""
         return f"There is no {self.evaluation_name} yet"
 
-    @property
-    def updates(self) -> int:
-        """The updates made so far; read from the device."""
-        iterations = self.iterations
-        if isinstance(iterations, keras.Variable):
-            iterations = tracing.read(iterations)
-        return int(iterations)
-
     def distance(self) -> Any:
         """$|w - e| / |w|$ of the trained and the evaluation weights.
 
@@ -72,20 +63,28 @@ class LendsWeights:
         values = (
             self.evaluation_values() if self.has_evaluation_weights() else []
         )
-        aside = self._aside.weights if self.swapped else [None] * len(values)
-        own, differences = [], []
-        variables = keras_internals.built_variables(self) if values else []
-        for variable, trained, value in zip(variables, aside, values):
-            if trained is None:
-                trained = tracing.read(variable)
-            if not variable.overwrite_with_gradient:
-                own.append(trained)
-            if value is not None:
-                differences.append(keras.ops.cast(trained, value.dtype) - value)
+        differences = [
+            keras.ops.cast(trained, value.dtype) - value
+            for trained, value in zip(self._trained() if values else [], values)
+            if value is not None
+        ]
         if not differences:
             return keras.ops.zeros((), "float32")
-        size = keras.ops.maximum(global_norm(own), 1e-30)
+        size = keras.ops.maximum(global_norm(self.trained_values()), 1e-30)
         return global_norm(differences) / size
+
+    def _trained(self):
+        """The trained weights, one per built variable."""
+        variables = keras_internals.built_variables(self)
+        aside = self._aside.weights if self.swapped else [None] * len(variables)
+        return [
+            tracing.read(variable) if value is None else value
+            for variable, value in zip(variables, aside)
+        ]
+
+    def trained_values(self) -> list[Any]:
+        trained = self._trained()
+        return [trained[i] for i in self._weights()]
 
     @property
     def swapped(self) -> bool:
@@ -167,9 +166,9 @@ class LendsWeights:
 
     def weights_aside(self, model: keras.Model) -> dict[str, Any]:
         """What is set aside, by the names of its variables; copies."""
-        if not self.swapped:
-            return {}
         aside = self._aside
+        if aside is None:
+            return {}
         return {
             _name(variable): keras.ops.copy(value)
             for variable, value in zip(
@@ -208,7 +207,7 @@ class LendsWeights:
             *(moving_statistics(model) if statistics else []),
         ]
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         aside = dict(vars(self._aside)) if self.swapped else {}
         if aside:
@@ -228,14 +227,14 @@ class LendsWeights:
             if not variable.overwrite_with_gradient
         ]
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         super().load_own_variables(store)
         self.load_aside(store)
 
-    def load_aside(self, store):
+    def load_aside(self, store: Any) -> None:
         """What was set aside when the file was written."""
         self._aside = None
-        kinds = {"weights": {}, "statistics": {}}
+        kinds: dict[str, dict] = {"weights": {}, "statistics": {}}
         for key in store.keys():
             kind, _, index = key.partition("_")
             if kind in kinds:
@@ -275,57 +274,3 @@ def outermost_lenders(optimizer):
             return [each]
     parts = getattr(optimizer, "optimizers", None) or []
     return [method for part in parts for method in outermost_lenders(part)]
-
-
-@contextlib.contextmanager
-def lent_weights(model, methods, refresh=None):
-    """Lends the model the evaluation weights of all methods.
-
-    Args:
-        model: The model.
-        methods: List of `LendsWeights`. If one has lent already, nothing
-            is done.
-        refresh: As for `lend_evaluation_weights`.
-    """
-    if any(method.swapped for method in methods):
-        yield model
-        return
-    for method in methods:
-        if not method.has_evaluation_weights():
-            raise ValueError(method.nothing_to_lend())
-    lend_evaluation_weights(model, methods, refresh)
-    try:
-        yield model
-    finally:
-        return_trained_weights(model, methods)
-
-
-def lend_evaluation_weights(model, methods, refresh=None):
-    """Puts the evaluation weights of all methods into the model.
-
-    Args:
-        methods: List of `LendsWeights`.
-        refresh: Function without arguments that computes the batch-norm
-            statistics of the evaluation weights, or `None`.
-    """
-    if refresh is None and batch_norm_layers(model):
-        warnings.warn(
-            "The model has batch-norm layers, whose statistics belong to the "
-            f"trained weights, not to the {methods[0].evaluation_name}: pass "
-            "training data to compute them again",
-            stacklevel=5,
-        )
-    try:
-        for i, method in enumerate(methods):
-            method.swap_in(model, statistics=refresh is not None and i == 0)
-        if refresh is not None:
-            refresh()
-    except BaseException:
-        return_trained_weights(model, methods)
-        raise
-
-
-def return_trained_weights(model, methods):
-    """Puts the trained weights of all methods back."""
-    for method in methods:
-        method.swap_out(model)

@@ -29,6 +29,21 @@ def add_slot(optimizer, variable, name, dtype, initializer="zeros"):
     )
 
 
+def moving(gradients, variables, slots):
+    """Positions of the variables that a method itself may move.
+
+    Not those that take their gradient as their value, which have no slot, nor
+    those of a layer that was frozen after the optimizer was built.
+    """
+    return [
+        i
+        for i, (gradient, variable, slot) in enumerate(
+            zip(gradients, variables, slots)
+        )
+        if slot is not None and (gradient is not None or variable.trainable)
+    ]
+
+
 def widest_dtype(variables):
     """Dtype of scalars that enter into updates of these variables."""
     wide = any(variable.dtype == "float64" for variable in variables)

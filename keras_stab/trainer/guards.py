@@ -5,6 +5,7 @@ evaluation (`keras_stab.optimizers.lent_weights`).
 """
 
 import contextlib
+import warnings
 
 from keras_stab import keras_internals
 from keras_stab.backend import devices
@@ -22,6 +23,28 @@ def take_back(model):
     """Gives the model its trained weights back, if evaluation borrowed it."""
     for method in lenders(model):
         method.swap_out(model)
+
+
+def begin_again(model):
+    """Lets methods notice that others than their weights are in the model.
+
+    Once per call of `fit`, after the trained weights came back.
+    """
+    methods = [
+        each
+        for each in whole_nest(getattr(model, "optimizer", None))
+        if hasattr(each, "finds_other_weights") and each.finds_other_weights()
+    ]
+    for method in methods:
+        method.restart()
+    if methods:
+        names = ", ".join(type(method).__name__ for method in methods)
+        warnings.warn(
+            "Other weights were put into the model since the last call of "
+            f"`fit`: {names} begins again at these, without the iterate, "
+            "slow weights or average that it had",
+            stacklevel=5,
+        )
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ import keras
 
 from keras_stab.gradients.train_step import takes_over
 from keras_stab.gradients.train_step import train_step
+from keras_stab.trainer.guards import begin_again
 from keras_stab.trainer.guards import take_back
 from keras_stab.trainer.guards import taking_back_on_error
 from keras_stab.trainer.state_trees import setting_weights_aside
@@ -43,6 +44,7 @@ def _guarded(model, following, *args, **kwargs):
 
 def _guarded_training(model, following, *args, **kwargs):
     take_back(model)
+    begin_again(model)
     return _guarded(model, following, *args, **kwargs)
 
 

@@ -36,6 +36,9 @@ def setting_weights_aside(model, following, state_tree):
         return following(state_tree)
     saved = _with_names_of(optimizer, state_tree["optimizer_variables"])
     result = following({**state_tree, "optimizer_variables": saved})
+    for each in whole_nest(optimizer):
+        if hasattr(each, "forget_left_behind"):
+            each.forget_left_behind()
     for method in lenders(model):
         aside = saved.get(method.name, {}).get(_KEY, {})
         if aside and not method.built:

@@ -144,6 +144,19 @@ def refuse_momentum_and_decay(inner):
         )
 
 
+def refuse_half_precision(variables):
+    """Raises a `ValueError` if weights cannot hold an average."""
+    for variable in variables:
+        precise = variable.dtype in ("float32", "float64")
+        if not (precise or variable.overwrite_with_gradient):
+            raise ValueError(
+                "ScheduleFree keeps its average in the weights, where half "
+                "precision would make it stand still. Use the policy "
+                '"mixed_bfloat16" or "mixed_float16". Received: '
+                f"{variable.path!r} of dtype {variable.dtype}"
+            )
+
+
 def coefficient(rule, count):
     """A function of a dtype: the coefficient, a scalar tensor of it."""
 

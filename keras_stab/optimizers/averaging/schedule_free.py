@@ -6,23 +6,23 @@ from typing import Any
 
 import keras
 
+from keras_stab import keras_internals
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
+from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
-from keras_stab.optimizers.averaging.averaging_rules import (
-    refuse_momentum_and_decay,
-)
-from keras_stab.optimizers.averaging.averaging_rules import (
-    refuse_other_averages,
-)
+from keras_stab.numerics.averaging import schedule_free
+from keras_stab.optimizers.averaging import averaging_rules
 from keras_stab.optimizers.averaging.momentum_free_adam import MomentumFreeAdam
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
 from keras_stab.optimizers.gradient_method import GradientMethod
+from keras_stab.optimizers.restart import Restarts
 from keras_stab.optimizers.state import add_state
+from keras_stab.optimizers.state import moving
 from keras_stab.optimizers.state import widest_dtype
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.registration import registered
@@ -31,7 +31,7 @@ from keras_stab.types import LearningRate
 
 
 @registered
-class ScheduleFree(GradientMethod):
+class ScheduleFree(Restarts, GradientMethod):
     r"""Trains at a point between the last iterate and the average.
 
     The model holds the average $x$, at which it is evaluated and saved; the
@@ -69,8 +69,9 @@ class ScheduleFree(GradientMethod):
             average would stand still there).
         RuntimeError: If plain gradients are handed to it.
 
-    Batch-norm statistics are gathered at y: call `reestimate_batch_norm`
-    before evaluating such a model.
+    Weights put into the model: the next `fit` begins again there and warns;
+    `restart` does so by hand. Batch-norm statistics are gathered at y: call
+    `reestimate_batch_norm` before evaluating such a model.
 
     Example:
 
@@ -116,8 +117,12 @@ class ScheduleFree(GradientMethod):
         self.weight_lr_power = checked_number(
             "weight_lr_power", weight_lr_power, 0.0
         )
-        refuse_other_averages(type(self).__name__, self.inner_optimizer)
-        refuse_momentum_and_decay(innermost(self.inner_optimizer))
+        averaging_rules.refuse_other_averages(
+            type(self).__name__, self.inner_optimizer
+        )
+        averaging_rules.refuse_momentum_and_decay(
+            innermost(self.inner_optimizer)
+        )
 
     @classmethod
     def sgd(
@@ -161,14 +166,7 @@ class ScheduleFree(GradientMethod):
         if self.built:
             return
         variables = list(variables)
-        for variable in variables:
-            if variable.dtype not in ("float32", "float64"):
-                raise ValueError(
-                    "ScheduleFree keeps its average in the weights, where "
-                    "half precision would make it stand still. Use the "
-                    'policy "mixed_bfloat16" or "mixed_float16". Received: '
-                    f"{variable.path!r} of dtype {variable.dtype}"
-                )
+        averaging_rules.refuse_half_precision(variables)
         super().build(variables)
         self._decayed = [
             not excluded
@@ -185,88 +183,86 @@ class ScheduleFree(GradientMethod):
 
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         oracle.notes[self] = ()
-        shift = [
-            None if slot is None else (1.0 - self.beta) * (iterate - value)
-            for slot, iterate, value in zip(
-                self._slots, self._iterates(oracle.values), oracle.values
+        shift = []
+        for variable, value in zip(oracle.variables, oracle.values):
+            slot = self._slots[keras_internals.variable_index(self, variable)]
+            shift.append(
+                None
+                if slot is None
+                else (1.0 - self.beta) * (self._iterate(slot, value) - value)
             )
-        ]
         return estimate(self.inner_optimizer, oracle.moved(shift))
 
-    def _iterates(self, values):
+    def _iterate(self, slot, value):
         """z, which starts as a copy of the weights."""
-        started = self._weight_sum.value > 0
-        return [
-            value
-            if slot is None
-            else keras.ops.where(started, slot.value, value)
-            for slot, value in zip(self._slots, values)
-        ]
+        return keras.ops.where(self._weight_sum.value > 0, slot.value, value)
 
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]
     ) -> None:
         ops = keras.ops
         inner = self.inner_optimizer
-        points = [ops.copy(v) for v in variables]
+        kept = moving(gradients, variables, self._slots)
+        moved = [variables[i] for i in kept]
+        slots = [self._slots[i] for i in kept]
+        points = [ops.copy(v) for v in moved]
         dtype = self._weight_sum.dtype
         # Nothing is assigned before all of these are there.
         gathered = updates.barrier(
             [
                 *gradients,
                 *points,
-                *self._iterates(points),
+                *map(self._iterate, slots, points),
                 ops.copy(inner.iterations),
                 ops.cast(ops.copy(inner.learning_rate), dtype),
             ]
         )
-        count = len(variables)
-        gradients, points = gathered[:count], gathered[count : 2 * count]
-        iterates = gathered[2 * count : 3 * count]
-        before, rate = gathered[3 * count :]
-        for variable, iterate in zip(variables, iterates):
+        all_, count = len(variables), len(kept)
+        gradients, gathered = gathered[:all_], gathered[all_:]
+        points, iterates = gathered[:count], gathered[count : 2 * count]
+        before, rate = gathered[2 * count :]
+        for variable, iterate in zip(moved, iterates):
             variable.assign(iterate)
         updates.apply_gradients(inner, gradients, variables)
         updated = ops.convert_to_tensor(inner.iterations) > before
         share = self._share(updated, before, rate)
-        for i, variable in enumerate(variables):
-            if self._slots[i] is None:
-                continue
+        for i, variable, slot, point, iterate in zip(
+            kept, moved, slots, points, iterates
+        ):
             new = ops.copy(variable)
             if self.weight_decay_rate and self._decayed[i]:
-                between = points[i] + (1.0 - self.beta) * (
-                    iterates[i] - points[i]
-                )
+                between = point + (1.0 - self.beta) * (iterate - point)
                 decay = ops.cast(rate, new.dtype) * self.weight_decay_rate
                 new = new - decay * between
-            new = ops.where(updated, new, iterates[i])
-            moved = points[i] + ops.cast(share, new.dtype) * (new - points[i])
-            self._slots[i].assign(new)
-            variable.assign(ops.where(updated, moved, points[i]))
+            new = ops.where(updated, new, iterate)
+            average = point + ops.cast(share, new.dtype) * (new - point)
+            slot.assign(new)
+            variable.assign(ops.where(updated, average, point))
 
     def _share(self, updated, before, rate):
         """c, the weight of the new iterate in the average."""
-        ops = keras.ops
-        old_rate, old_sum = self._largest_rate.value, self._weight_sum.value
-        # Not `maximum`: on PyTorch that rounds float64 scalars to float32.
-        largest = ops.where(rate > old_rate, rate, old_rate)
-        step = ops.cast(before, rate.dtype) + 1.0
-        weight = ops.power(step, self.step_power) * ops.power(
-            largest, self.weight_lr_power
+        sums = (self._largest_rate, self._weight_sum)
+        *new, share = schedule_free(
+            keras.ops.cast(before, rate.dtype) + 1.0,
+            rate,
+            [v.value for v in sums],
+            (self.step_power, self.weight_lr_power),
         )
-        total = old_sum + weight
-        share = ops.where(total > 0, weight / ops.where(total > 0, total, 1), 0)
-        self._largest_rate.assign(ops.where(updated, largest, old_rate))
-        self._weight_sum.assign(ops.where(updated, total, old_sum))
+        for variable, value in zip(sums, new):
+            variable.assign(keras.ops.where(updated, value, variable.value))
         return share
 
     @property
     def iterates(self) -> list[keras.Variable | None]:
-        """The variables that hold z after the first update.
-
-        `None` for a variable that is no weight (`overwrite_with_gradient`).
-        """
+        """The variables that hold z after the first update, or `None`."""
         return list(self._slots)
+
+    def remembers(self) -> bool:
+        return float(tracing.read(self._weight_sum)) > 0
+
+    def begin_again(self) -> None:
+        for variable in (self._weight_sum, self._largest_rate):
+            variable.assign(0.0)
 
     def exclude_from_weight_decay(
         self, var_list: Any = None, var_names: Any = None

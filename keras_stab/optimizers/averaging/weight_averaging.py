@@ -279,6 +279,12 @@ class WeightAveraging(LendsWeights, Wrapper):
     def has_evaluation_weights(self) -> bool:
         return self.averaged > 0
 
+    def remembers(self) -> bool:
+        return self.averaged > 0
+
+    def begin_again(self) -> None:
+        self._count.assign(0)
+
     def nothing_to_lend(self) -> str:
         return (
             f"There is no average yet: averaging starts at update "
@@ -290,8 +296,8 @@ class WeightAveraging(LendsWeights, Wrapper):
         self, var_list: Sequence[keras.Variable]
     ) -> None:
         super().finalize_variable_values(var_list)
-        steps = self.updates
-        if self.averaged == 0 and steps > 0:
+        steps = self.updates if self.has_values() else 0
+        if steps > 0 and self.averaged == 0:
             warnings.warn(
                 f"{type(self).__name__} averaged nothing: training ended "
                 f"after {steps} updates and averaging starts at update "

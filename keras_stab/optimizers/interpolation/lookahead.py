@@ -21,6 +21,7 @@ from keras_stab.optimizers.nest_checks import evaluations_per_step
 from keras_stab.optimizers.nest_checks import refuse_accumulating_parts
 from keras_stab.optimizers.nest_checks import refuse_averages_inside
 from keras_stab.optimizers.state import add_state
+from keras_stab.optimizers.state import moving
 from keras_stab.optimizers.wrapper import Wrapper
 from keras_stab.registration import registered
 from keras_stab.types import Tensor
@@ -64,10 +65,12 @@ class Lookahead(LendsWeights, Wrapper):
             averages; if `"reset"` meets a schedule, which counts the steps
             that are forgotten, or `"pullback"` an optimizer without momentum.
 
-    Slow weights are taken from the model at the start of every cycle, also
-    after `load_weights`. Steps are real updates: a window of accumulated
-    gradients is one, a step that a loss scaler skips does not count. Batch-norm
-    statistics are those of the fast weights.
+    Slow weights are taken from the model at the start of every cycle. If
+    other weights are put into the model within one, the next `fit` begins a
+    new cycle, with a warning; `restart` does so by hand. Steps are real
+    updates: a window of accumulated gradients is one, a step that a loss
+    scaler skips does not count. Batch-norm statistics are those of the fast
+    weights.
 
     The model holds the fast weights between two synchronisations. Evaluate
     with the slow ones by the callback `SwapSlowWeights`, or inside `with
@@ -170,6 +173,9 @@ class Lookahead(LendsWeights, Wrapper):
         ops = keras.ops
         inner = self.inner_optimizer
         kept = [i for i, slot in enumerate(self._slots) if slot is not None]
+        all_fast = [variables[i] for i in kept]
+        all_slow = [self._slots[i] for i in kept]
+        kept = moving(gradients, variables, self._slots)
         fast = [variables[i] for i in kept]
         slow = [self._slots[i] for i in kept]
         position = ops.copy(self._position.value)
@@ -181,8 +187,8 @@ class Lookahead(LendsWeights, Wrapper):
         updates.assign_if(
             position == 0,
             self._length <= OFTEN,
-            slow,
-            lambda: list(map(tracing.read, fast)),
+            all_slow,
+            lambda: list(map(tracing.read, all_fast)),
         )
         updates.apply_gradients(inner, gradients, variables)
         made = self.completed_updates() - before
@@ -217,10 +223,16 @@ class Lookahead(LendsWeights, Wrapper):
         """
         return list(self._slots)
 
+    def remembers(self) -> bool:
+        return int(tracing.read(self._position)) > 0
+
+    def begin_again(self) -> None:
+        self._position.assign(0)
+
     def evaluation_values(self) -> list[Tensor | None]:
         if not self.built:
             return []
-        at_rest = int(tracing.read(self._position)) == 0
+        at_rest = not self.remembers()
         values = [
             None if slot is None or at_rest else tracing.read(slot)
             for slot in self._slots

@@ -15,6 +15,7 @@ from keras_stab.optimizers.nest_checks import refuse_accumulating_parts
 from keras_stab.optimizers.nest_checks import refuse_averages_inside
 from keras_stab.optimizers.nest_checks import refuse_several_evaluations
 from keras_stab.optimizers.state import add_state
+from keras_stab.optimizers.state import moving
 from keras_stab.optimizers.wrapper import Wrapper
 from keras_stab.types import Tensor
 
@@ -67,9 +68,9 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         with suspended_constraints(variables) as constraints:
             self.inner_apply(gradients, variables, phase)
         updated = self.completed_updates() > completed
-        kept = [i for i, slot in enumerate(self._slots) if slot is not None]
+        kept = moving(gradients, variables, self._slots)
         slots = [self._slots[i] for i in kept]
-        moving = [variables[i] for i in kept]
+        moved = [variables[i] for i in kept]
 
         def project(values):
             pairs = zip((constraints[i] for i in kept), values)
@@ -80,11 +81,11 @@ class MeasuredUpdate(LendsWeights, Wrapper):
             updated,
             list(map(tracing.read, slots)),
             [before[i] for i in kept],
-            list(map(tracing.read, moving)),
+            list(map(tracing.read, moved)),
             project,
         )
         many_tensors.assign_each(self, slots, new_slots)
-        many_tensors.assign_each(self, moving, values)
+        many_tensors.assign_each(self, moved, values)
         self._phase.assign(self.next_phase(phase, updated))
 
     def inner_apply(
@@ -126,10 +127,16 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         started = keras.ops.logical_or(phase > 0, updated)
         return keras.ops.cast(started, "int32")
 
+    def remembers(self) -> bool:
+        return int(tracing.read(self._phase)) > 0
+
+    def begin_again(self) -> None:
+        self._phase.assign(0)
+
     def evaluation_values(self) -> list[Tensor | None]:
         if not self.built:
             return []
-        if int(tracing.read(self._phase)) == 0:
+        if not self.remembers():
             return [None] * len(self._slots)
         return [None if s is None else s.value for s in self._slots]
 

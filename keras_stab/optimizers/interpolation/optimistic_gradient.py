@@ -100,6 +100,12 @@ class OptimisticGradient(MeasuredUpdate):
         last = updates.choose(updated, changes, lambda: slots)
         return last, values
 
+    def begin_again(self) -> None:
+        super().begin_again()
+        for slot in self._slots:
+            if slot is not None:
+                slot.assign(keras.ops.zeros(slot.shape, slot.dtype))
+
     def evaluation_values(self) -> list[Tensor | None]:
         return [None] * len(self._slots) if self.built else []
 

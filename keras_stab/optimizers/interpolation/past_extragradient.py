@@ -32,9 +32,9 @@ class PastExtraGradient(MeasuredUpdate):
         ValueError: If the inner optimizer averages weights.
 
     Evaluate at $z$ by the callback `SwapSlowWeights`, or inside `with
-    optimizer.swap_weights(model):`. $z$ is remembered from the first update
-    on: after `load_weights` compile with a new optimizer, or load its state
-    too.
+    optimizer.swap_weights(model):`. If other weights are put into the model,
+    the next `fit` begins again at these, with a warning; `restart` does so by
+    hand.
 
     Example: the game $x y$.
 

@@ -161,6 +161,16 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether):
         """Whether none of these variables has an operator."""
         return all(self._operators[i] is None for i in indices)
 
+    def remembers(self) -> bool:
+        return not self.at_rest()
+
+    def begin_again(self) -> None:
+        # The phase is that of the count, by which schedules read their rates:
+        # the step is taken for a whole one.
+        count = self.evaluations_per_step
+        steps = -(-self.updates // count)
+        keras_internals.set_updates(self, steps * count)
+
     # ---- Evaluation, saving -----------------------------------------------
 
     def at_rest(self) -> bool:
@@ -171,12 +181,6 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether):
         """For `StabilityMonitor`: how far the weights are from the anchor."""
         phase = self.updates % self.evaluations_per_step
         return {"distance": self.distance(), "phase": phase}
-
-    def load_own_variables(self, store: Any) -> None:
-        # Keras counts the entries, and what is set aside is among them.
-        own = {k: store[k] for k in store.keys() if k.isdigit()}
-        keras.optimizers.Optimizer.load_own_variables(self, own)
-        self.load_aside(store)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

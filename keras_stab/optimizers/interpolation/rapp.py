@@ -241,6 +241,12 @@ class RAPP(PhaseOptimizer):
             )
         return figures
 
+    def begin_again(self) -> None:
+        super().begin_again()
+        for variable, operator in zip(self._known(), self._operators):
+            if isinstance(operator, ConvexSet):
+                variable.assign(operator.project(tracing.snapshot(variable)))
+
     def evaluation_values(self) -> list[Tensor | None]:
         if not self.built or self.at_rest():
             return [None] * len(self._known())
