@@ -75,9 +75,15 @@ def reestimate_batch_norm(
         - Izmailov et al., 2018, "Averaging Weights Leads to Wider Optima and
           Better Generalization", arXiv:1803.05407
     """
+    if not isinstance(model, keras.Layer):
+        raise ValueError(
+            "`model` must be a keras.Model or a layer. Received: model of "
+            f"type {type(model).__name__}"
+        )
     checked_count("steps", steps, 1, optional=True)
     checked_count("batch_size", batch_size, 1)
     batches, total = iterate(data, batch_size, model)
+    batches = devices.pooled(batches)
     if steps is not None:
         total = steps if total is None else min(steps, total)
     first = next(batches, None)

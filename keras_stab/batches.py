@@ -16,7 +16,7 @@ def iterate(data, batch_size, model=None):
         model: The model that they are for, if it may preprocess its data.
     """
     if isinstance(data, tuple) and not preprocesses(model):
-        data = _unpacked(data)[0]
+        data = (_unpacked(data)[0],)
     batches, count = _iterate(data, batch_size)
     parts = (own_batch(model, *_unpacked(batch)) for batch in batches)
     return (_as_tensors(x) for x, _, _ in parts), count

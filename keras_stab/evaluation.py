@@ -115,7 +115,17 @@ def averaging_methods(model):
     Raises:
         ValueError: If there are none.
     """
-    methods = lenders(model.optimizer, WeightAveraging)
+    optimizer = getattr(model, "optimizer", None)
+    if not isinstance(model, keras.Model) or optimizer is None:
+        state = "a model that is not compiled, "
+        raise ValueError(
+            "A compiled keras.Model is needed, whose optimizer averages the "
+            "weights: model.compile(WeightAveraging(optimizer), ...), and "
+            "train it. A model that was loaded with `compile=False` has lost "
+            "its average. Received: "
+            f"{state if isinstance(model, keras.Model) else ''}{model!r}"
+        )
+    methods = lenders(optimizer, WeightAveraging)
     if not methods:
         raise ValueError(
             "The model's optimizer holds no WeightAveraging; compile with "

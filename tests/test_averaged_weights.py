@@ -147,6 +147,23 @@ def test_no_averaging_optimizer():
         contract.fit(model, X, Y, callbacks=[keras_stab.AveragedWeights()])
 
 
+def test_models_without_an_optimizer():
+    uncompiled = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    for wrong, received in (
+        (uncompiled, "a model that is not compiled"),
+        (keras_stab.AveragedSGD(0.1), "Received: <"),
+    ):
+        for call in (keras_stab.export_averaged, enter):
+            with pytest.raises(ValueError, match="A compiled keras") as error:
+                call(wrong)
+            assert received in str(error.value)
+
+
+def enter(model):
+    with keras_stab.averaged_weights(model):
+        pass
+
+
 def test_found_inside_other_optimizers():
     def averaging():
         return keras_stab.WeightAveraging(keras.optimizers.SGD(0.1))

@@ -198,6 +198,11 @@ def test_bad_input_changes_nothing(arguments, message):
     assert "call" not in vars(network.get_layer("norm"))
 
 
+def test_not_a_model():
+    with pytest.raises(ValueError, match="must be a keras.Model or a layer"):
+        keras_stab.reestimate_batch_norm(X, model(), verbose=0)
+
+
 def test_layers_with_other_statistics_are_refused():
     with pytest.raises(ValueError, match="renorm=True"):
         keras_stab.reestimate_batch_norm(model(renorm=True), X, verbose=0)

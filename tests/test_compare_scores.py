@@ -121,6 +121,7 @@ def test_scores_without_spread_are_suspicious():
     [
         ([1.0], [2.0], {}, "at least two seeds"),
         ([1.0, 2.0], [2.0], {}, "same length"),
+        (["a", "b"], [1.0, 2.0], {}, "`a` must be a list of numbers"),
         ([[1.0, 2.0]], [[2.0, 3.0]], {}, "same length"),
         ([1.0, 2.0], [2.0, 3.0], {"level": 95}, "`level` must be in"),
         ([1.0, 2.0], [2.0, 3.0], {"questions": "mean"}, "tuple"),

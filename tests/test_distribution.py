@@ -271,6 +271,35 @@ def _check_batch_norm(run):
     np.testing.assert_allclose(variance, expected_variance, atol=1e-6)
 
 
+# ---- JAX: several processes -----------------------------------------------
+
+
+def processes_pool_the_rows_that_each_of_them_passes(folder):
+    """Also in what is no training, with rows as `fit` takes them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    alone = start("jax_processes.py", "-1", "2", port)
+    both = [start("jax_processes.py", str(rank), "2", port) for rank in (0, 1)]
+    try:
+        expected, *found = [answer(process) for process in (alone, *both)]
+    finally:
+        for process in both:
+            process.kill()
+    for own in found:
+        for name in ("row", "batch"):
+            assert "must pass equally many batches" in own.pop(name)
+        for part, wanted in expected.items():
+            np.testing.assert_allclose(
+                numbers(own[part]), numbers(wanted), rtol=2e-3, atol=1e-3
+            )
+    assert str(found[0]) == str(found[1])
+
+
+def numbers(result):
+    return np.array(keras.tree.flatten(result), "float64")
+
+
 # ---- PyTorch: torch.distributed -------------------------------------------
 
 
@@ -310,6 +339,7 @@ def a_process_group_of_one_trains_and_of_two_is_refused(folder):
 
 CHECKS = {
     "jax": [
+        processes_pool_the_rows_that_each_of_them_passes,
         data_and_model_parallel_give_the_result_of_one_device,
         so_do_other_groups_and_methods_with_slots_of_their_own,
     ],

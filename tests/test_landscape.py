@@ -171,6 +171,15 @@ def test_bad_input_changes_nothing(models):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.parametrize(
+    "path, message",
+    [("missing/a.png", "There is no folder missing"), ("a.txt", "must end")],
+)
+def test_a_path_is_checked_before_anything_is_computed(models, path, message):
+    with pytest.raises(ValueError, match=message):
+        keras_stab.plot_loss_landscape(models[0], None, path=path)
+
+
 def test_without_matplotlib(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"needs matplotlib.*\[diagnostics"):

@@ -282,11 +282,46 @@ def test_tensorboard(tmp_path, monkeypatch):
         ({"groups": 1}, "`groups` must be an integer from 2 to 64"),
         ({"groups": 65}, "`groups` must be an integer from 2 to 64"),
         ({"batch_size": 0}, "`batch_size` must be an integer"),
+        ({"csv": "no/such/folder/a.csv"}, "in a folder that exists"),
+        ({"csv": "."}, "the path of a file"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         keras_stab.StabilityMonitor(**arguments)
+
+
+@pytest.mark.parametrize("probe", [X, [X[:6], X[6:]], {"x": X}])
+def test_a_probe_without_targets(probe):
+    """It is noticed before anything is trained."""
+    model = network("sgd")
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"pass probe=\(x, y\)") as error:
+        fit(model, keras_stab.StabilityMonitor(probe=probe))
+    assert type(probe).__name__ in str(error.value)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_loss_of_the_model_needs_no_targets():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x)
+
+        def compute_loss(self, x, y, y_pred, sample_weight, training=True):
+            return keras.ops.mean(keras.ops.square(y_pred))
+
+    model = Own()
+    model.compile("sgd", run_eagerly=True)
+    monitor = keras_stab.StabilityMonitor(probe=X, groups=2)
+    model.fit(X, verbose=0, callbacks=[monitor])
+    assert 0.0 < monitor.samples[0]["probe/norm_ratio"] <= 1.0
+    found = keras_stab.sharpness(model, X, measures="sam", verbose=0)
+    assert found.loss > 0.0
 
 
 def test_nothing_to_look_at():

@@ -337,6 +337,7 @@ def test_results_that_cannot_be_used(tmp_path, result, message):
         ({"failure_score": "0.5"}, "`failure_score` must be"),
         ({"test_rows": 0}, "`test_rows` must be"),
         ({"unit": 3}, "`unit` must be"),
+        ({"metric": ["loss"]}, "`metric` must be a string"),
         ({"pictures": "no"}, "`pictures` must be"),
         ({"seeds": "all"}, "`seeds` must be"),
         ({"seeds": 2.5}, "`seeds` must be"),

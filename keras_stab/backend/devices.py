@@ -7,6 +7,7 @@ needs to know of it is a capability with a name of its own.
 import contextlib
 
 import keras
+import numpy as np
 
 BACKEND = keras.backend.backend()
 # Whether Python runs every operation of every step, instead of tracing one.
@@ -27,6 +28,7 @@ if BACKEND == "tensorflow":
     import tensorflow as tf
 elif BACKEND == "jax":
     import jax
+    from jax.experimental import multihost_utils
 elif BACKEND == "torch":
     import torch
 
@@ -157,3 +159,50 @@ def _set_random_state(state):
     torch.set_rng_state(state[0])
     for device, value in state[1].items():
         torch.cuda.set_rng_state(value, device)
+
+
+def pooled(batches):
+    """The batches of all processes, from those that each of them passes.
+
+    As `fit` does: with `keras.distribution` on several processes, each passes
+    rows of its own, which together are one batch. Otherwise nothing changes.
+
+    Args:
+        batches: Iterable of nested structures of arrays, one row per sample.
+
+    Yields:
+        The same structures.
+    """
+    if BACKEND != "jax" or jax.process_count() == 1:
+        yield from batches
+        return
+    distribution = keras.distribution.distribution()
+    if distribution is None:  # each process trains a model of its own
+        yield from batches
+        return
+
+    def share(leaf):
+        layout = distribution.get_data_layout(leaf.shape).backend_layout
+        return jax.make_array_from_process_local_data(layout, np.asarray(leaf))
+
+    batches = iter(batches)
+    while _agreed_rows(batch := next(batches, None)) is not None:
+        yield keras.tree.map_structure(
+            lambda leaf: None if leaf is None else share(leaf), batch
+        )
+
+
+def _agreed_rows(batch):
+    """Rows in a batch, which must be as many on all processes, or `None`."""
+    leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
+    own = len(leaves[0]) if leaves else -1
+    rows = multihost_utils.process_allgather(np.array(own)).tolist()
+    if len(set(rows)) > 1:
+        received = ["none" if n < 0 else str(n) for n in rows]
+        raise ValueError(
+            "All processes must pass equally many batches, with equally many "
+            "rows in each: together these are one batch, as in `fit`. "
+            f"Received: a batch of {', '.join(received)} rows on processes 0 "
+            f"to {len(rows) - 1}"
+        )
+    return None if own < 0 else own

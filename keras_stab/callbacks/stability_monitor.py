@@ -119,7 +119,7 @@ class StabilityMonitor(keras.callbacks.Callback):
         self.groups = checked_count("groups", groups, 2, MAX_GROUPS)
         self.batch_size = checked_count("batch_size", batch_size, 1)
         self.samples: list[dict[str, Any]] = []
-        self._probe = None
+        self._probe: GradientProbe | None = None
         self._outputs: list[CsvRows | TensorBoardScalars] = []
         if csv is not None:
             self._outputs.append(CsvRows(csv))
@@ -135,7 +135,11 @@ class StabilityMonitor(keras.callbacks.Callback):
             )
         # A resumed run counts on.
         self._step = int(self.model.optimizer.iterations)
-        self._probe = None
+        # Here, so that wrong data are known before an epoch is trained.
+        if self.probe is not None:
+            self._probe = GradientProbe(
+                self.model, self.probe, self.groups, self.batch_size
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch, self._begun = epoch, self._step
@@ -169,11 +173,7 @@ class StabilityMonitor(keras.callbacks.Callback):
     def _take_sample(self):
         tracing.sync_state(self.model)
         figures = method_figures(self.model.optimizer)
-        if self.probe is not None:
-            if self._probe is None:
-                self._probe = GradientProbe(
-                    self.model, self.probe, self.groups, self.batch_size
-                )
+        if self._probe is not None:
             measures = self._probe.measure().items()
             figures.update((f"probe/{key}", value) for key, value in measures)
         if not figures:

@@ -11,6 +11,8 @@ from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.batches import iterate_whole
 from keras_stab.diagnostics.loss.batch_functions import compiled_functions
+from keras_stab.diagnostics.targets import check_targets
+from keras_stab.diagnostics.targets import has_own_loss
 from keras_stab.gradients.rows import batch_size as count_rows
 
 
@@ -43,6 +45,7 @@ class DatasetLoss:
         checked_boolean("training", training)
         _check_loss(model, loss)
         self._batches = _collected(model, data, steps, batch_size)
+        check_targets("data", data, self._batches, model, loss)
         rows = [count_rows(*batch) for batch in self._batches]
         self._shares = [n / sum(rows) for n in rows]
         tracing.sync_state(model)
@@ -192,7 +195,7 @@ def _collected(model, data, steps, batch_size):
     """All batches, kept in memory: each pass must see the same ones."""
     batches, _ = iterate_whole(data, batch_size, model)
     collected = []
-    for batch in batches:
+    for batch in devices.pooled(batches):
         collected.append(batch)
         if len(collected) == steps:
             break
@@ -206,7 +209,7 @@ def _collected(model, data, steps, batch_size):
 
 def _check_loss(model, loss):
     if loss is None:
-        own = type(model).compute_loss is not keras.Model.compute_loss
+        own = has_own_loss(model)
         compiled = keras_internals.compile_loss(model) is not None
         if not model.compiled or not (own or compiled):
             raise ValueError(

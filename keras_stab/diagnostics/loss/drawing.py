@@ -19,6 +19,13 @@ def draw(landscape, axes=None):
     return axes.figure
 
 
+def picture_formats():
+    """The suffixes of files that can be written."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    return set(FigureCanvasBase.get_supported_filetypes())
+
+
 def _draw_line(landscape, axes):
     (along,) = landscape.coordinates
     axes.plot(along, landscape.losses, color="#4477aa")

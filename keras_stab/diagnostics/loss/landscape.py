@@ -18,6 +18,7 @@ from keras_stab.diagnostics.loss.directions import checked_direction
 from keras_stab.diagnostics.loss.directions import filter_normalised
 from keras_stab.diagnostics.loss.directions import weights_of
 from keras_stab.diagnostics.loss.drawing import draw
+from keras_stab.diagnostics.loss.drawing import picture_formats
 
 
 @dataclasses.dataclass
@@ -168,7 +169,8 @@ def plot_loss_landscape(
 
     Raises:
         ImportError: If matplotlib is missing; before anything is computed.
-        ValueError: As for `loss_landscape`.
+        ValueError: As for `loss_landscape`, or if nothing can be written to
+            `path`.
 
     Example:
 
@@ -183,11 +185,28 @@ def plot_loss_landscape(
     (5, 5)
     """
     extra("matplotlib", "`plot_loss_landscape`", "diagnostics")
+    path = None if path is None else _checked_path(path)
     found = loss_landscape(model, data, loss, **options)
     found.figure = draw(found, axes)
     if path is not None:
-        found.figure.savefig(pathlib.Path(path), dpi=150)
+        found.figure.savefig(path, dpi=150)
     return found
+
+
+def _checked_path(path):
+    """The path, if a picture can be written there once it is computed."""
+    path = pathlib.Path(path)
+    suffix = path.suffix.removeprefix(".").lower()
+    known = picture_formats()
+    if suffix and suffix not in known:
+        raise ValueError(
+            f"`path` must end with one of {sorted(known)}. Received: {path}"
+        )
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"There is no folder {path.parent}. Received: path={str(path)!r}"
+        )
+    return path
 
 
 def _directions(whole, directions, to, seed):

@@ -15,6 +15,11 @@ def variables_of_layers(model, layers, variables):
         return _with_own_weights(known, wanted)
     if isinstance(layers, (str, keras.Layer)):
         layers = [layers]
+    if not isinstance(layers, (list, tuple)):
+        raise ValueError(
+            '`layers` must be "all", or a list of layers or of their names. '
+            f"Received: layers={layers!r}"
+        )
     found = {}
     for layer in layers:
         chosen = [

@@ -6,6 +6,7 @@ import numpy as np
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.batches import iterate_whole
+from keras_stab.diagnostics.targets import check_targets
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.numerics.gram_measures import GROUP_MEASURES
@@ -26,22 +27,26 @@ class GradientProbe:
 
     def __init__(self, model, data, groups, batch_size):
         self._model = model
-        self._batches = list(iterate_whole(data, batch_size, model)[0])
+        batches, _ = iterate_whole(data, batch_size, model)
+        self._batches = list(devices.pooled(batches))
         if not self._batches:
             raise ValueError(
                 "`probe` holds no batches (a generator can be used only "
                 f"once). Received: probe of type {type(data).__name__}"
             )
+        check_targets("probe", data, self._batches, model)
         self._groups = groups
-        self._variables = [
-            *model.variables,
-            *model.metrics_variables,
-            *model.optimizer.variables,
-        ]
+        self._variables = None
         self._function = tracing.compiled(self._measures)
 
     def measure(self):
         """The figures of `GROUP_MEASURES` and the entropy of the weights."""
+        if self._variables is None:  # now all are built
+            self._variables = [
+                *self._model.variables,
+                *self._model.metrics_variables,
+                *self._model.optimizer.variables,
+            ]
         values = [tracing.read(v) for v in self._variables]
         answers = []
         with devices.replayed(devices.random_state()):

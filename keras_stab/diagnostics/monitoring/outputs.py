@@ -17,6 +17,11 @@ class CsvRows:
 
     def __init__(self, path):
         self._path = pathlib.Path(path)
+        if self._path.is_dir() or not self._path.parent.is_dir():
+            raise ValueError(
+                "`csv` must be the path of a file in a folder that exists. "
+                f"Received: csv={str(path)!r}"
+            )
         self._columns = []
 
     def write(self, row):

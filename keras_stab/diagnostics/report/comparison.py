@@ -6,16 +6,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_stab.arguments import checked_boolean
-from keras_stab.arguments import checked_choices
 from keras_stab.arguments import checked_count
-from keras_stab.arguments import checked_fraction
-from keras_stab.arguments import checked_number
 from keras_stab.diagnostics.report import power
 from keras_stab.diagnostics.report import statistics
 from keras_stab.diagnostics.report import words
+from keras_stab.diagnostics.report.checks import QUESTIONS
+from keras_stab.diagnostics.report.checks import as_scores
+from keras_stab.diagnostics.report.checks import check_pairs
+from keras_stab.diagnostics.report.checks import check_twos
+from keras_stab.diagnostics.report.checks import checked_options
 from keras_stab.diagnostics.report.statistics import Interval
-
-QUESTIONS = ("mean", "spread")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,15 +167,15 @@ def compare_scores(
         - Efron, 1987, "Better bootstrap confidence intervals", J. Am. Stat.
           Assoc. 82
     """
-    a, b = (np.asarray(scores, dtype="float64") for scores in (a, b))
+    a, b = as_scores("a", a), as_scores("b", b)
     level, questions, relevant_difference = checked_options(
         level, questions, relevant_difference
     )
-    _check_pairs(a, b)
+    check_pairs(a, b)
     checked_count("comparisons", comparisons, 1)
     checked_count("resamples", resamples, 1)
     checked_boolean("higher_is_better", higher_is_better)
-    _check_twos(names, failed, len(a))
+    check_twos(names, failed, len(a))
     failures = [~np.isfinite(scores) for scores in (a, b)]
     usable = ~(failures[0] | failures[1])
     if failed is not None:
@@ -208,48 +208,6 @@ def compare_scores(
     return dataclasses.replace(
         comparison, answers=answers, verdict=" ".join(sentences)
     )
-
-
-def checked_options(level, questions, relevant_difference):
-    """The same, if they are in range."""
-    return (
-        checked_fraction("level", level, one=False),
-        checked_choices("questions", questions, QUESTIONS),
-        checked_number(
-            "relevant_difference",
-            relevant_difference,
-            above=0.0,
-            optional=True,
-        ),
-    )
-
-
-def _check_twos(names, failed, runs):
-    if isinstance(names, str) or len(names) != 2:
-        raise ValueError(
-            "`names` must hold the two names of the arms. Received: "
-            f"names={names!r}"
-        )
-    if failed is not None and [np.shape(own) for own in failed] != 2 * [
-        (runs,)
-    ]:
-        raise ValueError(
-            f"`failed` must hold two lists of {runs} booleans, one per run. "
-            f"Received: failed={failed!r}"
-        )
-
-
-def _check_pairs(a, b):
-    if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(
-            "Two lists of scores of the same length are needed, paired seed "
-            f"by seed. Received: shapes {a.shape} and {b.shape}"
-        )
-    if len(a) < 2:
-        raise ValueError(
-            "A comparison needs at least two seeds; five or more are advised. "
-            f"Received: {len(a)}"
-        )
 
 
 def _figures(a, b, level, questions, relevant_difference, resamples):

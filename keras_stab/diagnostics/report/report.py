@@ -22,8 +22,8 @@ from keras_stab.arguments import checked_number
 from keras_stab.diagnostics.extras import extra
 from keras_stab.diagnostics.report import run_plan
 from keras_stab.diagnostics.report import workers
-from keras_stab.diagnostics.report.comparison import QUESTIONS
-from keras_stab.diagnostics.report.comparison import checked_options
+from keras_stab.diagnostics.report.checks import QUESTIONS
+from keras_stab.diagnostics.report.checks import checked_options
 from keras_stab.diagnostics.report.findings import StabilityReport
 from keras_stab.diagnostics.report.findings import pick_metric
 from keras_stab.diagnostics.report.run_files import RunFiles
@@ -175,8 +175,12 @@ def stability_report(
         )
     checked_boolean("pictures", pictures)
     checked_boolean("progress", progress)
-    if not isinstance(unit, str):
-        raise ValueError(f"`unit` must be a string. Received: unit={unit!r}")
+    for argument, value in (("unit", unit), ("metric", metric or "")):
+        if not isinstance(value, str):
+            raise ValueError(
+                f"`{argument}` must be a string. Received: {argument}={value!r}"
+            )
+    folder = pathlib.Path(folder)
     arms = run_plan.make_arms(arms)
     seeds = run_plan.make_seeds(seeds, vary)
     runs, metric = _all_runs(
@@ -191,7 +195,7 @@ def stability_report(
     )
     report = StabilityReport.from_runs(
         runs,
-        folder=pathlib.Path(folder),
+        folder=folder,
         metric=metric,
         level=level,
         questions=questions,
