@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+from interpolation_cases import float64 as double_precision
 
 import keras_stab
 
@@ -501,6 +502,73 @@ if keras.backend.backend() == "jax":
 
 
 # ---- Precision ------------------------------------------------------------
+
+
+@pytest.fixture
+def float64():
+    """Double precision in layers, optimizers and, where it is off, JAX."""
+    with double_precision():
+        keras.config.set_dtype_policy("float64")
+        yield
+
+
+class DoubleLinear(keras.Model):
+    """The linear model by operations that Keras does not round to float32.
+
+    `ops.mean` does on PyTorch and JAX, and `ops.matmul` on PyTorch; `Dense`
+    and "mse" with them.
+    """
+
+    def __init__(self, kernel, bias):
+        super().__init__()
+        self.kernel = self.add_weight(shape=kernel.shape, name="kernel")
+        self.bias = self.add_weight(shape=bias.shape, name="bias")
+        self.built = True
+        self.set_weights([kernel, bias])
+
+    def call(self, inputs):
+        return keras.ops.einsum("ni,io->no", inputs, self.kernel) + self.bias
+
+    def compute_loss(self, x, y, y_pred, sample_weight, training=True):
+        rows = keras.ops.cast(keras.ops.shape(y)[0], "float64")
+        errors = keras.ops.subtract(y_pred, y)
+        total = keras.ops.sum(keras.ops.square(errors))
+        return total / (rows * y.shape[-1])
+
+
+def double_linear(optimizer, kernel, bias):
+    model = DoubleLinear(kernel, bias)
+    model.compile(optimizer)
+    return model
+
+
+# A number that float32 holds too: TensorFlow keeps the learning rate in it.
+DOUBLE_RATE = 0.125
+
+
+@pytest.mark.parametrize(
+    "make", [double_linear] if JAX_OR_TORCH else [double_linear, linear_model]
+)
+@pytest.mark.parametrize(
+    "row",
+    contract.parameters(
+        [
+            contract.Row("stock", lambda inner: inner, contract.plain_steps),
+            *(r for r in contract.ROWS if r.reference is not None),
+        ]
+    ),
+)
+def test_double_precision(row, make, float64):
+    """Nothing of ours rounds to float32 on the way."""
+    batches, kernel, bias = regression((12, 12, 12, 10, 12, 12))
+    model = make(row.build(keras.optimizers.SGD(DOUBLE_RATE)), kernel, bias)
+    problem = reference.LinearRegression(kernel, bias)
+    expected = row.reference(problem, batches, DOUBLE_RATE)
+    for (x, y), parameters in zip(batches, expected):
+        model.train_on_batch(x, y)
+        assert {v.dtype for v in model.trainable_variables} == {"float64"}
+        for actual, wanted in zip(model.get_weights(), parameters):
+            np.testing.assert_allclose(actual, wanted, atol=1e-12, rtol=1e-12)
 
 
 @ROWS
