@@ -205,6 +205,28 @@ def on_small_matrix(function, *arrays):
     return keras.tree.map_structure(to_tensor, function(*arrays))
 
 
+def as_looked_up(ids, rows, size):
+    """Which rows of a table a lookup took, and their gradients.
+
+    Negative ids count from the end of the table, as in the lookup. What lies
+    beyond the table has no gradient; PyTorch refuses to look it up.
+
+    Args:
+        ids: Int32 tensor.
+        rows: Tensor of the shape of `ids` and one axis more.
+        size: Int, the rows of the table.
+    """
+    if BACKEND == "torch":
+        return ids.remainder(size), rows
+    ids = keras.ops.where(ids < 0, ids + size, ids)
+    inside = keras.ops.logical_and(ids >= 0, ids < size)
+    zero = keras.ops.zeros((), rows.dtype)
+    return (
+        keras.ops.where(inside, ids, 0),
+        keras.ops.where(inside[..., None], rows, zero),
+    )
+
+
 def kth_smallest(patterns, k, otherwise):
     """The k-th smallest entry of several int32 tensors.
 

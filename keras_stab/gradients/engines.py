@@ -20,8 +20,8 @@ ENGINES = ("auto", "microbatch", "one_pass")
 # Below this share of a stock step, one pass saves too little.
 _WORTHWHILE = 0.05
 
-# What was found out about a model, which trying again would only repeat: its
-# units, or why it was refused.
+# What was found out about a model, which trying again would only repeat: as
+# `Examined`, or why it was refused.
 _found: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -63,9 +63,8 @@ def _one_pass(oracle, groups, engine):
     with _remembered(known, key):
         if key not in known:
             known[key] = examine(oracle)
-    units = known[key]
     with _remembered(known, (key, size, groups, engine)):
-        evaluation, answer = one_pass(oracle, layout, units)
+        evaluation, answer = one_pass(oracle, layout, known[key])
         plan = Plan("one_pass", "asked for", groups, answer.works())
         if engine == "auto":
             plan.reason = _preference(plan)

@@ -128,7 +128,8 @@ def stack_groups(data, groups):
         shape = tuple(leaf.shape)
         if None in shape[1:]:
             shape = tuple(keras.ops.shape(leaf))
-        shape = (-1, groups) + shape[1:]
+        rows = leaf.shape[0] // groups if 0 in shape else -1
+        shape = (rows, groups) + shape[1:]
         return products.swapaxes(products.reshape(leaf, shape), 0, 1)
 
     return map_tensors(split, data)

@@ -17,18 +17,19 @@ from keras_stab.gradients.one_pass.layer_rules import contributions
 from keras_stab.gradients.one_pass.units import Recorder
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.one_pass.units import floating
+from keras_stab.gradients.one_pass.units import without_activation
 
 # What the choice of formulas assumes when TensorFlow leaves the batch open.
 NOMINAL_ROWS = 64
 
 
-def one_pass(oracle, layout, units):
+def one_pass(oracle, layout, examined):
     """The `Evaluation` of a batch, and the `OnePassGradients` of K groups.
 
     Args:
         oracle: The `GradientOracle`.
         layout: The `Layout` of its batch.
-        units: Those of `examine`.
+        examined: The answer of `examine`.
 
     Raises:
         Refusal: If the answer would be wrong for this model and loss.
@@ -40,7 +41,9 @@ def one_pass(oracle, layout, units):
     def run(tap):
         values = [keras.ops.stop_gradient(v) for v in oracle.values]
         scope = oracle.scope(values, oracle.non_trainable, oracle.carried)
-        recorder = Recorder(units, scope, tap)
+        recorder = Recorder(
+            examined.units, scope, tap, layout.spread, examined.without_rows
+        )
         with scope:
             with recorder.listening():
                 y_pred = oracle.predict(x)
@@ -77,8 +80,9 @@ def one_pass(oracle, layout, units):
         cotangents = [next(remaining) for _ in call.outputs]
         if all(c is None for c in cotangents):
             continue
+        kind = LayerCall if call.shapes is None else CallWithoutRows
         answer = contributions(
-            LayerCall(oracle, layout, call, _unscaled(oracle, cotangents))
+            kind(oracle, layout, call, _unscaled(oracle, cotangents))
         )
         for key, contribution in answer.items():
             if key in by_variable:
@@ -93,11 +97,14 @@ def _check_rows(calls, y_pred):
     """TensorFlow may leave more open than the number of rows."""
     tensors = [t for call in calls for t in (*call.tensors(), *call.outputs)]
     for tensor in tensors + floating(y_pred):
-        if None in tuple(tensor.shape[1:]):
+        shape = tuple(tensor.shape[1:])
+        if None in shape:
             raise Refusal(
                 "the shape of a row (the length of a sequence, say) is not "
                 "known while the step is traced"
             )
+        if 0 in shape:
+            raise Refusal("a row of a layer is empty (a sequence of length 0)")
 
 
 def _unscaled(oracle, gradients):
@@ -119,6 +126,8 @@ class LayerCall:
         gradients: The same, one for each of `outputs`.
         groups: K.
     """
+
+    is_same_for_all = False
 
     def __init__(self, oracle, layout, call, gradients):
         self.unit = call.unit
@@ -149,6 +158,8 @@ class LayerCall:
     def rerun(self, replaced, args, kwargs):
         """The floating outputs of the layer with other values of variables.
 
+        Before the activation, if the rule wants that.
+
         Args:
             replaced: Pairs of a variable and its value.
         """
@@ -156,7 +167,7 @@ class LayerCall:
         scope = oracle.scope(
             oracle.values, oracle.non_trainable, oracle.carried
         )
-        with scope:
+        with scope, without_activation(self.unit):
             for variable, value in replaced:
                 scope.add_update((variable, value))
             outputs = self.unit.layer(*args, **kwargs)
@@ -188,6 +199,32 @@ class LayerCall:
             if own is variable:
                 return index
         raise ValueError(f"Not a trained variable: {variable.path}")
+
+
+class CallWithoutRows(LayerCall):
+    """A call whose output is the same for all rows: positions, say.
+
+    The model went on with a copy for every row. So the gradient by the output
+    is, for each group, the sum over the copies of its rows.
+    """
+
+    is_same_for_all = True
+
+    def __init__(self, oracle, layout, call, gradients):
+        super().__init__(oracle, layout, call, gradients)
+        self._sums = [
+            None if g is None else products.sum_over(layout.stack(g), 1)
+            for g in gradients
+        ]
+        self._shapes = call.shapes
+
+    def group(self, k):
+        """All arguments, and the gradients of group k."""
+        cotangents = [
+            None if total is None else products.reshape(total[k], shape)
+            for total, shape in zip(self._sums, self._shapes)
+        ]
+        return self.args, self.kwargs, cotangents
 
 
 class OnePassGradients:

@@ -34,4 +34,8 @@ register_layer_rule(keras.layers.LayerNormalization)(
 register_layer_rule(keras.layers.GroupNormalization)(
     _normalisation_rule("gamma", "beta")
 )
+# By its moving statistics: in training it mixes rows, which is refused.
+register_layer_rule(keras.layers.BatchNormalization)(
+    _normalisation_rule("gamma", "beta")
+)
 register_layer_rule(keras.layers.RMSNormalization)(_normalisation_rule("scale"))
