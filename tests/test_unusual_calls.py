@@ -178,6 +178,47 @@ def test_negative_ids_count_from_the_end_of_the_table(kind, size):
     assert_engines_agree(model, ids(7, low=-9), groups=3)
 
 
+# ---- A loss of the model's own ----------------------------------------------
+
+
+class OwnLoss(keras.Model):
+    """Its loss is not that of `compile`, and its layer tells no shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.scaled = Scaled()
+
+    def call(self, x):
+        return self.scaled(x)
+
+    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+        return ops.mean(ops.square(y - y_pred))
+
+
+class Scaled(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+
+    def call(self, x):
+        return x * self.scale
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_a_compiled_loss_that_is_never_used(called, monkeypatch):
+    """It is never built; the model is not built once more in every step."""
+    model = OwnLoss()
+    x, y = np.ones((8, 2), "float32"), np.full((8, 2), 2.0, "float32")
+    if called:
+        model(x)
+    model.compile(keras_stab.GRAIN(keras.optimizers.SGD(0.5)), "mse")
+    model.fit(x, y, batch_size=4, verbose=0)
+    np.testing.assert_allclose(array(model.scaled.scale), 1.75, rtol=1e-5)
+    built = []
+    monkeypatch.setattr(model, "_symbolic_build", lambda **_: built.append(1))
+    keras_internals.build_for(model, (x, y))
+    assert not built
+
+
 # ---- Arguments of a call ---------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from keras_stab.gradients.one_pass.units import Recorder
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.one_pass.units import floating
 from keras_stab.gradients.one_pass.units import without_activation
+from keras_stab.numerics.norms import common_dtype
+from keras_stab.numerics.norms import in_full_precision
 
 # What the choice of formulas assumes when TensorFlow leaves the batch open.
 NOMINAL_ROWS = 64
@@ -111,9 +113,13 @@ def _unscaled(oracle, gradients):
     if oracle.loss_scale is None:
         return gradients
     return [
-        None if g is None else products.to_float32(g) / oracle.loss_scale
+        None if g is None else _divided(in_full_precision(g), oracle.loss_scale)
         for g in gradients
     ]
+
+
+def _divided(tensor, scale):
+    return tensor / keras.ops.cast(scale, tensor.dtype)
 
 
 class LayerCall:
@@ -239,17 +245,21 @@ class OnePassGradients:
         self._regularised = regularised
 
     def gram(self):
-        """Inner products of the group gradients, `(K, K)` float32."""
+        """Inner products of the group gradients, `(K, K)`."""
         groups = len(self.sizes)
-        total = keras.ops.zeros((groups, groups), "float32")
-        for contribution in self._by_variable.values():
-            total = total + contribution.gram()
-        present = products.to_float32(self.present)
+        dtype = common_dtype(self._oracle.values)
+        zeros = keras.ops.zeros((groups, groups), dtype)
+        total = products.total(
+            [zeros, *(c.gram() for c in self._by_variable.values())]
+        )
+        present = keras.ops.cast(self.present, total.dtype)
         for key, gradient in self._regularised.items():
             own = keras.ops.sum(keras.ops.square(gradient))
+            own = keras.ops.cast(own, total.dtype)
             total = total + own * present[:, None] * present[None, :]
             if key in self._by_variable:
                 cross = self._by_variable[key].inner(gradient)
+                cross = keras.ops.cast(cross, total.dtype)
                 total = total + cross[:, None] + cross[None, :]
         return total
 

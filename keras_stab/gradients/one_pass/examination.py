@@ -160,10 +160,10 @@ class _Trial:
 
     def _difference(self, call, again, kept):
         """How far the outputs for some rows differ, relatively."""
-        largest = keras.ops.zeros(())
+        largest = keras.ops.zeros((), "float32")
         for one, other in zip(call.outputs, again.outputs):
             if tuple(one.shape) != tuple(other.shape):
-                return keras.ops.full((), float("inf"))
+                return keras.ops.full((), float("inf"), "float32")
             if one.shape[0] % self.count:
                 continue  # `compare_rows` refuses it, or it is without rows
             shape = (self.count, one.shape[0] // self.count)

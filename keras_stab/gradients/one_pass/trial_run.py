@@ -76,7 +76,8 @@ def made_up(tensor, count):
     if kind == "string":
         raise Refusal("the model takes strings")
     if "float" in kind:
-        return np.random.default_rng(1).standard_normal(shape).astype("float32")
+        kind = kind if kind == "float64" else "float32"
+        return np.random.default_rng(1).standard_normal(shape).astype(kind)
     index = np.indices(shape).sum(axis=0)
     return (index % 2).astype(kind)
 

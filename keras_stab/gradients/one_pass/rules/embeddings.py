@@ -8,6 +8,7 @@ from keras_stab.backend import products
 from keras_stab.gradients.one_pass.contributions import Product
 from keras_stab.gradients.one_pass.contributions import Scattered
 from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
+from keras_stab.numerics.norms import in_full_precision
 
 
 @register_layer_rule(keras.layers.Embedding)
@@ -17,7 +18,7 @@ def embedding_rule(layer, call):
     if not layer.lora_enabled:
         return [(layer.embeddings, lookup)]
     a, b = (
-        keras.ops.cast(call.value(v), "float32")
+        in_full_precision(call.value(v))
         for v in (layer.lora_embeddings_a, layer.lora_embeddings_b)
     )
     ids, rows = lookup.ids, lookup.rows * (layer.lora_alpha / layer.lora_rank)
@@ -77,7 +78,7 @@ def position_embedding_rule(layer, call):
         return [(table, _scattered(table.shape[0], call, ids))]
     if not isinstance(start, int):
         return []
-    gradient = keras.ops.cast(call.grouped(call.gradient), "float32")
+    gradient = in_full_precision(call.grouped(call.gradient))
     rows = tuple(range(1, len(gradient.shape) - 2))
     total = products.sum_over(gradient, rows)
     after = table.shape[0] - start - total.shape[1]
