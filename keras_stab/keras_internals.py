@@ -12,7 +12,7 @@ import keras
 from keras_stab.backend import devices
 
 # Losses of `compile` that a model was built without.
-_unused_losses = weakref.WeakSet()
+_unused_losses: weakref.WeakSet = weakref.WeakSet()
 
 
 def build_for(model, data):

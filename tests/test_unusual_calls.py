@@ -1,5 +1,7 @@
 """One pass for layers that are called in less usual ways."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -176,6 +178,32 @@ def test_negative_ids_count_from_the_end_of_the_table(kind, size):
         layer = kind(size, WIDTH)
         model = token_model(layer)
     assert_engines_agree(model, ids(7, low=-9), groups=3)
+
+
+# ---- Fewer rows than groups ------------------------------------------------
+
+
+def warned_of_empty_groups(batch_size, rows=10):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    x, y = np.ones((rows, 2), "float32"), np.ones((rows, 1), "float32")
+    model.compile(keras_stab.GRAIN("sgd", groups=5), "mse")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for start in range(0, rows, batch_size):
+            part = slice(start, start + batch_size)
+            model.train_on_batch(x[part], y[part])
+    return [str(w.message) for w in caught if "of 5 groups" in str(w.message)]
+
+
+def test_more_groups_than_rows_are_told_once():
+    (message,) = warned_of_empty_groups(batch_size=2)
+    assert "of 5 groups 3 are empty" in message
+    assert "Received: groups=5, a batch of 2 rows" in message
+
+
+def test_a_short_last_batch_is_not_told():
+    assert not warned_of_empty_groups(batch_size=6, rows=8)
 
 
 # ---- A loss of the model's own ----------------------------------------------

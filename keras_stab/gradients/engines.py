@@ -1,6 +1,7 @@
 """Which engine answers for the groups of a batch, and why."""
 
 import contextlib
+import warnings
 import weakref
 
 import keras
@@ -14,6 +15,7 @@ from keras_stab.gradients.one_pass.examination import examine
 from keras_stab.gradients.one_pass.layout import Layout
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.plan import Plan
+from keras_stab.gradients.rows import is_static
 
 ENGINES = ("auto", "microbatch", "one_pass")
 
@@ -30,7 +32,23 @@ def group_gradients(oracle, groups, engine="auto"):
     checked_count("groups", groups, 1)
     answer, plan = _answer(oracle, groups, engine)
     answer.plan = plan
+    _warn_of_empty_groups(oracle.model, answer.rows, groups)
     return answer
+
+
+def _warn_of_empty_groups(model, size, groups):
+    """Once, if the first batch has too few rows: a later one may be short."""
+    known = _found.setdefault(model, {})
+    if groups in known or not is_static(size):
+        return
+    known[groups] = True
+    if size < groups:
+        warnings.warn(
+            f"Each group needs a row: of {groups} groups {groups - size} are "
+            "empty and have no part in the step. Use larger batches or fewer "
+            f"groups. Received: groups={groups}, a batch of {size} rows",
+            stacklevel=2,
+        )
 
 
 def _answer(oracle, groups, engine):
