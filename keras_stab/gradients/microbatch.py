@@ -120,7 +120,9 @@ def _run_scanned(oracle, batch, groups, size, sizes):
 
     batches = rows.stack_groups(batch, groups)
     carried, (stacked, gradients) = tracing.scan(
-        one_group, oracle.carried, (keras.ops.arange(groups), batches)
+        one_group,
+        oracle.carried,
+        (keras.ops.arange(groups, dtype="int32"), batches),
     )
     shares = [1.0 / groups] * groups
     states = [

@@ -185,7 +185,9 @@ def spread(data, count, size):
     """`count` rows of every leaf of `size` rows, evenly spread."""
     if is_static(size) and size % count == 0:
         return map_tensors(lambda leaf: leaf[:: size // count], data)
-    index = keras.ops.floor_divide(keras.ops.arange(count) * size, count)
+    index = keras.ops.floor_divide(
+        keras.ops.arange(count, dtype="int32") * size, count
+    )
     return map_tensors(lambda leaf: keras.ops.take(leaf, index, axis=0), data)
 
 

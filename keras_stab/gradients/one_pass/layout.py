@@ -73,7 +73,7 @@ class Layout:
 
     def times_row_factors(self, tensor):
         """Multiplies each row by B / n_k, with n_k the rows of its group."""
-        index = keras.ops.arange(self.size) % self.groups
+        index = keras.ops.arange(self.size, dtype="int32") % self.groups
         own = (self.size - index + self.groups - 1) // self.groups
         factors = keras.ops.cast(self.size, tensor.dtype) / keras.ops.cast(
             own, tensor.dtype
