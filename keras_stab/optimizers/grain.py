@@ -191,7 +191,8 @@ class GRAIN(GradientMethod):
             certificate), `norm_ratio` ($|d|$ over the norm of the mean),
             `support_size`, `conflict_rate`, `min_cosine`, `excluded`,
             `nonfinite`, `gradient_norm_squared` and `gradient_noise`, floats.
-            All zero before the first step.
+            All zero before the first step. With `across="batches"`,
+            `nonfinite` counts the batches that the last window skipped.
         """
         if not self.built:
             raise ValueError("There are no figures before the first step")

@@ -7,12 +7,12 @@ from typing import Any
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.arguments import checked_optimizer
 from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.nesting import nest
+from keras_stab.object_arguments import checked_optimizer
 from keras_stab.optimizers.forwarding import ForwardsToInner
 from keras_stab.types import Tensor
 
