@@ -18,7 +18,7 @@ REMEMBERING = [
     row
     for row in contract.ROWS
     if row.second_weights
-    or row.name in ("ScheduleFree", "ExtraGradient-separate")
+    or row.name in ("ScheduleFree", "ExtraGradient-separate", "GRAIN-batches")
 ]
 ROWS = pytest.mark.parametrize("row", contract.parameters(REMEMBERING))
 
@@ -197,6 +197,21 @@ def test_a_loop_of_ones_own():
         fit(model, BEFORE, 12)
 
 
+def test_a_state_that_is_set_by_hand():
+    """Weights and state of another model belong to each other."""
+    model, other = trained(LOOKAHEAD), trained(LOOKAHEAD)
+    put_others(other)
+    other.optimizer.restart()
+    fit(other, 0, 2)
+    fit(model, 0, 2)
+    model.set_weights(other.get_weights())
+    model.optimizer.set_weights(other.optimizer.variables)
+    with silent():
+        fit(model, BEFORE, 12)
+        fit(other, BEFORE, 12)
+    contract.assert_same_bits(contract.state(model), contract.state(other))
+
+
 def test_a_nest_begins_again_as_a_whole():
     def build():
         return keras.optimizers.LossScaleOptimizer(
@@ -239,3 +254,14 @@ def test_restart_of_a_projected_method():
 
 def test_restart_before_build_is_harmless():
     keras_stab.Lookahead("sgd").restart()
+
+
+def test_restart_reaches_methods_inside():
+    inner = keras_stab.Lookahead(keras.optimizers.SGD(0.05))
+    model = contract.compiled(
+        keras_stab.SAM(inner), contract.classifier(dropout=False)
+    )
+    fit(model, 0, BEFORE)
+    assert inner.stability_metrics()["phase"] == 2
+    model.optimizer.restart()
+    assert inner.stability_metrics()["phase"] == 0

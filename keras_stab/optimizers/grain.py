@@ -19,6 +19,7 @@ from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.numerics.gram_measures import weight_entropy
 from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
+from keras_stab.optimizers.batch_window import HasWindow
 from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import innermost
@@ -26,7 +27,7 @@ from keras_stab.registration import registered
 
 
 @registered
-class GRAIN(GradientMethod):
+class GRAIN(HasWindow, GradientMethod):
     r"""Replaces the mean gradient by one that conflicts with no group.
 
     The rows of a batch are split into K groups (row i belongs to group

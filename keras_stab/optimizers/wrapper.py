@@ -14,6 +14,7 @@ from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.nesting import nest
 from keras_stab.object_arguments import checked_optimizer
 from keras_stab.optimizers.forwarding import ForwardsToInner
+from keras_stab.optimizers.restart import restart_inside
 from keras_stab.types import Tensor
 
 
@@ -171,6 +172,10 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
                 )
             ordered[position[key]] = value
         return ordered
+
+    def restart(self) -> None:
+        """Lets the methods inside begin again at the weights of the model."""
+        restart_inside(self)
 
     # ---- Saving -----------------------------------------------------------
 
