@@ -163,7 +163,8 @@ def _inverse(xp, matrix, groups):
     if xp is np:
         return np.linalg.inv(matrix)
     ops = keras.ops
-    positions = ops.arange(groups)
+    # As the loop counter: with float64 as default it would be int64.
+    positions = ops.arange(groups, dtype="int32")
 
     def eliminate(k, matrix):
         # Gauss-Jordan in place; a one-hot vector selects row and column k so
