@@ -45,7 +45,8 @@ def reestimate_batch_norm(
             `(x, y)` or `(x, y, sample_weight)`, cut into batches of
             `batch_size`. Or batches: a list or other iterable of any of
             those, a `tf.data.Dataset`, a `PyDataset` or a PyTorch
-            `DataLoader`. Only `x` is used.
+            `DataLoader`. Only `x` is used. With `keras.distribution` on
+            several processes of JAX each passes its own rows, as for `fit`.
         steps: Int, the maximum number of batches to use; `None` for all.
             Some 50 to 400 are usually enough. Defaults to `None`.
         batch_size: Int, rows per batch cut from arrays. Use that of training,
