@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_optimizer
@@ -13,6 +14,8 @@ from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.nesting import nest
+from keras_stab.optimizers.figures import finite_figures
+from keras_stab.optimizers.figures import is_figures
 from keras_stab.optimizers.forwarding import ForwardsToInner
 from keras_stab.types import Tensor
 
@@ -205,7 +208,10 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
                 f"{shapes}"
             )
         for i, variable in enumerate(own):
-            variable.assign(store[str(i)])
+            value = store[str(i)]
+            if is_figures(variable):  # version 0.1 wrote NaN
+                value = finite_figures(np.asarray(value))
+            variable.assign(value)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -141,8 +141,8 @@ class IRE(GradientMethod):
 
     sees_unperturbed_weights_only = True
     plain_gradient_hint = (
-        '; or use curvature="gradient" or curvature="second_moment" around an '
-        "optimizer of plain gradients, in any training loop."
+        '. Or use curvature="gradient" or curvature="second_moment" around an '
+        "optimizer of plain gradients, which works in any training loop"
     )
 
     def __init__(
