@@ -4,6 +4,7 @@ Each check returns the value as plain Python, so that a NumPy scalar that a
 user passes can be written into a configuration.
 """
 
+import difflib
 import math
 import numbers
 import re
@@ -187,21 +188,59 @@ def checked_learning_rate(value, argument="learning_rate"):
     return checked_number(argument, value, minimum=0.0)
 
 
-def checked_optimizer(argument, value):
-    """The optimizer that an object, a name or a config stands for."""
+def checked_optimizer(argument, value, owner=None):
+    """The optimizer that an object, a name or a config stands for.
+
+    Args:
+        argument: Name for messages.
+        owner: Name of the wrapper around it, for the example in a message.
+    """
     if isinstance(value, dict) and "class_name" not in value:
         raise ValueError(
             f"`{argument}` must be one optimizer. For a dict with one for each "
             "player of a game write keras_stab.games.PlayerOptimizers({...}). "
             f"Received: {argument}={value!r}"
         )
-    found = None if value is None else keras.optimizers.get(value)
+    found, reason = None, None
+    try:
+        found = None if value is None else keras.optimizers.get(value)
+    except (TypeError, ValueError) as error:
+        # A config or a name that Keras knows, with faults of its own.
+        if isinstance(value, dict):
+            raise
+        reason = error
     if found is None:
         raise ValueError(
-            f"`{argument}` must be an optimizer, its name or its config. "
+            f"`{argument}` must be an optimizer, its name or its config"
+            f"{_advice_on_optimizer(value, owner)}. "
             f"Received: {argument}={value!r}"
-        )
+        ) from reason
     return found
+
+
+def _advice_on_optimizer(value, owner):
+    """What was meant by something that is no optimizer, as an example."""
+    kinds = keras.optimizers
+    names = {
+        name.lower(): name
+        for name, kind in vars(kinds).items()
+        if isinstance(kind, type) and issubclass(kind, kinds.Optimizer)
+    }
+    if isinstance(value, str):
+        near = difflib.get_close_matches(value.lower(), names, n=1)
+        return f", for example {near[0]!r}" if near else ""
+    if isinstance(value, type) and issubclass(value, kinds.Optimizer):
+        name = value.__name__
+        if names.get(name.lower()) == name:
+            name = f"keras.optimizers.{name}"
+        example = f"{name}({0.1 if name.endswith('SGD') else 0.001})"
+    elif isinstance(_plain(value), numbers.Real):
+        example = f"keras.optimizers.SGD({value!r})"
+    elif isinstance(value, kinds.schedules.LearningRateSchedule):
+        example = f"keras.optimizers.SGD({type(value).__name__}(...))"
+    else:
+        return ""
+    return ", for example " + (f"{owner}({example})" if owner else example)
 
 
 def _plain(value):

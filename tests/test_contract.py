@@ -391,6 +391,24 @@ def test_attributes_of_the_inner_optimizer(row, name, value):
         assert getattr(inner, name) == 0.75
 
 
+@WRAPPERS
+def test_mistakes_are_told_with_what_to_write(row):
+    """For every wrapper; `build` of a row hands the inner optimizer over."""
+    kind = type(row.build("sgd"))
+    name = kind.__name__
+    right = rf"{name}\(keras.optimizers.SGD\(0.1\)\).*Received"
+    for value in (0.1, keras.optimizers.SGD):
+        with pytest.raises(ValueError, match=right):
+            row.build(value)
+    with pytest.raises(ValueError, match="for example 'adam'.*Received"):
+        row.build("adamm")
+    on_inner = rf"{name}\(keras.optimizers.SGD\(momentum=0.9\)\).*Received"
+    with pytest.raises(ValueError, match=on_inner):
+        kind("sgd", momentum=0.9)
+    with pytest.raises(ValueError, match="did you mean `name`"):
+        kind("sgd", nane="a")
+
+
 # ---- Counting -------------------------------------------------------------
 
 

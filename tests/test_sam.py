@@ -414,7 +414,7 @@ def test_around_grain():
         ({"variable_filter": "biases"}, "`variable_filter` must be None"),
         ({"rho_schedule": "learning_rate"}, "reference_learning_rate"),
         ({"reference_learning_rate": 0.1}, "has no effect"),
-        ({"momentum": 0.9}, r"SAM\(keras.optimizers.AdamW\(momentum"),
+        ({"momentum": 0.9}, r"SAM\(keras.optimizers.SGD\(momentum"),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.gradients.oracle import GradientOracle
+from keras_stab.gradients.sampled_labels import check_losses
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
@@ -254,7 +255,11 @@ class IRE(GradientMethod):
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         note = None
         step = self.completed_updates()
-        if self._reuses_forward:
+        if self._draws_labels:
+            # At the first step, not where labels are drawn first.
+            check_losses(oracle.model)
+        if self._draws_labels and self.fisher_fraction == 1.0:
+            # The Fisher pass sees what the training pass has seen.
             oracle.keep_forward()
         gradients = super().estimate(oracle)
         if self.curvature == "fisher":
@@ -288,13 +293,12 @@ class IRE(GradientMethod):
         return keras.ops.cond(self._due(step), refreshed, self._mask.values)
 
     @property
-    def _reuses_forward(self):
-        """Whether the Fisher pass sees what the training pass has seen."""
-        return (
-            self.curvature == "fisher"
-            and self.fisher_fraction == 1.0
-            and self.label_sampler is None
-        )
+    def _draws_labels(self):
+        """Whether labels are drawn as the compiled losses say."""
+        ranks_by_them = type(self).fisher_roots is IRE.fisher_roots
+        if self.curvature != "fisher" or not ranks_by_them:
+            return False
+        return self.label_sampler is None
 
     def fisher_roots(
         self, oracle: GradientOracle, step: Any
