@@ -205,7 +205,7 @@ def compiled_heads(model, y, y_pred, sample_weight):
     if nested:
         y_pred = _packed(compiled._y_pred_build_structure, y_pred)
     if keras.tree.is_nested(y):
-        y = _packed(compiled._y_true_build_structure, y)
+        y = _packed_targets(compiled._y_true_build_structure, model, y)
     return [
         Head(
             entry.loss,
@@ -216,6 +216,24 @@ def compiled_heads(model, y, y_pred, sample_weight):
         )
         for entry in loss_entries(model)
     ]
+
+
+def _packed_targets(structure, model, y):
+    """As `_packed`; outputs without a loss need no targets."""
+    given = keras.tree.flatten(y)
+    leaves = keras.tree.flatten(
+        keras.tree.map_structure(lambda _: 0, structure)
+    )
+    paths = sorted(entry.path for entry in loss_entries(model))
+    if len(given) == len(leaves) or len(given) != len(paths):
+        return _packed(structure, y)
+    targets = {}
+    for path, target in zip(paths, given):
+        place = targets
+        for key in path[:-1]:
+            place = place.setdefault(key, {})
+        place[path[-1]] = target
+    return targets
 
 
 def _packed(structure, data):

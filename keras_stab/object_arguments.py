@@ -3,6 +3,7 @@
 With the wording of `keras_stab.arguments`.
 """
 
+import difflib
 import inspect
 import numbers
 import os
@@ -90,8 +91,13 @@ def deserialized_schedule(argument, config):
         ) from error
 
 
-def checked_optimizer(argument, value):
-    """The optimizer that an object, a name or a config stands for."""
+def checked_optimizer(argument, value, owner=None):
+    """The optimizer that an object, a name or a config stands for.
+
+    Args:
+        argument: Name for messages.
+        owner: Name of the wrapper around it, for the example in a message.
+    """
     if isinstance(value, dict) and "class_name" not in value:
         raise ValueError(
             f"`{argument}` must be one optimizer. For a dict with one for each "
@@ -100,22 +106,41 @@ def checked_optimizer(argument, value):
         )
     if isinstance(value, keras.optimizers.Optimizer):
         return value
-    cause, advice = None, ""
+    cause = None
     try:
         if isinstance(value, (str, dict)):
             return keras.optimizers.get(value)
     except (TypeError, ValueError) as error:
         cause = error
+    advice = _advice_on_optimizer(value, owner)
     if isinstance(value, dict):
         advice = f": {cause}"
-    elif isinstance(value, type):
-        advice = f". Write {value.__name__}(...), not the class"
-    elif isinstance(plain(value), numbers.Real):
-        advice = (
-            ". A learning rate belongs to it, for example "
-            f"keras.optimizers.SGD({value})"
-        )
     raise ValueError(
         f"`{argument}` must be an optimizer, its name or its config{advice}. "
         f"Received: {argument}={value!r}"
     ) from cause
+
+
+def _advice_on_optimizer(value, owner):
+    """What was meant by something that is no optimizer, as an example."""
+    kinds = keras.optimizers
+    names = {
+        name.lower(): name
+        for name, kind in vars(kinds).items()
+        if isinstance(kind, type) and issubclass(kind, kinds.Optimizer)
+    }
+    if isinstance(value, str):
+        near = difflib.get_close_matches(value.lower(), names, n=1)
+        return f", for example {near[0]!r}" if near else ""
+    if isinstance(value, type) and issubclass(value, kinds.Optimizer):
+        name = value.__name__
+        if names.get(name.lower()) == name:
+            name = f"keras.optimizers.{name}"
+        example = f"{name}({0.1 if name.endswith('SGD') else 0.001})"
+    elif isinstance(plain(value), numbers.Real):
+        example = f"keras.optimizers.SGD({plain(value)!r})"
+    elif isinstance(value, kinds.schedules.LearningRateSchedule):
+        example = f"keras.optimizers.SGD({type(value).__name__}(...))"
+    else:
+        return ""
+    return ", for example " + (f"{owner}({example})" if owner else example)

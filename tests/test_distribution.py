@@ -194,6 +194,7 @@ def mirrored_strategy_takes_the_stock_steps(folder):
             "sharpness",
             "averaging",
             "iterates",
+            "curvature_of_gradients",
         )
     )
     for policy, runs in result["stock_steps"].items():
@@ -204,13 +205,15 @@ def mirrored_strategy_takes_the_stock_steps(folder):
     errors = result["refusals"]
     assert "cannot update under a tf.distribute" in errors["across batches"]
     assert "drop_remainder=True" in errors["synchronised"]
-    assert 'Use "gradient" or "second_moment"' in errors["fisher"]
+    assert 'Use curvature="second_moment", or "gradient"' in errors["fisher"]
     assert "Use interval=1" in errors["interval"]
     assert errors["synchronised, stock"] is None
     for what in ("joint step", "diagnostics"):
         assert "whole model at once" in errors[what]
     boosted = result["sharpness"]
     assert_same_run(boosted["one"], boosted["two"])
+    for runs in result["curvature_of_gradients"].values():
+        assert_same_run(runs["one"], runs["two"])
     averaged = result["averaging"]
     assert_same_run(averaged["one"], averaged["two"])
     assert largest_difference(*averaged.values(), "average") < WEIGHTS

@@ -393,6 +393,8 @@ def test_backends_agree():
         ({"across": "batches", "engine": "microbatch"}, "engine"),
         ({"learning_rate": 0.1}, "AdamW\\(learning_rate=0.1\\)"),
         ({"clipnorm": 1.0}, "inner"),
+        ({"group": 4}, "did you mean `groups`"),
+        ({"nothing_like_it": 4}, "it has `across`, `engine`, `groups`"),
     ],
 )
 def test_bad_arguments(arguments, words):

@@ -415,6 +415,32 @@ def test_unknown_losses_are_refused(loss):
         model.train_on_batch(x, np.zeros((5, 1), "float32"))
 
 
+@pytest.mark.parametrize("start_step", [99, "manual"])
+def test_unknown_losses_are_refused_at_the_first_step(start_step):
+    """Not from inside of a branch, when labels are drawn first."""
+    model, x, _ = compiled("mse")
+    model.compile(keras_stab.IRE("sgd", start_step=start_step), "huber")
+    with pytest.raises(ValueError, match="^The labels that the model") as error:
+        model.train_on_batch(x, np.zeros((5, 1), "float32"))
+    assert "Cond.call" not in str(error.value)
+
+
+@pytest.mark.parametrize("given", [["head0", "head1"], ["head1"]])
+def test_an_output_without_a_loss_takes_no_part(given):
+    inputs = keras.Input((3,))
+    heads = {
+        name: keras.layers.Dense(2, name=name)(inputs)
+        for name in ("head0", "head1")
+    }
+    model = keras.Model(inputs, heads)
+    optimizer = keras_stab.IRE("sgd", update_every=1)
+    model.compile(optimizer, {"head0": None, "head1": "mse"})
+    y = {name: np.zeros((5, 2), "float32") for name in given}
+    model.train_on_batch(np.ones((5, 3), "float32"), y)
+    figures = optimizer.diagnostics()
+    assert (figures["refreshes"], figures["skipped_refreshes"]) == (1, 0)
+
+
 @keras.saving.register_keras_serializable(package="keras_stab_tests")
 def normal_labels(outputs, seed):
     noise = keras.random.normal(keras.ops.shape(outputs), seed=seed)

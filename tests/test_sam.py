@@ -414,13 +414,23 @@ def test_around_grain():
         ({"variable_filter": "biases"}, "`variable_filter` must be None"),
         ({"rho_schedule": "learning_rate"}, "reference_learning_rate"),
         ({"reference_learning_rate": 0.1}, "has no effect"),
-        ({"momentum": 0.9}, r"SAM\(keras.optimizers.AdamW\(momentum"),
+        ({"momentum": 0.9}, r"SAM\(keras.optimizers.SGD\(momentum"),
     ],
     ids=str,
 )
 def test_bad_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         keras_stab.SAM("sgd", **arguments)
+
+
+def test_figures_of_a_broken_step_are_told_but_not_kept_as_nan():
+    x, y = contract.data(1)
+    optimizer = keras_stab.SAM(keras.optimizers.SGD(0.0))
+    model = contract.compiled(optimizer)
+    model.train_on_batch(np.full_like(x, np.nan), y)
+    assert np.isnan(optimizer.diagnostics()["gradient_norm"])
+    (figures,) = optimizer.own_variables
+    assert np.all(np.isfinite(keras.ops.convert_to_numpy(figures)))
 
 
 def test_a_filter_that_keeps_nothing():

@@ -88,6 +88,19 @@ def sum_groups(stacks, sizes):
     return sum_over_replicas(weighted), tf.unstack(tf.cast(total, "int32"))
 
 
+def sum_shares(gradients):
+    """Sums gradients that an optimizer was handed over the replicas.
+
+    A replica of TensorFlow hands over its share of them; elsewhere they are
+    those of all rows. `None` stays where there is none.
+    """
+    if BACKEND != "tensorflow" or replicas() == 1:
+        return gradients
+    present = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+    summed = iter(sum_over_replicas(present))
+    return [None if g is None else next(summed) for g in gradients]
+
+
 def sum_over_replicas(tensors):
     """Sums each tensor over the replicas; they all get the same result.
 

@@ -33,10 +33,14 @@ class GradientMethod(Wrapper):
             raise RuntimeError(
                 f"{type(self).__name__} received plain gradients, but it "
                 "takes its own from the model and the batch. Train with "
-                "`model.fit` or `model.train_on_batch`; let a custom "
-                "`train_step` end in `super().train_step(...)`; after "
-                "`keras_stab.uninstall()` derive the model from "
-                "`keras_stab.TrainStep`" + self.plain_gradient_hint
+                "`model.fit` or `model.train_on_batch`. If the model has a "
+                "`train_step` that takes gradients itself (GradientTape, "
+                "`backward`), move its loss into "
+                "`compute_loss(self, x, y, y_pred, sample_weight, training)` "
+                "and delete it, or let it end in "
+                "`return super().train_step(data)`. For several networks with "
+                "an optimizer each use `keras_stab.Game`"
+                + self.plain_gradient_hint
             )
         super().apply(grads, trainable_variables)
 

@@ -20,6 +20,9 @@ from keras_stab.numerics.gram_measures import weight_entropy
 from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
 from keras_stab.optimizers.batch_window import HasWindow
+from keras_stab.optimizers.figures import add_figures
+from keras_stab.optimizers.figures import finite_figures
+from keras_stab.optimizers.figures import read_figures
 from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import innermost
@@ -107,8 +110,8 @@ class GRAIN(HasWindow, GradientMethod):
     """
 
     plain_gradient_hint = (
-        '; or use GRAIN(..., across="batches"), which takes plain gradients '
-        "in any training loop."
+        '. Or use GRAIN(..., across="batches"), which takes plain gradients '
+        "in any training loop"
     )
 
     def __init__(
@@ -139,9 +142,7 @@ class GRAIN(HasWindow, GradientMethod):
         self._weights = add_state(
             self, "group_weights", (self.groups,), "float32"
         )
-        self._measures = add_state(
-            self, "measures", (len(GROUP_MEASURES),), "float32"
-        )
+        self._figures = add_figures(self, GROUP_MEASURES)
         if self.across == "batches" and self.groups > 1:
             self._window = BatchWindow(self, variables, self.groups)
 
@@ -176,13 +177,13 @@ class GRAIN(HasWindow, GradientMethod):
                 gradients,
                 variables,
                 self.zero_groups,
-                (self._weights.value, self._measures.value),
+                (self._weights.value, self._figures.value),
             )
         else:
             note = self.handed_over
             super().apply_in_order(gradients, variables)
         self._weights.assign(note[0])
-        self._measures.assign(note[1])
+        self._figures.assign(finite_figures(note[1]))
 
     def diagnostics(self) -> dict[str, Any]:
         """The weights and figures of the last step, read from the device.
@@ -191,17 +192,18 @@ class GRAIN(HasWindow, GradientMethod):
             Dict: `weights`, a list of K floats; `residual` (the solver's
             certificate), `norm_ratio` ($|d|$ over the norm of the mean),
             `support_size`, `conflict_rate`, `min_cosine`, `excluded`,
-            `nonfinite`, `gradient_norm_squared` and `gradient_noise`, floats.
-            All zero before the first step. With `across="batches"`,
-            `nonfinite` counts the batches that the last window skipped.
+            `nonfinite`, `gradient_norm_squared` and `gradient_noise`, floats;
+            NaN where one is not known, as the noise per row is not with
+            `across="batches"`, where `nonfinite` counts the batches that the
+            last window skipped. All are 0 before the first step.
         """
         if not self.built:
             raise ValueError("There are no figures before the first step")
         weights = keras.ops.convert_to_numpy(self._weights.value)
-        values = keras.ops.convert_to_numpy(self._measures.value)
-        figures: dict[str, Any] = {"weights": [float(w) for w in weights]}
-        figures.update(zip(GROUP_MEASURES, (float(v) for v in values)))
-        return figures
+        return {
+            "weights": [float(w) for w in weights],
+            **read_figures(self._figures, GROUP_MEASURES),
+        }
 
     def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: `diagnostics()` and the weights' entropy."""

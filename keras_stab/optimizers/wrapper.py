@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.backend import updates
@@ -13,8 +14,11 @@ from keras_stab.gradients.train_step import estimate
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.nesting import nest
 from keras_stab.object_arguments import checked_optimizer
+from keras_stab.optimizers.figures import finite_figures
+from keras_stab.optimizers.figures import is_figures
 from keras_stab.optimizers.forwarding import ForwardsToInner
 from keras_stab.optimizers.restart import restart_inside
+from keras_stab.optimizers.unknown_arguments import refuse_unknown_arguments
 from keras_stab.types import Tensor
 
 
@@ -33,8 +37,8 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
         name: String or `None`.
 
     Raises:
-        ValueError: If an argument of an optimizer is given, which belongs on
-            the inner one.
+        ValueError: If the inner optimizer is none, or an argument is given
+            that the wrapper does not have.
     """
 
     def __init__(
@@ -43,9 +47,11 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
         name: str | None = None,
         **kwargs: Any,
     ):
+        inner_optimizer = checked_optimizer(
+            "inner_optimizer", inner_optimizer, type(self).__name__
+        )
         if kwargs:
-            raise ValueError(_misplaced(type(self).__name__, kwargs))
-        inner_optimizer = checked_optimizer("inner_optimizer", inner_optimizer)
+            refuse_unknown_arguments(type(self), inner_optimizer, kwargs)
         super().__init__(learning_rate=0.0, name=name)
         # The base class makes a counter and a learning rate; a wrapper has
         # neither, so they are left out of its state.
@@ -210,7 +216,10 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
                 f"{shapes}"
             )
         for i, variable in enumerate(own):
-            variable.assign(store[str(i)])
+            value = store[str(i)]
+            if is_figures(variable):  # version 0.1 wrote NaN
+                value = finite_figures(np.asarray(value))
+            variable.assign(value)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -252,13 +261,3 @@ def refuse_built_elsewhere(optimizer, variables):
             f"{type(optimizer).__name__}.from_config(optimizer.get_config()). "
             f"Received: {len(variables)} variables, built with {len(known)}"
         )
-
-
-def _misplaced(name, kwargs):
-    argument, value = next(iter(kwargs.items()))
-    return (
-        f"{name} takes no argument `{argument}`: arguments of the optimizer "
-        "belong on the inner one, for example "
-        f"{name}(keras.optimizers.AdamW({argument}={value!r})). "
-        f"Received: {', '.join(kwargs)}"
-    )

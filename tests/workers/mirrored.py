@@ -147,6 +147,37 @@ def sharpness():
     }
 
 
+def curvature_of_gradients():
+    """The rows of the two replicas use different features.
+
+    Each replica alone would call the weights of the other one's flat.
+    """
+    x, _ = toy.data(ROWS)
+    half = toy.FEATURES // 2
+    second = np.arange(len(x)) % ROWS >= ROWS // 2
+    x[second, :half] = 0.0
+    x[~second, half:] = 0.0
+
+    def boosted(inner):
+        return lambda: keras_stab.IRE(
+            inner(), update_every=2, curvature="gradient"
+        )
+
+    epochs = [ROWS, 2 * ROWS]
+    inners = {
+        "plain": sgd,
+        "sam": lambda: keras_stab.SAM(sgd(), rho=0.2),
+        "grain": grain,
+    }
+    return {
+        name: {
+            "one": run(one, boosted(inner), epochs, x, batch_norm=False),
+            "two": run(two, boosted(inner), epochs, x, batch_norm=False),
+        }
+        for name, inner in inners.items()
+    }
+
+
 def averaging():
     """Every replica holds the one average of the weights they share."""
 

@@ -9,6 +9,9 @@ from keras_stab.backend import tracing
 from keras_stab.numerics.threshold import bits_of
 from keras_stab.numerics.threshold import kth_smallest
 from keras_stab.numerics.threshold import rank_of
+from keras_stab.optimizers.figures import add_figures
+from keras_stab.optimizers.figures import finite_figures
+from keras_stab.optimizers.figures import read_figures
 from keras_stab.optimizers.state import add_slot
 from keras_stab.optimizers.state import add_state
 
@@ -38,7 +41,8 @@ class FlatMask:
         self._position = {}
         dtype = "float32" if momentum else "bool"
         kind = "curvature" if momentum else "flat"
-        # Infinity: no score yet, and not flat if it stays so.
+        # Infinity: no score yet, and not flat if it stays so. Unlike NaN it
+        # equals itself, which JAX on several processes checks on loading.
         no_score = keras.initializers.Constant(_NO_SCORE)
         initializer = no_score if momentum else "zeros"
         for i, (variable, chosen) in enumerate(zip(variables, included)):
@@ -56,12 +60,11 @@ class FlatMask:
                 initializer=keras.initializers.Constant(-1),
             )
         )
-        for name, shape, dtype in (
-            ("measures", (len(FIGURES),), "float32"),
-            ("refreshes", (), "int32"),
-            ("skipped_refreshes", (), "int32"),
-        ):
-            self._state.append(add_state(optimizer, name, shape, dtype))
+        self._state += [
+            add_figures(optimizer, FIGURES),
+            add_state(optimizer, "refreshes"),
+            add_state(optimizer, "skipped_refreshes"),
+        ]
 
     def values(self):
         """The state now, a list of tensors."""
@@ -119,8 +122,8 @@ class FlatMask:
         for i, score, mask in zip(present, scores, masks):
             new[self._position[i]] = score if self._momentum else mask
         before = [self.flat(i, old) for i in present]
-        new[self._weights + 1] = ops.stack(
-            [*_comparison(before, masks, count, refreshes), trace]
+        new[self._weights + 1] = finite_figures(
+            ops.stack([*_comparison(before, masks, count, refreshes), trace])
         )
         new[self._weights + 2] = refreshes + 1
         chosen = [ops.where(usable, n, o) for n, o in zip(new, old)]
@@ -143,13 +146,11 @@ class FlatMask:
 
     def figures(self, variables):
         """The diagnostics, read from the device."""
-        measures, refreshes, skipped = (
-            variable.numpy() for variable in self._state[self._weights + 1 :]
-        )
+        figures, refreshes, skipped = self._state[self._weights + 1 :]
         return {
-            **dict(zip(FIGURES, map(float, measures))),
-            "refreshes": int(refreshes),
-            "skipped_refreshes": int(skipped),
+            **read_figures(figures, FIGURES),
+            "refreshes": int(refreshes.numpy()),
+            "skipped_refreshes": int(skipped.numpy()),
             "flat_fractions": {
                 variables[i].path: float(
                     keras.ops.convert_to_numpy(self.flat(i)).mean()

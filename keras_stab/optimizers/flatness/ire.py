@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -16,11 +15,13 @@ from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.gradients.oracle import GradientOracle
+from keras_stab.gradients.sampled_labels import check_losses
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
 from keras_stab.optimizers.flatness.boost import boost_step
 from keras_stab.optimizers.flatness.boost import decay_rates
+from keras_stab.optimizers.flatness.boost_start import BoostStart
 from keras_stab.optimizers.flatness.fisher import FisherPass
 from keras_stab.optimizers.flatness.flat_mask import FlatMask
 from keras_stab.optimizers.flatness.ire_arguments import CURVATURES
@@ -30,11 +31,8 @@ from keras_stab.optimizers.flatness.ire_arguments import first_step
 from keras_stab.optimizers.flatness.second_moment import second_moment_roots
 from keras_stab.optimizers.flatness.strengths import Strength
 from keras_stab.optimizers.gradient_method import GradientMethod
-from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.registration import registered
-
-NEVER = 2**31 - 1
 
 
 @registered
@@ -141,8 +139,8 @@ class IRE(GradientMethod):
 
     sees_unperturbed_weights_only = True
     plain_gradient_hint = (
-        '; or use curvature="gradient" or curvature="second_moment" around an '
-        "optimizer of plain gradients, in any training loop."
+        '. Or use curvature="gradient" or curvature="second_moment" around an '
+        "optimizer of plain gradients, which works in any training loop"
     )
 
     def __init__(
@@ -181,6 +179,11 @@ class IRE(GradientMethod):
             "boost_weight_decay", boost_weight_decay
         )
         self.label_sampler = checked_sampler(label_sampler, curvature)
+        self._draws_labels = (
+            curvature == "fisher"
+            and self.label_sampler is None
+            and type(self).fisher_roots is IRE.fisher_roots
+        )
         self.exclude = as_patterns("exclude", exclude)
         self.seed = checked_count("seed", seed, 0, optional=True)
         self.start_step = start_step
@@ -205,8 +208,7 @@ class IRE(GradientMethod):
             self.flat_fraction,
             self.curvature_momentum,
         )
-        never = keras.initializers.Constant(NEVER)
-        self._start = add_state(self, "start_step", initializer=never)
+        self._start = BoostStart(self, self._first)
         generator = keras.random.SeedGenerator(self.seed)
         # Keras tracks variables, not the objects that hold them.
         self._label_seed = generator.state
@@ -227,34 +229,25 @@ class IRE(GradientMethod):
             )
         if not self.built:
             raise ValueError("Build the optimizer, or train, before that")
-        self._start.assign(self.completed_updates())
+        self._start.set(self.completed_updates())
 
     @property
     def has_started(self) -> bool:
         """Whether `start_boost` was called, or the start is set anyway."""
-        if self._first is not None:
-            return True
-        return self.built and int(self._start.value) < NEVER
-
-    def _since_start(self, step):
-        """Updates since the start, negative before it."""
-        first = self._start.value if self._first is None else self._first
-        return step - first
-
-    def _due(self, step):
-        since = self._since_start(step)
-        conditions = [since >= 0, since % self.update_every == 0]
-        base = innermost(self.inner_optimizer)
-        if base.gradient_accumulation_steps:
-            conditions.append(keras_internals.is_update_step(base))
-        return keras.ops.all(keras.ops.stack(conditions))
+        if not self.built:
+            return self._first is not None
+        return self._start.is_set
 
     # ---- Curvature --------------------------------------------------------
 
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         note = None
         step = self.completed_updates()
-        if self._reuses_forward:
+        if self._draws_labels:
+            # At the first step, not where labels are drawn first.
+            check_losses(oracle.model)
+        if self._draws_labels and self.fisher_fraction == 1.0:
+            # The Fisher pass sees what the training pass has seen.
             oracle.keep_forward()
         gradients = super().estimate(oracle)
         if self.curvature == "fisher":
@@ -262,13 +255,16 @@ class IRE(GradientMethod):
                 raise ValueError(
                     'curvature="fisher" cannot run under a tf.distribute '
                     "strategy, which allows no exchange between replicas "
-                    'inside a condition. Use "gradient" or "second_moment"'
+                    'inside a condition. Use curvature="second_moment", or '
+                    '"gradient", which exchanges gradients at every step'
                 )
             note = self._refresh(
                 step, lambda: self.fisher_roots(oracle, step), oracle.variables
             )
         elif self.curvature == "gradient":
             # At w, which is not where the gradients of SAM are taken.
+            if devices.replicas() > 1:  # no exchange inside a condition
+                oracle.gradient()
             note = self._refresh(
                 step,
                 lambda: (oracle.gradient_beside(), 1.0),
@@ -285,16 +281,9 @@ class IRE(GradientMethod):
             roots = self.in_built_order(roots, variables)
             return self._mask.refreshed(roots, size)
 
-        return keras.ops.cond(self._due(step), refreshed, self._mask.values)
-
-    @property
-    def _reuses_forward(self):
-        """Whether the Fisher pass sees what the training pass has seen."""
-        return (
-            self.curvature == "fisher"
-            and self.fisher_fraction == 1.0
-            and self.label_sampler is None
-        )
+        base = innermost(self.inner_optimizer)
+        due = self._start.is_due(step, self.update_every, base)
+        return keras.ops.cond(due, refreshed, self._mask.values)
 
     def fisher_roots(
         self, oracle: GradientOracle, step: Any
@@ -315,11 +304,6 @@ class IRE(GradientMethod):
             oracle = oracle.head(self.fisher_fraction)
         return self._fisher_pass.roots(oracle, self._fisher_pass.seed_at(step))
 
-    def drawing(self, step: Any) -> AbstractContextManager:
-        """Yields a seed for `keras.random`, another one at every update."""
-        fisher = self._fisher_pass
-        return fisher.drawing_from(fisher.seed_at(step))
-
     # ---- The step ---------------------------------------------------------
 
     def apply_in_order(
@@ -327,7 +311,7 @@ class IRE(GradientMethod):
     ) -> None:
         step = self.completed_updates()
         state = self._state_after_refresh(step, gradients, variables)
-        since = self._since_start(step)
+        since = self._start.since(step)
         boost = self._boost.at(
             keras.ops.maximum(since, 0), self.inner_optimizer
         )
@@ -361,6 +345,7 @@ class IRE(GradientMethod):
                 lambda: (second_moment_roots(base, variables), 1.0),
                 variables,
             )
+        gradients = devices.sum_shares(gradients)
         scale = 1.0 / self.scale_loss(1.0)
         return self._refresh(step, lambda: (gradients, scale**2), variables)
 

@@ -18,11 +18,13 @@ from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.numerics.ascent import ascent
 from keras_stab.numerics.ascent import cosine
 from keras_stab.numerics.ascent import global_norm
+from keras_stab.optimizers.figures import add_figures
+from keras_stab.optimizers.figures import finite_figures
+from keras_stab.optimizers.figures import read_figures
 from keras_stab.optimizers.flatness.sam_arguments import check_inner
 from keras_stab.optimizers.flatness.sam_arguments import checked_filter
 from keras_stab.optimizers.flatness.strengths import Strength
 from keras_stab.optimizers.gradient_method import GradientMethod
-from keras_stab.optimizers.state import add_state
 from keras_stab.registration import registered
 
 FIGURES = (
@@ -172,11 +174,11 @@ class SAM(GradientMethod):
                 f"{paths}"
             )
         super().build(variables)
-        self._measures = add_state(self, "measures", (len(FIGURES),), "float32")
+        self._figures = add_figures(self, FIGURES)
 
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         gradients = super().estimate(oracle)
-        measures = self._measures.value
+        measures = self._figures.value
         if not self._rho.is_zero:
             gradients, measures = self._sharpness_aware(
                 oracle, gradients, measures
@@ -290,7 +292,7 @@ class SAM(GradientMethod):
         self, gradients: list[Any], variables: list[keras.Variable]
     ) -> None:
         super().apply_in_order(gradients, variables)
-        self._measures.assign(self.handed_over)
+        self._figures.assign(finite_figures(self.handed_over))
 
     def diagnostics(self) -> dict[str, float]:
         """Figures of the last update that was SAM's, read from the device.
@@ -305,8 +307,7 @@ class SAM(GradientMethod):
         """
         if not self.built:
             raise ValueError("There are no figures before the first step")
-        values = keras.ops.convert_to_numpy(self._measures.value)
-        return dict(zip(FIGURES, (float(v) for v in values)))
+        return read_figures(self._figures, FIGURES)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -1,0 +1,43 @@
+"""From which update on IRE boosts, and when its mask is due."""
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.optimizers.state import add_state
+
+_NEVER = 2**31 - 1
+
+
+class BoostStart:
+    """The first boosted update: known before, or set while training.
+
+    Args:
+        optimizer: Whose variable it becomes.
+        first: Int, or `None` where `set` will tell.
+    """
+
+    def __init__(self, optimizer, first):
+        self._first = first
+        never = keras.initializers.Constant(_NEVER)
+        self._variable = add_state(optimizer, "start_step", initializer=never)
+
+    def set(self, step):
+        self._variable.assign(step)
+
+    @property
+    def is_set(self):
+        """Whether the update is known; read from the device."""
+        return self._first is not None or int(self._variable.value) < _NEVER
+
+    def since(self, step):
+        """Updates since the start, negative before it."""
+        first = self._variable.value if self._first is None else self._first
+        return step - first
+
+    def is_due(self, step, every, base):
+        """Whether a refresh is due at this call of the innermost optimizer."""
+        since = self.since(step)
+        conditions = [since >= 0, since % every == 0]
+        if base.gradient_accumulation_steps:
+            conditions.append(keras_internals.is_update_step(base))
+        return keras.ops.all(keras.ops.stack(conditions))
