@@ -170,8 +170,11 @@ def test_text_without_a_preprocessor():
 @pytest.mark.parametrize(
     "task, data",
     [
-        (make_classifier, (SENTENCES, LABELS)),
-        pytest.param(make_language_model, (STORIES,), marks=slow_unless_torch),
+        pytest.param(task, data, marks=slow_unless_torch)
+        for task, data in (
+            (make_classifier, (SENTENCES, LABELS)),
+            (make_language_model, (STORIES,)),
+        )
     ],
 )
 def test_tasks_of_keras_hub(task, data):
