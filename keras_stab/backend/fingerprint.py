@@ -6,6 +6,9 @@ import numpy as np
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 
+# Entries at once, where every operation makes a tensor of its own.
+AT_ONCE = 2**22
+
 
 def fingerprint(tensors: list) -> int:
     """Int of 32 bits: of the bits of all entries, and of where they stand.
@@ -41,11 +44,20 @@ def _sum(tensor):
 
 
 def _sum_of_bits(values):
+    size = values.shape[0]
+    step = AT_ONCE if devices.EAGER else size
+    total = 0
+    for start in range(0, size, step):
+        total = total + _sum_of_part(values[start : start + step], start)
+    return total
+
+
+def _sum_of_part(values, start):
     ops = keras.ops
     bits = ops.view(values, "int32")
     # Mixed, so that no simple change of all entries, a sign for example,
     # leaves the sum as it is.
     for multiplier in (0x2C1B3C6D, 0x297A2D39):
         bits = ops.bitwise_xor(bits, ops.right_shift(bits, 15)) * multiplier
-    places = 2 * ops.arange(values.shape[0], dtype="int32") + 1
-    return ops.sum(bits * places)
+    places = ops.arange(start, start + values.shape[0], dtype="int32")
+    return ops.sum(bits * (2 * places + 1))
