@@ -8,13 +8,13 @@ import keras
 _LARGEST_EXPONENT = 80.0
 
 
-def time_factor(step, decay_rate, delay, alpha, floor):
-    """`floor + 1 / (alpha + exp(decay_rate (step - delay)))`, in float32.
+def time_factor(step, decay_rate, delay, alpha, floor, dtype="float32"):
+    """`floor + 1 / (alpha + exp(decay_rate (step - delay)))`, in `dtype`.
 
     For `alpha` > 0 as a sigmoid, which cannot overflow; for `alpha` = 0 the
     exponent is clipped.
     """
-    step = keras.ops.cast(step, "float32")
+    step = keras.ops.cast(step, dtype)
     psi = decay_rate * (step - delay)
     if alpha > 0:
         return floor + keras.ops.sigmoid(math.log(alpha) - psi) / alpha
