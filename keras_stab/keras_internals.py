@@ -5,10 +5,14 @@ and fails when a Keras release changes one of these.
 """
 
 import collections
+import weakref
 
 import keras
 
 from keras_stab.backend import devices
+
+# Losses of `compile` that a model was built without.
+_unused_losses: weakref.WeakSet = weakref.WeakSet()
 
 
 def build_for(model, data):
@@ -17,8 +21,25 @@ def build_for(model, data):
     On TensorFlow a subclassed model or an optimizer would otherwise be built
     inside the traced step, in the stateless scope of the loss function.
     """
-    if not (model.built and model.optimizer.built and loss_is_built(model)):
+    if not (model.built and model.optimizer.built and _loss_is_known(model)):
         model._symbolic_build(data_batch=data)
+        if not loss_is_built(model):
+            _unused_losses.add(model._compile_loss)
+
+
+def _loss_is_known(model):
+    """Whether nothing more would become known by building once more.
+
+    A model's own `compute_loss` need not use the losses of `compile`, which
+    then are never built. Keras has tried that before a step of JAX, in which
+    variables have no values.
+    """
+    own = type(model).compute_loss is not keras.Model.compute_loss
+    return (
+        loss_is_built(model)
+        or (own and devices.FUNCTIONAL)
+        or model._compile_loss in _unused_losses
+    )
 
 
 def accepts_training(model):

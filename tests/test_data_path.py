@@ -117,6 +117,17 @@ def test_everything_that_takes_data():
         np.testing.assert_array_equal(values, new[name])
 
 
+def test_plan(capsys):
+    plans = []
+    for model, x in ((make(), TEXTS), (make(Plain), COUNTS)):
+        plan = keras_stab.GRAIN("sgd", groups=2).plan(model, x, Y)
+        assert plan.engine == "microbatch"
+        plans.append(plan.reason.replace(model.norm.name, "norm"))
+    assert plans[0] == plans[1]
+    assert "'norm' (BatchNormalization) normalises" in plans[0]
+    capsys.readouterr()
+
+
 def test_text_without_a_preprocessor():
     model = make(Plain)
     for data in ((np.array([TEXTS] * 2).T, Y), (TEXTS, Y)):
@@ -143,6 +154,8 @@ def test_tasks_of_keras_hub(task, data):
     assert np.isfinite(history["probe/norm_ratio"][0])
     keras_stab.reestimate_batch_norm(task, data, verbose=0)
     raw = keras_stab.sharpness(task, data, measures="sam", verbose=0)
+    plan = keras_stab.GRAIN("sgd", groups=2).plan(task, *data)
+    assert plan.engine in ("one_pass", "microbatch")
     # The exported model takes what the task takes.
     plain = keras_stab.export_averaged(task)
     assert type(plain) is type(task) and not plain.compiled

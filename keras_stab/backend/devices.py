@@ -75,14 +75,16 @@ def sum_groups(stacks, sizes):
         return sum_over_replicas(stacks), sizes
     # As one float tensor: tf.distribute refuses to add several int32 tensors
     # at a time, and not every collective of a GPU knows integers.
-    own = tf.cast(tf.stack(sizes), "float32")
+    own = tf.cast(tf.stack(sizes), "float64")
     (total,) = sum_over_replicas([own])
     factors = replicas() * tf.math.divide_no_nan(own, total)
     weighted = []
     for stack in stacks:
         column = factors[: stack.shape[0]]
         column = tf.reshape(column, (-1,) + (1,) * (len(stack.shape) - 1))
-        weighted.append(tf.where(column > 0.0, column * stack, 0.0))
+        column = tf.cast(column, stack.dtype)
+        zero = tf.zeros((), stack.dtype)
+        weighted.append(tf.where(column > 0.0, column * stack, zero))
     return sum_over_replicas(weighted), tf.unstack(tf.cast(total, "int32"))
 
 

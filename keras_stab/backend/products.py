@@ -7,6 +7,8 @@ import numpy as np
 
 from keras_stab.backend import tracing
 from keras_stab.backend.devices import BACKEND
+from keras_stab.numerics.norms import common_dtype
+from keras_stab.numerics.norms import in_full_precision
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -25,13 +27,11 @@ def pack_groups(groups):
     """
     if BACKEND != "torch":
         stacks = zip(*groups)
-        return [
-            keras.ops.cast(keras.ops.stack(list(s)), "float32") for s in stacks
-        ]
+        return [in_full_precision(keras.ops.stack(list(s))) for s in stacks]
     if not groups[0]:
         return []
     flat = [torch.cat([g.reshape(-1) for g in group]) for group in groups]
-    return [torch.stack(flat).to(torch.float32)]
+    return [in_full_precision(torch.stack(flat))]
 
 
 def unpack_group(combined, shapes):
@@ -44,7 +44,7 @@ def unpack_group(combined, shapes):
 
 
 def inner_products(stack, other=None):
-    """All inner products of the slices of `[K, *shape]`, in full float32.
+    """All inner products of the slices of `[K, *shape]`, in full precision.
 
     With `other`, of shape `[*shape]`, its inner product with each slice.
     Accelerators otherwise use TF32 or bfloat16 in float32 products.
@@ -82,39 +82,61 @@ def inner_products(stack, other=None):
 
 
 def exact_products(left, right):
-    """`left right'` of matrices of rows, in full float32.
+    """`left right'` of matrices of rows, in full precision.
 
     Accelerators otherwise use TF32 or bfloat16 in float32 products.
     """
-    left, right = to_float32(left), to_float32(right)
+    left, right = _alike(left, right)
     if BACKEND == "jax":
         right = jnp.swapaxes(right, -1, -2)
         return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
     if BACKEND == "tensorflow":
+        dtype = left.dtype
         if _uses_tensor_float_32():
             left, right = tf.cast(left, "float64"), tf.cast(right, "float64")
-        return tf.cast(tf.matmul(left, right, transpose_b=True), "float32")
+        return tf.cast(tf.matmul(left, right, transpose_b=True), dtype)
     with _highest_precision():
         if left.dim() == 3 and left.shape[0] == 1:  # faster than a batch
             return (left[0] @ right[0].mT)[None]
         return left @ right.mT
 
 
+def _alike(left, right):
+    """Both in full precision, in the wider one of their dtypes."""
+    left, right = in_full_precision(left), in_full_precision(right)
+    if left.dtype != right.dtype:
+        dtype = common_dtype([left, right])
+        left, right = (keras.ops.cast(t, dtype) for t in (left, right))
+    return left, right
+
+
 def weight_product(left, right):
     """`left' right`, a weight gradient: rounded as ordinary ones are.
 
-    In the precision of its factors, summed and returned in float32.
+    In the precision of its factors; returned in full precision.
     """
     if left.dtype != right.dtype:
-        left, right = to_float32(left), to_float32(right)
+        left, right = _alike(left, right)
     if BACKEND == "jax":
         left = jnp.swapaxes(left, -1, -2)
-        return jnp.matmul(left, right, preferred_element_type="float32")
+        # Summed in full precision too.
+        dtype = "float64" if left.dtype == "float64" else "float32"
+        return jnp.matmul(left, right, preferred_element_type=dtype)
     if BACKEND == "tensorflow":
-        return tf.cast(tf.matmul(left, right, transpose_a=True), "float32")
-    if left.dim() == 3 and left.shape[0] == 1:
-        return (left[0].mT @ right[0]).to(torch.float32)[None]
-    return (left.mT @ right).to(torch.float32)
+        product = tf.matmul(left, right, transpose_a=True)
+    elif left.dim() == 3 and left.shape[0] == 1:
+        product = (left[0].mT @ right[0])[None]
+    else:
+        product = left.mT @ right
+    return in_full_precision(product)
+
+
+def total(matrices):
+    """The sum of matrices in full precision, in the widest of their dtypes."""
+    if BACKEND != "torch":  # which does so by itself
+        dtype = common_dtype(matrices)
+        matrices = [keras.ops.cast(m, dtype) for m in matrices]
+    return sum(matrices[1:], matrices[0])
 
 
 @contextlib.contextmanager
@@ -171,7 +193,9 @@ def combine(weights, stack):
         if len(chosen) < len(weights):
             weights = weights[chosen]
             stack = stack[chosen.to(stack.device)]
-        return torch.tensordot(weights.to(stack.device), stack, dims=1)
+        weights = weights.to(stack.device, stack.dtype)
+        return torch.tensordot(weights, stack, dims=1)
+    weights = keras.ops.cast(weights, stack.dtype)
     if BACKEND == "jax":
         # Slice by slice: XLA on CPUs takes 100 times longer for the sum over
         # the leading axis.
@@ -189,20 +213,47 @@ def on_small_matrix(function, *arrays):
     JAX: in the compiled step. TensorFlow: compiled by itself, since dozens
     of tiny graph operations cost more than the mathematics. PyTorch: NumPy
     on the host, the one read of a step (K x K floats).
+
+    Args:
+        function: From arrays to a nested structure of arrays.
+        arrays: The matrix, and others. Floats come back in its precision.
     """
     if BACKEND != "torch":
         return tracing.as_kernel(function)(
             *[keras.ops.convert_to_tensor(a) for a in arrays]
         )
     arrays = [keras.ops.convert_to_numpy(a) for a in arrays]
+    dtype = "float64" if arrays[0].dtype == np.float64 else "float32"
 
     def to_tensor(value):
         value = np.asarray(value)
         if value.dtype == np.float64:
-            value = value.astype(np.float32)
+            value = value.astype(dtype)
         return torch.from_numpy(value)  # stays on the host: K numbers
 
     return keras.tree.map_structure(to_tensor, function(*arrays))
+
+
+def as_looked_up(ids, rows, size):
+    """Which rows of a table a lookup took, and their gradients.
+
+    Negative ids count from the end of the table, as in the lookup. What lies
+    beyond the table has no gradient; PyTorch refuses to look it up.
+
+    Args:
+        ids: Int32 tensor.
+        rows: Tensor of the shape of `ids` and one axis more.
+        size: Int, the rows of the table.
+    """
+    if BACKEND == "torch":
+        return ids.remainder(size), rows
+    ids = keras.ops.where(ids < 0, ids + size, ids)
+    inside = keras.ops.logical_and(ids >= 0, ids < size)
+    zero = keras.ops.zeros((), rows.dtype)
+    return (
+        keras.ops.where(inside, ids, 0),
+        keras.ops.where(inside[..., None], rows, zero),
+    )
 
 
 def kth_smallest(patterns, k, otherwise):
@@ -217,18 +268,15 @@ def kth_smallest(patterns, k, otherwise):
     return otherwise(patterns, k)
 
 
+# These three are `keras.ops` without its checks, which on PyTorch take as long
+# as a small operation.
+
+
 def reshape(tensor, shape):
     """`keras.ops.reshape`."""
     if BACKEND == "torch":
         return tensor.reshape(shape)
     return (jnp if BACKEND == "jax" else tf).reshape(tensor, shape)
-
-
-def to_float32(tensor):
-    """`keras.ops.cast` to float32."""
-    if BACKEND == "torch":
-        return tensor.to(torch.float32)
-    return keras.ops.cast(tensor, "float32")
 
 
 def sum_over(tensor, axes):

@@ -85,6 +85,7 @@ class BatchLoss:
             evaluation, gradients
         )
         if shared:
+            share = keras.ops.cast(share, evaluation.loss.dtype)
             gradients = self.times(gradients, 1.0 / share)
         return evaluation, gradients
 

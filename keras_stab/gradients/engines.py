@@ -1,6 +1,7 @@
 """Which engine answers for the groups of a batch, and why."""
 
 import contextlib
+import warnings
 import weakref
 
 import keras
@@ -14,14 +15,15 @@ from keras_stab.gradients.one_pass.examination import examine
 from keras_stab.gradients.one_pass.layout import Layout
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.plan import Plan
+from keras_stab.gradients.rows import is_static
 
 ENGINES = ("auto", "microbatch", "one_pass")
 
 # Below this share of a stock step, one pass saves too little.
 _WORTHWHILE = 0.05
 
-# What was found out about a model, which trying again would only repeat: its
-# units, or why it was refused.
+# What was found out about a model, which trying again would only repeat: as
+# `Examined`, or why it was refused.
 _found: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -30,7 +32,23 @@ def group_gradients(oracle, groups, engine="auto"):
     checked_count("groups", groups, 1)
     answer, plan = _answer(oracle, groups, engine)
     answer.plan = plan
+    _warn_of_empty_groups(oracle.model, answer.rows, groups)
     return answer
+
+
+def _warn_of_empty_groups(model, size, groups):
+    """Once, if the first batch has too few rows: a later one may be short."""
+    known = _found.setdefault(model, {})
+    if groups in known or not is_static(size):
+        return
+    known[groups] = True
+    if size < groups:
+        warnings.warn(
+            f"Each group needs a row: of {groups} groups {groups - size} are "
+            "empty and have no part in the step. Use larger batches or fewer "
+            f"groups. Received: groups={groups}, a batch of {size} rows",
+            stacklevel=2,
+        )
 
 
 def _answer(oracle, groups, engine):
@@ -63,9 +81,8 @@ def _one_pass(oracle, groups, engine):
     with _remembered(known, key):
         if key not in known:
             known[key] = examine(oracle)
-    units = known[key]
     with _remembered(known, (key, size, groups, engine)):
-        evaluation, answer = one_pass(oracle, layout, units)
+        evaluation, answer = one_pass(oracle, layout, known[key])
         plan = Plan("one_pass", "asked for", groups, answer.works())
         if engine == "auto":
             plan.reason = _preference(plan)

@@ -25,12 +25,14 @@ class GroupGradients:
         self._shapes = shapes
 
     def gram(self):
-        """Inner products of the group gradients, `(K, K)` float32.
+        """Inner products of the group gradients, `(K, K)`, in full precision.
 
         One inner product over all trainable variables together. Rows and
         columns of groups without rows are zero.
         """
-        total = sum(products.inner_products(stack) for stack in self._packed)
+        total = products.total(
+            [products.inner_products(stack) for stack in self._packed]
+        )
         missing = len(self.sizes) - self._evaluated()
         if missing:
             total = keras.ops.pad(total, [[0, missing], [0, missing]])

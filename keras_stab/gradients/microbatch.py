@@ -9,6 +9,8 @@ from keras_stab.backend import tracing
 from keras_stab.gradients import rows
 from keras_stab.gradients.groups import GroupGradients
 from keras_stab.gradients.pooling import shift_seeds
+from keras_stab.gradients.pooling import weighted_sum
+from keras_stab.numerics.norms import in_full_precision
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -87,9 +89,9 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
         evaluations.append(evaluation)
         gradients.append(group)
         carried = evaluation.carried
-    losses = [share * e.loss for share, e in zip(shares, evaluations)]
+    losses = [evaluation.loss for evaluation in evaluations]
     merged = evaluations[0]._replace(
-        loss=sum(losses[1:], losses[0]),
+        loss=weighted_sum(shares, losses),
         y_pred=rows.merge_groups([e.y_pred for e in evaluations], size),
         masks=rows.merge_groups([e.masks for e in evaluations], size),
         state=oracle.state_pool().merge(
@@ -118,7 +120,9 @@ def _run_scanned(oracle, batch, groups, size, sizes):
 
     batches = rows.stack_groups(batch, groups)
     carried, (stacked, gradients) = tracing.scan(
-        one_group, oracle.carried, (keras.ops.arange(groups), batches)
+        one_group,
+        oracle.carried,
+        (keras.ops.arange(groups, dtype="int32"), batches),
     )
     shares = [1.0 / groups] * groups
     states = [
@@ -204,10 +208,12 @@ def _collect(oracle, gradients, sizes):
     if lists:
         packed = products.pack_groups(list(zip(*lists)))
     else:
-        packed = [keras.ops.cast(s, "float32") for s in stacks]
+        packed = [in_full_precision(s) for s in stacks]
     packed, sizes = devices.sum_groups(packed, sizes)
     if oracle.loss_scale is not None:
-        packed = [s / oracle.loss_scale for s in packed]
+        packed = [
+            s / keras.ops.cast(oracle.loss_scale, s.dtype) for s in packed
+        ]
     return GroupGradients(oracle, packed, shapes, sizes)
 
 
@@ -218,8 +224,8 @@ def _shares(sizes, size):
     # A replica may get no row of a short batch: group 0, which is always
     # evaluated, then stands for it, as its whole batch does in Keras's step.
     counts = [keras.ops.maximum(sizes[0], 1), *sizes[1:]]
-    whole = keras.ops.cast(keras.ops.maximum(size, 1), "float32")
-    return [keras.ops.cast(n, "float32") / whole for n in counts]
+    whole = keras.ops.cast(keras.ops.maximum(size, 1), "float64")
+    return [keras.ops.cast(n, "float64") / whole for n in counts]
 
 
 def _has_convolution(model):

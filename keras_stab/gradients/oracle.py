@@ -290,20 +290,6 @@ class GradientOracle(BatchLoss):
         return oracle
 
 
-def plan_for(model, batch, groups, engine):
-    """The `Plan` for one batch `(x, y, sample_weight)` of arrays."""
-    batch = rows.as_tensors(batch)
-    keras_internals.build_for(model, batch)
-    plans = []
-
-    def ask(batch):
-        answer = GradientOracle(model, *batch).group_gradients(groups, engine)
-        plans.append(answer.plan)
-
-    tracing.traced(ask, batch)
-    return plans[0]
-
-
 def _skips_nonfinite(optimizer):
     """Whether a loss scaler will look at the gradients that are handed on."""
     kind = keras.optimizers.LossScaleOptimizer

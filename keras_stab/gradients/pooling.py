@@ -82,7 +82,7 @@ class StatePool:
             if values[0] is None or not _is_float(variable):
                 merged.append(values[0])
                 continue
-            mean = _weighted_sum(shares, values)
+            mean = weighted_sum(shares, values)
             if i in self._moving_mean_of:
                 index, momentum = self._moving_mean_of[i]
                 means = [state[index] for state in finite]
@@ -98,17 +98,19 @@ class StatePool:
     def _between(self, means, shares, momentum):
         if momentum == 1:
             return 0.0
-        centre = _weighted_sum(shares, means)
+        centre = weighted_sum(shares, means)
         squares = [keras.ops.square(m - centre) for m in means]
-        return _weighted_sum(shares, squares) / (1.0 - momentum)
+        return weighted_sum(shares, squares) / (1.0 - momentum)
 
 
 def _is_float(variable):
     return "float" in str(variable.dtype)
 
 
-def _weighted_sum(shares, values):
-    total = shares[0] * values[0]
-    for share, value in zip(shares[1:], values[1:]):
-        total = total + share * value
-    return total
+def weighted_sum(shares, values):
+    """The sum of tensors times shares: floats, or float64 scalar tensors."""
+    terms = [
+        (s if isinstance(s, float) else keras.ops.cast(s, v.dtype)) * v
+        for s, v in zip(shares, values)
+    ]
+    return sum(terms[1:], terms[0])

@@ -128,7 +128,8 @@ def stack_groups(data, groups):
         shape = tuple(leaf.shape)
         if None in shape[1:]:
             shape = tuple(keras.ops.shape(leaf))
-        shape = (-1, groups) + shape[1:]
+        rows = leaf.shape[0] // groups if 0 in shape else -1
+        shape = (rows, groups) + shape[1:]
         return products.swapaxes(products.reshape(leaf, shape), 0, 1)
 
     return map_tensors(split, data)
@@ -184,7 +185,9 @@ def spread(data, count, size):
     """`count` rows of every leaf of `size` rows, evenly spread."""
     if is_static(size) and size % count == 0:
         return map_tensors(lambda leaf: leaf[:: size // count], data)
-    index = keras.ops.floor_divide(keras.ops.arange(count) * size, count)
+    index = keras.ops.floor_divide(
+        keras.ops.arange(count, dtype="int32") * size, count
+    )
     return map_tensors(lambda leaf: keras.ops.take(leaf, index, axis=0), data)
 
 

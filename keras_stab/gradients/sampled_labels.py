@@ -12,6 +12,7 @@ import keras
 
 from keras_stab import keras_internals
 from keras_stab.backend import jacobians
+from keras_stab.numerics.norms import in_full_precision
 
 _losses = keras.losses
 _TINY = 1e-7
@@ -49,12 +50,12 @@ class SampledLabels:
             for head in heads:
                 kind = _KINDS[head.loss.fn]
                 arguments = keras_internals.loss_arguments(head.loss)
-                y_pred = keras.ops.cast(head.y_pred, "float32")
+                y_pred = in_full_precision(head.y_pred)
                 values, each = kind(y_pred, arguments, self._generator)
-                shares = _shares(head, arguments, keras.ops.shape(values))
+                shares = _shares(head, arguments, values)
                 total += keras.ops.sum(keras.ops.sqrt(shares) * values)
                 self.count += _size(values) * each
-        return total / keras.ops.sqrt(keras.ops.cast(self.count, "float32"))
+        return total / keras.ops.sqrt(keras.ops.cast(self.count, total.dtype))
 
 
 def check_losses(model):
@@ -81,8 +82,9 @@ def _unknown(received):
     )
 
 
-def _shares(head, arguments, shape):
+def _shares(head, arguments, like):
     """How much of each value of an output is in the training loss."""
+    shape = keras.ops.shape(like)
     valid = None
     ignored = arguments.get("ignore_class")
     if ignored is not None:
@@ -97,15 +99,15 @@ def _shares(head, arguments, shape):
                 keras_internals.set_mask(self.values, valid)
             return self.values
 
-    given = Given(reduction=head.loss.reduction)
-    ones = keras.ops.ones(shape, "float32")
+    given = Given(reduction=head.loss.reduction, dtype=like.dtype)
+    ones = keras.ops.ones(shape, like.dtype)
 
     def reduced(values):
         # Not the values themselves: the mask must not stay on them.
         given.values = values[0] * 1.0
         return [given(head.y_pred, head.y_pred, head.sample_weight)]
 
-    one = keras.ops.ones((), "float32")
+    one = keras.ops.ones((), like.dtype)
     (shares,) = jacobians.vector_jacobian(reduced, [ones], [one])
     if head.weight is not None:
         shares = shares * head.weight
@@ -140,7 +142,7 @@ def _categorical(y_pred, arguments, generator):
     drawn = keras.ops.reshape(drawn, keras.ops.shape(logits)[:-1])
     log_shares = keras.ops.log_softmax(logits, axis=-1)
     # Not by indices, whose gradient is a slow scatter on some backends.
-    chosen = keras.ops.one_hot(drawn, classes, dtype="float32")
+    chosen = keras.ops.one_hot(drawn, classes, dtype=logits.dtype)
     return -keras.ops.sum(chosen * log_shares, axis=-1), 1
 
 
@@ -152,12 +154,12 @@ def _binary(y_pred, arguments, generator):
         logits = keras.ops.log(share) - keras.ops.log1p(-share)
     share = keras.ops.sigmoid(keras.ops.stop_gradient(logits))
     uniform = _uniform(logits, generator)
-    y = keras.ops.cast(uniform < share, "float32")
+    y = keras.ops.cast(uniform < share, logits.dtype)
     return _joined(keras.ops.softplus(logits) - y * logits, arguments)
 
 
 def _squared(y_pred, arguments, generator):
-    noise = keras.random.normal(keras.ops.shape(y_pred), seed=generator)
+    noise = _normal(y_pred, generator)
     y = keras.ops.stop_gradient(y_pred) + noise * math.sqrt(0.5)
     return _joined(keras.ops.square(y_pred - y), arguments)
 
@@ -179,13 +181,19 @@ def _poisson(y_pred, arguments, generator):
     the variance.
     """
     rate = keras.ops.maximum(keras.ops.stop_gradient(y_pred), 0.0)
-    noise = keras.random.normal(keras.ops.shape(y_pred), seed=generator)
+    noise = _normal(y_pred, generator)
     y = rate + keras.ops.sqrt(rate) * noise
     return _joined(y_pred - y * keras.ops.log(y_pred + _TINY), arguments)
 
 
 def _uniform(like, generator):
-    return keras.random.uniform(keras.ops.shape(like), seed=generator)
+    shape = keras.ops.shape(like)
+    return keras.random.uniform(shape, dtype=like.dtype, seed=generator)
+
+
+def _normal(like, generator):
+    shape = keras.ops.shape(like)
+    return keras.random.normal(shape, dtype=like.dtype, seed=generator)
 
 
 def _joined(values, arguments):
@@ -194,7 +202,7 @@ def _joined(values, arguments):
     labels = values.shape[axis]
     if labels is None:
         labels = keras.ops.shape(values)[axis]
-    root = keras.ops.sqrt(keras.ops.cast(labels, "float32"))
+    root = keras.ops.sqrt(keras.ops.cast(labels, values.dtype))
     return keras.ops.sum(values, axis=axis) / root, labels
 
 

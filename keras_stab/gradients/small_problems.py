@@ -35,7 +35,8 @@ def min_norm_weights(
     |d|^2$ for every $k$: a step along $-d$ increases no group's loss.
 
     Args:
-        gram: Tensor of shape `(K, K)`, K from 1 to 64; float32. A NumPy
+        gram: Tensor of shape `(K, K)`, K from 1 to 64. The weights come in
+            its dtype, or in float32 if that is of half precision. A NumPy
             array is solved on the host in float64 and answered in NumPy.
         zero_groups: What a group of (nearly) zero gradient does, one with
             $G_{kk} \le 10^{-14} \max_j G_{jj}$. `"exclude"`: it gets weight 0

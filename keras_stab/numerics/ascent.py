@@ -25,8 +25,14 @@ def ascent(gradients, scales, radius):
     """
     gradients = [in_full_precision(g) for g in gradients]
     scaled = [t * g for t, g in zip(scales, gradients)]
-    factor = radius / (global_norm(scaled) + 1e-12)
-    return [factor * (t * s) for t, s in zip(scales, scaled)]
+    norm = global_norm(scaled)
+    if not isinstance(radius, float):
+        radius = keras.ops.cast(radius, norm.dtype)
+    factor = radius / (norm + 1e-12)
+    return [
+        keras.ops.cast(factor, s.dtype) * (t * s)
+        for t, s in zip(scales, scaled)
+    ]
 
 
 def cosine(left, right):

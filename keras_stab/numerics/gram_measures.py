@@ -7,6 +7,9 @@ whole K x K computation runs on the host.
 import keras
 import numpy as np
 
+from keras_stab.numerics.interior_point import indicator
+from keras_stab.numerics.norms import in_full_precision
+
 GROUP_MEASURES = (
     "residual",
     "norm_ratio",
@@ -50,8 +53,11 @@ def gram_measures(gram, solution, present, rows):
         Tensor or array of shape `(len(GROUP_MEASURES),)`.
     """
     xp = np if isinstance(gram, np.ndarray) else keras.ops
+    if xp is keras.ops:
+        gram = in_full_precision(gram)
+        rows = keras.ops.cast(rows, gram.dtype)
     included = xp.logical_not(solution.excluded)
-    member = xp.where(included, 1.0, 0.0)
+    member = indicator(xp, included, gram)
     pairs = included[:, None] & included[None, :]
     clean = xp.where(pairs, gram, 0.0)
     count = xp.sum(member)
@@ -74,11 +80,11 @@ def gram_measures(gram, solution, present, rows):
     values = [
         solution.residual,
         xp.sqrt(xp.minimum(ratio, 1.0)),
-        xp.sum(xp.where(solution.weights > 1e-4, 1.0, 0.0)),
+        xp.sum(indicator(xp, solution.weights > 1e-4, gram)),
         xp.sum(xp.where(with_mean < 0, member, 0.0)) / safe_count,
         xp.min(xp.where(off_diagonal & pairs, cosines, 1.0)),
         xp.sum(1.0 - member),
-        xp.sum(xp.where(xp.logical_and(present, broken), 1.0, 0.0)),
+        xp.sum(indicator(xp, xp.logical_and(present, broken), gram)),
         (count * mean_norm_squared - mean_square) / others,
         rows * (mean_square - mean_norm_squared) / others,
     ]

@@ -12,9 +12,12 @@ import collections
 import keras
 import numpy as np
 
-_TENSOR = {"iterations": 12, "proximal": 1e-6, "floor": 1e-10}
-_HOST = {"iterations": 25, "proximal": 1e-10, "floor": 1e-18}
-_HOST_RESIDUAL = 1e-12
+from keras_stab.numerics.norms import common_dtype
+
+_SINGLE = {"iterations": 12, "proximal": 1e-6, "floor": 1e-10}
+_DOUBLE = {"iterations": 25, "proximal": 1e-10, "floor": 1e-18}
+# Where iterations on the host stop, for Gram matrices of either precision.
+_RESIDUAL = {"float32": 1e-12, "float64": 1e-15}
 
 # A problem with all scales taken out: `correlation` has a unit diagonal,
 # `scale` is in (0, 1], `matrix` is correlation + scale scale'.
@@ -23,18 +26,22 @@ Problem = collections.namedtuple(
 )
 
 
-def uniform(xp, chosen):
+def indicator(xp, chosen, like):
+    """1 where a boolean vector holds, else 0, in the dtype of a tensor."""
+    if xp is np:
+        return chosen.astype(like.dtype)
+    return keras.ops.cast(chosen, like.dtype)
+
+
+def uniform(xp, chosen, like):
     """Equal weights on the chosen groups, 0 on the others."""
-    count = xp.sum(xp.where(chosen, 1.0, 0.0))
-    return xp.where(chosen, 1.0, 0.0) / xp.maximum(count, 1.0)
+    members = indicator(xp, chosen, like)
+    return members / xp.maximum(xp.sum(members), 1.0)
 
 
 def identity_like(xp, like):
-    """The identity matrix of the size of a vector."""
-    groups = like.shape[0]
-    if xp is np:
-        return np.eye(groups)
-    return keras.ops.eye(groups, dtype="float32")
+    """The identity matrix of the size and dtype of a vector."""
+    return xp.eye(like.shape[0], dtype=like.dtype)
 
 
 def _product(xp, matrix, vector):
@@ -60,26 +67,27 @@ def certificate(xp, problem, weights):
 def solve_in_graph(problem):
     """Weights from tensors: as many iterations for every problem."""
     ops = keras.ops
-    state = _start(ops, problem)
+    double = common_dtype([problem.scale]) == "float64"
+    constants = _DOUBLE if double else _SINGLE
     state = ops.fori_loop(
         0,
-        _TENSOR["iterations"],
-        lambda _, state: _iterate(ops, problem, _TENSOR, state),
-        state,
+        constants["iterations"],
+        lambda _, state: _iterate(ops, problem, constants, state),
+        _start(ops, problem),
     )
     return state[2]
 
 
-def solve_on_host(problem):
+def solve_on_host(problem, precision="float64"):
     """Weights from NumPy arrays: stops when the certificate is reached."""
     weights = _all_active(problem)
     if weights is not None:
         return weights
     state = _start(np, problem)
     with np.errstate(all="ignore"):  # late iterations may divide 0 by 0
-        for _ in range(_HOST["iterations"]):
-            state = _iterate(np, problem, _HOST, state)
-            if state[3] <= _HOST_RESIDUAL:
+        for _ in range(_DOUBLE["iterations"]):
+            state = _iterate(np, problem, _DOUBLE, state)
+            if state[3] <= _RESIDUAL[precision]:
                 break
     return state[2]
 
@@ -101,7 +109,7 @@ def _all_active(problem):
 
 def _start(xp, problem):
     ones = xp.ones_like(problem.scale)
-    weights = uniform(xp, problem.included)
+    weights = uniform(xp, problem.included, ones)
     # A bound that every iterate beats, of the type of the tensors.
     residual = xp.max(ones) * float("inf")
     return ones, ones, weights, residual
@@ -163,12 +171,12 @@ def _inverse(xp, matrix, groups):
     if xp is np:
         return np.linalg.inv(matrix)
     ops = keras.ops
-    positions = ops.arange(groups)
+    positions = ops.arange(groups, dtype="int32")
 
     def eliminate(k, matrix):
         # Gauss-Jordan in place; a one-hot vector selects row and column k so
         # that k may be a loop counter inside a compiled step.
-        unit = ops.where(positions == k, 1.0, 0.0)
+        unit = indicator(ops, positions == k, matrix)
         column = ops.sum(matrix * unit[None, :], axis=1)
         row = ops.sum(matrix * unit[:, None], axis=0)
         pivot = ops.sum(column * unit)

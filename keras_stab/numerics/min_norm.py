@@ -1,7 +1,8 @@
 """The min-norm point of a convex hull, from the Gram matrix of its points.
 
-The same lines serve tensors of any backend (float32, inside the compiled
-step) and NumPy arrays (float64, on the host): `xp` is `keras.ops` or `numpy`.
+The same lines serve tensors of any backend (inside the compiled step, in full
+precision) and NumPy arrays (on the host, in float64): `xp` is `keras.ops` or
+`numpy`.
 """
 
 from typing import Any
@@ -13,10 +14,13 @@ import numpy as np
 from keras_stab.numerics.interior_point import Problem
 from keras_stab.numerics.interior_point import certificate
 from keras_stab.numerics.interior_point import identity_like
+from keras_stab.numerics.interior_point import indicator
 from keras_stab.numerics.interior_point import quadratic
 from keras_stab.numerics.interior_point import solve_in_graph
 from keras_stab.numerics.interior_point import solve_on_host
 from keras_stab.numerics.interior_point import uniform
+from keras_stab.numerics.norms import common_dtype
+from keras_stab.numerics.norms import in_full_precision
 
 MAX_GROUPS = 64
 _NEGLIGIBLE = 1e-14
@@ -35,12 +39,13 @@ def solve_min_norm(gram, zero_groups, nonfinite, present=None):
     """The pure computation under `keras_stab.min_norm_weights`."""
     groups = check_min_norm(gram, zero_groups, nonfinite)
     xp = np if isinstance(gram, np.ndarray) else keras.ops
+    precision = common_dtype([gram])
     if xp is np:
         gram = gram.astype("float64")
         present = np.ones(groups, bool) if present is None else present
         present = np.asarray(present, bool)
     else:
-        gram = keras.ops.cast(gram, "float32")
+        gram = in_full_precision(keras.ops.convert_to_tensor(gram))
         if present is None:
             present = keras.ops.ones((groups,), dtype="bool")
     gram = (gram + xp.transpose(gram)) / 2
@@ -57,11 +62,11 @@ def solve_min_norm(gram, zero_groups, nonfinite, present=None):
     smallest = xp.min(xp.where(included, root, xp.max(root)))
     problem = _scaled(xp, clean, included, root, smallest)
     if groups == 1:
-        weights = xp.where(included, 1.0, 0.0)
+        weights = indicator(xp, included, gram)
     elif groups == 2:
         weights = _two_groups(xp, clean, included)
     elif xp is np:
-        weights = solve_on_host(problem)
+        weights = solve_on_host(problem, precision)
     else:
         weights = solve_in_graph(problem)
 
@@ -74,12 +79,12 @@ def solve_min_norm(gram, zero_groups, nonfinite, present=None):
     settled = xp.where(any_included, False, True)
     if zero_groups == "literal":
         settled = xp.logical_or(settled, xp.any(zero))
-    weights = xp.where(settled, uniform(xp, zero), weights)
+    weights = xp.where(settled, uniform(xp, zero, gram), weights)
     norm_squared = xp.where(settled, 0.0, norm_squared)
     residual = xp.where(settled, 0.0, residual)
     if nonfinite == "propagate":
         broken = xp.any(xp.logical_and(present, xp.logical_not(finite)))
-        weights = xp.where(broken, uniform(xp, present), weights)
+        weights = xp.where(broken, uniform(xp, present, gram), weights)
         norm_squared = xp.where(broken, float("nan"), norm_squared)
     return MinNormSolution(
         weights, residual, norm_squared, xp.logical_not(included)
@@ -138,5 +143,5 @@ def _two_groups(xp, gram, included):
             xp.where(total > 0, second / safe, 0.5),
         ]
     )
-    single = xp.where(included, 1.0, 0.0)
+    single = indicator(xp, included, gram)
     return xp.where(xp.all(included), both, single)

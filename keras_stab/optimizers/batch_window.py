@@ -72,7 +72,7 @@ class BatchWindow:
         )
         # Entries of slots that are not filled yet belong to the window before;
         # they are overwritten when their turn comes.
-        at_index = ops.arange(self._groups) == index
+        at_index = ops.arange(self._groups, dtype="int32") == index
         old = self._gram.value
         gram = ops.where(at_index[:, None], row[None, :], old)
         gram = ops.where(at_index[None, :], row[:, None], gram)

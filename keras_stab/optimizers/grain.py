@@ -11,8 +11,8 @@ from keras_stab.arguments import checked_count
 from keras_stab.backend import updates
 from keras_stab.gradients.engines import ENGINES
 from keras_stab.gradients.oracle import GradientOracle
-from keras_stab.gradients.oracle import plan_for
 from keras_stab.gradients.plan import Plan
+from keras_stab.gradients.planning import plan_for
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.nesting import nest
 from keras_stab.numerics.gram_measures import GROUP_MEASURES

@@ -17,6 +17,7 @@ from keras_stab.gradients.one_pass.token_products import ghost_gram
 from keras_stab.gradients.one_pass.token_products import sum_blocks
 from keras_stab.gradients.one_pass.work import matrix_work
 from keras_stab.gradients.one_pass.work import work_of
+from keras_stab.numerics.norms import in_full_precision
 
 
 class Stored:
@@ -29,7 +30,7 @@ class Stored:
     """
 
     def __init__(self, stack, tokens=0, work=None):
-        self._stack = products.to_float32(stack)
+        self._stack = in_full_precision(stack)
         self.tokens = tokens
         groups, *shape = self._stack.shape
         self.work = work or work_of(tokens, 1, math.prod(shape), 1, groups)
@@ -114,7 +115,7 @@ class Scattered:
 
     def __init__(self, ids, rows, size, tokens=None):
         self.ids = keras.ops.cast(ids, "int32")
-        self.rows = products.to_float32(rows)
+        self.rows = in_full_precision(rows)
         self.size = size
         groups = rows.shape[0]
         self.tokens = groups * rows.shape[1] if tokens is None else tokens
@@ -162,7 +163,7 @@ class Scattered:
         )
 
     def inner(self, tensor):
-        tensor = products.to_float32(tensor)
+        tensor = in_full_precision(tensor)
         there = keras.ops.take(tensor, self.ids, axis=0)
         return keras.ops.sum(there * self.rows, axis=(1, 2))
 
@@ -217,7 +218,7 @@ class Tied:
         groups, _, width = self.scattered.rows.shape
         rows = products.reshape(self.scattered.rows, (-1, width))
         ids = products.reshape(self.scattered.ids, (-1,))
-        picked = keras.ops.take(products.to_float32(left), ids, axis=1)
+        picked = keras.ops.take(in_full_precision(left), ids, axis=1)
         pairs = keras.ops.transpose(picked)
         pairs = pairs * products.exact_products(rows, right)
         return sum_blocks(pairs, groups, groups)

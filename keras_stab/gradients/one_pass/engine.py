@@ -17,18 +17,21 @@ from keras_stab.gradients.one_pass.layer_rules import contributions
 from keras_stab.gradients.one_pass.units import Recorder
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.one_pass.units import floating
+from keras_stab.gradients.one_pass.units import without_activation
+from keras_stab.numerics.norms import common_dtype
+from keras_stab.numerics.norms import in_full_precision
 
 # What the choice of formulas assumes when TensorFlow leaves the batch open.
 NOMINAL_ROWS = 64
 
 
-def one_pass(oracle, layout, units):
+def one_pass(oracle, layout, examined):
     """The `Evaluation` of a batch, and the `OnePassGradients` of K groups.
 
     Args:
         oracle: The `GradientOracle`.
         layout: The `Layout` of its batch.
-        units: Those of `examine`.
+        examined: The answer of `examine`.
 
     Raises:
         Refusal: If the answer would be wrong for this model and loss.
@@ -40,7 +43,9 @@ def one_pass(oracle, layout, units):
     def run(tap):
         values = [keras.ops.stop_gradient(v) for v in oracle.values]
         scope = oracle.scope(values, oracle.non_trainable, oracle.carried)
-        recorder = Recorder(units, scope, tap)
+        recorder = Recorder(
+            examined.units, scope, tap, layout.spread, examined.without_rows
+        )
         with scope:
             with recorder.listening():
                 y_pred = oracle.predict(x)
@@ -77,8 +82,9 @@ def one_pass(oracle, layout, units):
         cotangents = [next(remaining) for _ in call.outputs]
         if all(c is None for c in cotangents):
             continue
+        kind = LayerCall if call.shapes is None else CallWithoutRows
         answer = contributions(
-            LayerCall(oracle, layout, call, _unscaled(oracle, cotangents))
+            kind(oracle, layout, call, _unscaled(oracle, cotangents))
         )
         for key, contribution in answer.items():
             if key in by_variable:
@@ -93,20 +99,27 @@ def _check_rows(calls, y_pred):
     """TensorFlow may leave more open than the number of rows."""
     tensors = [t for call in calls for t in (*call.tensors(), *call.outputs)]
     for tensor in tensors + floating(y_pred):
-        if None in tuple(tensor.shape[1:]):
+        shape = tuple(tensor.shape[1:])
+        if None in shape:
             raise Refusal(
                 "the shape of a row (the length of a sequence, say) is not "
                 "known while the step is traced"
             )
+        if 0 in shape:
+            raise Refusal("a row of a layer is empty (a sequence of length 0)")
 
 
 def _unscaled(oracle, gradients):
     if oracle.loss_scale is None:
         return gradients
     return [
-        None if g is None else products.to_float32(g) / oracle.loss_scale
+        None if g is None else _divided(in_full_precision(g), oracle.loss_scale)
         for g in gradients
     ]
+
+
+def _divided(tensor, scale):
+    return tensor / keras.ops.cast(scale, tensor.dtype)
 
 
 class LayerCall:
@@ -119,6 +132,8 @@ class LayerCall:
         gradients: The same, one for each of `outputs`.
         groups: K.
     """
+
+    is_same_for_all = False
 
     def __init__(self, oracle, layout, call, gradients):
         self.unit = call.unit
@@ -149,6 +164,8 @@ class LayerCall:
     def rerun(self, replaced, args, kwargs):
         """The floating outputs of the layer with other values of variables.
 
+        Before the activation, if the rule wants that.
+
         Args:
             replaced: Pairs of a variable and its value.
         """
@@ -156,7 +173,7 @@ class LayerCall:
         scope = oracle.scope(
             oracle.values, oracle.non_trainable, oracle.carried
         )
-        with scope:
+        with scope, without_activation(self.unit):
             for variable, value in replaced:
                 scope.add_update((variable, value))
             outputs = self.unit.layer(*args, **kwargs)
@@ -190,6 +207,32 @@ class LayerCall:
         raise ValueError(f"Not a trained variable: {variable.path}")
 
 
+class CallWithoutRows(LayerCall):
+    """A call whose output is the same for all rows: positions, say.
+
+    The model went on with a copy for every row. So the gradient by the output
+    is, for each group, the sum over the copies of its rows.
+    """
+
+    is_same_for_all = True
+
+    def __init__(self, oracle, layout, call, gradients):
+        super().__init__(oracle, layout, call, gradients)
+        self._sums = [
+            None if g is None else products.sum_over(layout.stack(g), 1)
+            for g in gradients
+        ]
+        self._shapes = call.shapes
+
+    def group(self, k):
+        """All arguments, and the gradients of group k."""
+        cotangents = [
+            None if total is None else products.reshape(total[k], shape)
+            for total, shape in zip(self._sums, self._shapes)
+        ]
+        return self.args, self.kwargs, cotangents
+
+
 class OnePassGradients:
     """`GroupGradients` whose gradients need not exist one by one."""
 
@@ -202,17 +245,21 @@ class OnePassGradients:
         self._regularised = regularised
 
     def gram(self):
-        """Inner products of the group gradients, `(K, K)` float32."""
+        """Inner products of the group gradients, `(K, K)`."""
         groups = len(self.sizes)
-        total = keras.ops.zeros((groups, groups), "float32")
-        for contribution in self._by_variable.values():
-            total = total + contribution.gram()
-        present = products.to_float32(self.present)
+        dtype = common_dtype(self._oracle.values)
+        zeros = keras.ops.zeros((groups, groups), dtype)
+        total = products.total(
+            [zeros, *(c.gram() for c in self._by_variable.values())]
+        )
+        present = keras.ops.cast(self.present, total.dtype)
         for key, gradient in self._regularised.items():
             own = keras.ops.sum(keras.ops.square(gradient))
+            own = keras.ops.cast(own, total.dtype)
             total = total + own * present[:, None] * present[None, :]
             if key in self._by_variable:
                 cross = self._by_variable[key].inner(gradient)
+                cross = keras.ops.cast(cross, total.dtype)
                 total = total + cross[:, None] + cross[None, :]
         return total
 

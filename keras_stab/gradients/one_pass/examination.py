@@ -6,192 +6,248 @@ with weights and the model put out for the rows of group 0 must not change: a
 layer that mixes rows (batch statistics, a time-major reshape) is found so.
 """
 
+import collections
+
 import keras
 import numpy as np
 
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
-from keras_stab.gradients.one_pass.units import RecordedCall
-from keras_stab.gradients.one_pass.units import Recorder
+from keras_stab.gradients.one_pass.trial_run import TrialRun
+from keras_stab.gradients.one_pass.trial_run import fixed_rows
+from keras_stab.gradients.one_pass.trial_run import made_up
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.one_pass.units import find_units
-from keras_stab.gradients.one_pass.units import floating
-from keras_stab.gradients.rows import as_tensors
 from keras_stab.gradients.rows import map_tensors
 
 _ROWS = 4
 _TOLERANCE = 1e-5
 
 
+# The units of a model, and, by its position in the order of the calls, the
+# shapes of the outputs of each call that is the same for all rows.
+Examined = collections.namedtuple("Examined", ["units", "without_rows"])
+
+
 def examine(oracle):
-    """The units of a model.
+    """The model as `Examined`.
 
     Raises:
         Refusal: If the one-pass engine would answer wrongly.
     """
-    units = find_units(oracle.model, oracle.variables)
-    x = oracle.batch[0]
-    fixed = _fixed_rows(oracle.model)
-    count = fixed or _ROWS
+    trial = _Trial(oracle, find_units(oracle.model, oracle.variables))
     try:
-        rows = keras.tree.map_structure(lambda t: _made_up(t, count), x)
-        first = map_tensors(lambda t: np.repeat(t[0::2], 2, 0)[:count], rows)
-        shapes = _compare(oracle, units, rows, first, count)
-        if not fixed:
-            _compare_shapes(oracle, units, x, count, shapes)
+        without_rows = trial.compare_rows()
     except Refusal:
         raise
     except Exception as error:
-        raise Refusal(
-            f"a trial run on made-up rows failed: {type(error).__name__}: "
-            f"{error}"
-        ) from error
-    return units
+        raise Refusal(f"a trial run on made-up rows failed: {_told(error)}")
+    if without_rows:
+        trial.check_copies(without_rows)
+    return Examined(trial.units, without_rows)
 
 
-def _compare(oracle, units, rows, first, count):
-    """Compares the outputs for rows 0, 2, ...; returns all shapes."""
-    shapes = []
+class _Trial:
+    """Runs of a model on made-up rows, compared with each other."""
 
-    def differences():
-        records = []
-        for batch in (rows, first):
-            random_state = devices.random_state()
-            with devices.replayed(random_state):
-                records.append(_run(oracle, units, batch))
-        shapes[:] = _shapes(records[0])
-        return [
-            _difference(one, other, count)
-            for call, again in zip(*records)
-            for one, other in zip(call.outputs, again.outputs)
-        ]
+    def __init__(self, oracle, units):
+        self.oracle, self.units = oracle, units
+        fixed = fixed_rows(oracle.model)
+        self.grows = not fixed
+        self.count = fixed or _ROWS
 
-    found = iter(tracing.concretely(differences))
-    for call in shapes:
-        for _ in call.outputs:
-            if not float(next(found)) <= _TOLERANCE:
-                raise Refusal(
-                    f"the output of {call.name} for a row depends on other rows"
-                )
-    return shapes
+    def compare_rows(self):
+        """The outputs for some rows must not depend on the others.
 
-
-def _compare_shapes(oracle, units, x, count, shapes):
-    """With one row more, every leading dimension must grow in proportion."""
-    more = keras.tree.map_structure(lambda t: _made_up(t, count + 1), x)
-    grown = []
-
-    def run():
-        records = _run(oracle, units, more)
-        grown[:] = _shapes(records)
-        return [t for call in records for t in call.outputs]
-
-    tracing.shapes_of(run)
-    for call, larger in zip(shapes, grown):
-        for before, after in zip(call.outputs, larger.outputs):
-            if before[0] * (count + 1) != after[0] * count:
+        Returns:
+            The calls whose outputs are the same for all rows, as `Examined`
+            has them.
+        """
+        count, (rows, changed) = self.count, self._batches()
+        shapes, differences = self._compare(
+            [TrialRun(rows), TrialRun(changed)], [(0, 1, slice(0, None, 2))]
+        )
+        without_rows = self._compare_shapes(shapes) if self.grows else {}
+        for index, call in enumerate(shapes):
+            if index in without_rows:
+                continue
+            if any(shape[0] % count for shape in call.outputs):
                 raise Refusal(
                     f"the output of {call.name} has no rows of the batch"
                 )
-        if not call.generic:
-            continue
-        for before, after in zip(call.inputs, larger.inputs):
-            by_row = before[:1] != after[:1]
-            if by_row != (before[:1] == call.outputs[0][:1]):
+            if call.generic and call.draws:
                 raise Refusal(
-                    f"the arguments of {call.name}, for which no rule is "
-                    "registered, cannot be cut into groups"
+                    f"{call.name} draws random numbers, and no rule is "
+                    "registered for it: a second evaluation would draw others"
                 )
+            _check(call, differences[index])
+        return without_rows
+
+    def check_copies(self, without_rows):
+        """The model must take a copy for each row as it takes one for all.
+
+        The outputs stay what they are, and those for row 2 depend on no copy
+        but the one for row 2.
+        """
+        rows, changed = self._batches()
+        last = 2 % self.count
+        others = [i for i in range(self.count) if i != last]
+        runs = [
+            TrialRun(rows),
+            TrialRun(rows, without_rows),
+            TrialRun(changed, without_rows, others[::2]),
+            TrialRun(rows, without_rows, others),
+        ]
+        pairs = [
+            (0, 1, slice(None)),
+            (1, 2, slice(last, last + 1)),
+            (1, 3, slice(last, last + 1)),
+        ]
+        try:
+            shapes, differences = self._compare(runs, pairs)
+            for index, call in enumerate(shapes):
+                if index not in without_rows:
+                    _check(call, differences[index])
+        except Exception as error:
+            name = self._names[min(without_rows)]
+            raise Refusal(
+                f"the output of {name} is the same for all rows, and the model "
+                f"does not take a copy of it for each row: {_told(error)}"
+            ) from error
+
+    def _batches(self):
+        """Made-up rows, and the same with rows 1, 3, ... replaced."""
+        rows = self._made_up_rows(self.count)
+        changed = map_tensors(
+            lambda t: np.repeat(t[0::2], 2, 0)[: self.count], rows
+        )
+        return rows, changed
+
+    def _made_up_rows(self, count):
+        return keras.tree.map_structure(
+            lambda t: made_up(t, count), self.oracle.batch[0]
+        )
+
+    def _compare(self, runs, pairs):
+        """The shapes of the first run, and differences, for each call.
+
+        Args:
+            runs: List of `TrialRun`.
+            pairs: Tuples of two positions in `runs`, and a slice of the rows
+                that are to be compared.
+        """
+        shapes = []
+
+        def differences():
+            records = []
+            random_state = devices.random_state()
+            for run in runs:
+                with devices.replayed(random_state):
+                    records.append(run(self.oracle, self.units, self.count))
+            shapes[:] = _shapes(records[0])
+            return [
+                self._difference(records[one][i], records[other][i], kept)
+                for i in range(len(shapes))
+                for one, other, kept in pairs
+            ]
+
+        found = tracing.concretely(differences)
+        self._names = [call.name for call in shapes]
+        found = [float(value) for value in found]
+        each = len(pairs)
+        found = [found[i * each : (i + 1) * each] for i in range(len(shapes))]
+        return shapes, found
+
+    def _difference(self, call, again, kept):
+        """How far the outputs for some rows differ, relatively."""
+        largest = keras.ops.zeros((), "float32")
+        for one, other in zip(call.outputs, again.outputs):
+            if tuple(one.shape) != tuple(other.shape):
+                return keras.ops.full((), float("inf"), "float32")
+            if one.shape[0] % self.count:
+                continue  # `compare_rows` refuses it, or it is without rows
+            shape = (self.count, one.shape[0] // self.count)
+            shape += tuple(one.shape[1:])
+            one, other = (
+                keras.ops.cast(keras.ops.reshape(t, shape)[kept], "float32")
+                for t in (one, other)
+            )
+            # NaN in both (made-up weights may lead there) is no difference.
+            same = keras.ops.logical_or(one == other, one != one)
+            distance = keras.ops.where(same, 0.0, keras.ops.abs(one - other))
+            size = keras.ops.where(one == one, keras.ops.abs(one), 0.0)
+            difference = keras.ops.max(distance) / (keras.ops.max(size) + 1e-12)
+            # Not `maximum`, which need not keep a NaN.
+            largest = keras.ops.where(
+                difference <= largest, largest, difference
+            )
+        return largest
+
+    def _compare_shapes(self, shapes):
+        """With one row more, every leading dimension must grow in proportion.
+
+        Returns:
+            The calls whose inputs and outputs do not grow at all.
+        """
+        count, grown = self.count, []
+        more = TrialRun(self._made_up_rows(count + 1))
+
+        def run():
+            records = more(self.oracle, self.units, count + 1)
+            grown[:] = _shapes(records)
+            return [t for call in records for t in call.outputs]
+
+        tracing.shapes_of(run)
+        without_rows = {}
+        for index, (call, larger) in enumerate(zip(shapes, grown)):
+            same = call.outputs == larger.outputs
+            if same and call.inputs == larger.inputs and call.is_unit:
+                without_rows[index] = call.outputs
+                continue
+            for before, after in zip(call.outputs, larger.outputs):
+                if before[0] * (count + 1) != after[0] * count:
+                    raise Refusal(
+                        f"the output of {call.name} has no rows of the batch"
+                    )
+            if not call.generic:
+                continue
+            for before, after in zip(call.inputs, larger.inputs):
+                by_row = before[:1] != after[:1]
+                if by_row != (before[:1] == call.outputs[0][:1]):
+                    raise Refusal(
+                        f"the arguments of {call.name}, for which no rule is "
+                        "registered, cannot be cut into groups"
+                    )
+        return without_rows
+
+
+def _check(call, differences):
+    for difference in differences:
+        if not difference <= _TOLERANCE:
+            raise Refusal(
+                f"the output of {call.name} for a row depends on other rows"
+            )
+
+
+def _told(error):
+    if isinstance(error, Refusal):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 class _Shapes:
     def __init__(self, call):
         self.name = "the model"
-        self.generic = False
-        if call.unit is not None:
+        self.is_unit = call.unit is not None
+        self.generic, self.draws = False, call.draws
+        if self.is_unit:
             self.name = f"layer {call.unit.layer.name!r}"
             self.generic = call.unit.is_generic
         self.outputs = [tuple(t.shape) for t in call.outputs]
         self.inputs = [tuple(t.shape) for t in call.tensors()]
         if any(len(shape) == 0 for shape in self.outputs):
             raise Refusal(f"{self.name} puts out a scalar")
-        if call.draws and self.generic:
-            raise Refusal(
-                f"{self.name} draws random numbers, and no rule is registered "
-                "for it: a second evaluation would draw others"
-            )
 
 
 def _shapes(records):
     return [_Shapes(call) for call in records]
-
-
-def _run(oracle, units, batch):
-    """The recorded calls of one forward pass with made-up weights.
-
-    The last is that of the model itself, without a unit.
-    """
-    values = [_made_up_weight(v, i) for i, v in enumerate(oracle.variables)]
-    state = [_made_up_state(v) for v in oracle.model.non_trainable_variables]
-    carried = [_made_up_state(v) for v in oracle.carried_variables]
-    scope = oracle.scope(values, state, carried)
-    recorder = Recorder(units, scope, lambda tensor: tensor, examines=True)
-    batch = as_tensors(batch)
-    whole = RecordedCall(None, (), {})
-    with scope, recorder.listening():
-        whole.outputs = floating(oracle.predict(batch))
-    return [*recorder.calls, whole]
-
-
-def _difference(one, other, count):
-    """How far the outputs for rows 0, 2, ... differ, relatively."""
-    leading = one.shape[0]
-    if leading % count:
-        raise Refusal("an output has no rows of the batch")
-    shape = (count, leading // count) + tuple(one.shape[1:])
-    one, other = (
-        keras.ops.cast(keras.ops.reshape(t, shape)[0::2], "float32")
-        for t in (one, other)
-    )
-    # NaN in both (made-up weights may lead there) is no difference.
-    same = keras.ops.logical_or(one == other, one != one)
-    distance = keras.ops.where(same, 0.0, keras.ops.abs(one - other))
-    size = keras.ops.where(one == one, keras.ops.abs(one), 0.0)
-    return keras.ops.max(distance) / (keras.ops.max(size) + 1e-12)
-
-
-def _made_up(tensor, count):
-    """Rows whose neighbours differ; integers are 0 and 1, valid anywhere."""
-    if tensor is None:
-        return None
-    shape = (count,) + tuple(n or 8 for n in tensor.shape[1:])
-    kind = keras.backend.standardize_dtype(tensor.dtype)
-    if kind == "string":
-        raise Refusal("the model takes strings")
-    if "float" in kind:
-        return np.random.default_rng(1).standard_normal(shape).astype("float32")
-    index = np.indices(shape).sum(axis=0)
-    return (index % 2).astype(kind)
-
-
-def _made_up_weight(variable, index):
-    shape = tuple(variable.shape)
-    noise = keras.random.normal(shape, dtype="float32", seed=index)
-    if len(shape) > 1:
-        value = noise / float(np.prod(shape[:-1])) ** 0.5
-    else:
-        value = 1.0 + 0.1 * noise
-    return keras.ops.cast(value, variable.dtype)
-
-
-def _made_up_state(variable):
-    make = keras.ops.ones if "float" in str(variable.dtype) else keras.ops.zeros
-    return make(variable.shape, variable.dtype)
-
-
-def _fixed_rows(model):
-    """The batch size that the model is made for, or `None`."""
-    for tensor in getattr(model, "inputs", None) or []:
-        if tensor.shape[0] is not None:
-            return tensor.shape[0]
-    return None

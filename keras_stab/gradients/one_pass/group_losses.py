@@ -7,6 +7,7 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.backend import jacobians
 from keras_stab.gradients.one_pass.units import Refusal
+from keras_stab.numerics.norms import in_full_precision
 
 _losses = keras.losses
 # Means over rows of a value that depends on one row alone.
@@ -117,7 +118,7 @@ class GroupLosses:
             one = keras.ops.ones((), value.dtype)
             (gradient,) = jacobians.vector_jacobian(penalty, [value], [one])
             if gradient is not None:
-                answer[id(variable)] = keras.ops.cast(gradient, "float32")
+                answer[id(variable)] = in_full_precision(gradient)
         return answer
 
     def _check_outputs(self, y_pred):

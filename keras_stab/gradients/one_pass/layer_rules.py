@@ -102,7 +102,8 @@ def contributions(call):
     A variable that the loss does not depend on through this call is left out.
     """
     unit = call.unit
-    answer = {id(v): given for v, given in unit.rule(unit.layer, call)}
+    rule = generic_rule if call.is_same_for_all else unit.rule
+    answer = {id(v): given for v, given in rule(unit.layer, call)}
     # A rule need not know every way in which a layer can be set up.
     if not all(id(v) in answer for v in unit.variables):
         given = generic_rule(unit.layer, call)

@@ -67,9 +67,13 @@ class Layout:
         tensor = products.swapaxes(tensor, 0, 1)
         return products.reshape(tensor, (self.groups, -1) + rest)
 
+    def spread(self, tensor):
+        """A copy of the tensor for each row; see `spread_over`."""
+        return spread_over(tensor, self.size)
+
     def times_row_factors(self, tensor):
         """Multiplies each row by B / n_k, with n_k the rows of its group."""
-        index = keras.ops.arange(self.size) % self.groups
+        index = keras.ops.arange(self.size, dtype="int32") % self.groups
         own = (self.size - index + self.groups - 1) // self.groups
         factors = keras.ops.cast(self.size, tensor.dtype) / keras.ops.cast(
             own, tensor.dtype
@@ -97,3 +101,15 @@ class Layout:
         return products.reshape(
             tensor, (self.size, tensor.shape[0] // self.size) + rest
         )
+
+
+def spread_over(tensor, size):
+    """From `[1, ...]` to `[size, ...]`; `[m, ...]` to `[size, m, ...]`.
+
+    Where tensors of the batch are combined element by element, this changes
+    nothing but the number of rows.
+    """
+    shape = tuple(tensor.shape)
+    if shape[:1] == (1,):
+        shape = shape[1:]
+    return keras.ops.broadcast_to(tensor, (size, *shape))

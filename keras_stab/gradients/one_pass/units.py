@@ -1,6 +1,7 @@
 """The layers that own weights, and what passes through them in one run."""
 
 import contextlib
+import inspect
 
 import keras
 
@@ -75,9 +76,7 @@ def find_units(model, variables):
 
 def _refuse_layer(layer, wanted):
     reason = None
-    if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
-        reason = "normalises by the statistics of the whole batch"
-    elif isinstance(layer, keras.layers.SpectralNormalization):
+    if isinstance(layer, keras.layers.SpectralNormalization):
         reason = "rewrites the weights of another layer"
     elif getattr(layer, "stateful", False):
         reason = "keeps a state for each row of the batch"
@@ -105,13 +104,20 @@ class Recorder:
         scope: The `RecordingScope` in which the model runs.
         tap: Called with each floating output of a unit; its result is what
             the model goes on with.
+        spread: Function that repeats a tensor which is the same for all rows,
+            once for every row.
+        without_rows: The calls whose outputs are to be spread, as `Examined`
+            has them.
         examines: Whether to notice draws of random numbers that Keras does
             not know of.
     """
 
-    def __init__(self, units, scope, tap, examines=False):
+    def __init__(
+        self, units, scope, tap, spread=None, without_rows=(), examines=False
+    ):
         self.calls = []
         self._examines = examines
+        self._spread, self._without_rows = spread, without_rows
         self._units, self._scope, self._tap = units, scope, tap
 
     @contextlib.contextmanager
@@ -131,12 +137,16 @@ class Recorder:
             draws = self._scope.draws
             random_state = devices.random_state() if self._examines else None
             with self._scope.allowing(unit.variables):
-                with _without_activation(unit) as activation:
+                with without_activation(unit) as activation:
                     outputs = original(*args, **kwargs)
+            if len(args) != 1:
+                args, kwargs = _bound(original, args, kwargs)
             record = RecordedCall(unit, args, kwargs)
             record.draws = self._scope.draws > draws or (
                 devices.drew_since(random_state)
             )
+            if len(self.calls) in self._without_rows:
+                outputs = self._with_rows(record, outputs)
             if is_float(outputs):  # the usual case, without tree operations
                 tapped = self._through(outputs)
                 record.outputs = [tapped]
@@ -147,6 +157,16 @@ class Recorder:
             return activation(tapped) if unit.before_activation else tapped
 
         return call
+
+    def _with_rows(self, record, outputs):
+        """The outputs spread over the rows, unless the inputs were already."""
+        shapes = [tuple(t.shape) for t in floating(outputs)]
+        if shapes != self._without_rows[len(self.calls)]:
+            return outputs
+        record.shapes = shapes
+        return keras.tree.map_structure(
+            lambda t: self._spread(t) if is_float(t) else t, outputs
+        )
 
     def _through(self, tensor):
         if not is_float(tensor):
@@ -163,12 +183,14 @@ class RecordedCall:
     Attributes:
         outputs: The floating outputs, before the activation if the rule
             wants that.
+        shapes: Those of the outputs before they were spread over the rows;
+            `None` where they were not.
         draws: Whether random numbers were drawn in it.
     """
 
     def __init__(self, unit, args, kwargs):
         self.unit, self.args, self.kwargs = unit, args, kwargs
-        self.outputs = None
+        self.outputs = self.shapes = None
         self.draws = False
 
     def tensors(self):
@@ -185,8 +207,20 @@ class RecordedCall:
         )
 
 
+def _bound(function, args, kwargs):
+    """The first argument by position, others by name, as rules expect it."""
+    parameters = list(inspect.signature(function).parameters.values())
+    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        return args, kwargs
+    named = {p.name: arg for p, arg in zip(parameters, args)} | kwargs
+    first = parameters[0].name if parameters else None
+    if first not in named:
+        return args, kwargs
+    return (named.pop(first),), named
+
+
 @contextlib.contextmanager
-def _without_activation(unit):
+def without_activation(unit):
     """Takes the activation off while the layer runs; yields it."""
     if not unit.before_activation:
         yield None

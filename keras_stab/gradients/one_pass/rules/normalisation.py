@@ -2,9 +2,9 @@
 
 import keras
 
-from keras_stab.backend import products
 from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
 from keras_stab.gradients.one_pass.rules.sums import sums_along_axes
+from keras_stab.numerics.norms import in_full_precision
 
 
 def _normalisation_rule(scale_name, offset_name=None):
@@ -20,8 +20,8 @@ def _normalisation_rule(scale_name, offset_name=None):
             if offset is not None:
                 plain += [(offset, keras.ops.zeros_like(call.value(offset)))]
             (normalised,) = call.rerun(plain, call.args, call.kwargs)
-            normalised = products.to_float32(normalised)
-            product = normalised * products.to_float32(call.gradient)
+            normalised = in_full_precision(normalised)
+            product = normalised * in_full_precision(call.gradient)
             answer.append((scale, sums_along_axes(layer, call, product)))
         return answer
 
@@ -32,6 +32,10 @@ register_layer_rule(keras.layers.LayerNormalization)(
     _normalisation_rule("gamma", "beta")
 )
 register_layer_rule(keras.layers.GroupNormalization)(
+    _normalisation_rule("gamma", "beta")
+)
+# By its moving statistics: in training it mixes rows, which is refused.
+register_layer_rule(keras.layers.BatchNormalization)(
     _normalisation_rule("gamma", "beta")
 )
 register_layer_rule(keras.layers.RMSNormalization)(_normalisation_rule("scale"))

@@ -1,13 +1,12 @@
 """Sums over rows and positions: gradients of biases and scales."""
 
-import keras
-
 from keras_stab.backend import products
+from keras_stab.numerics.norms import in_full_precision
 
 
 def bias_gradients(bias, gradient):
     """Sums `(K, n, ...)` down to `(K, *bias.shape)`."""
-    gradient = products.to_float32(gradient)
+    gradient = in_full_precision(gradient)
     rank = len(gradient.shape) - 2
     shape = (1,) * (rank - len(bias.shape)) + tuple(bias.shape)
     axes = [1] + [
@@ -24,6 +23,6 @@ def sums_along_axes(layer, call, tensor):
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
     rank = len(tensor.shape)
     kept = {axis % rank + 1 for axis in axes}
-    grouped = keras.ops.cast(call.grouped(tensor), "float32")
+    grouped = in_full_precision(call.grouped(tensor))
     others = tuple(a for a in range(1, rank + 1) if a not in kept)
     return products.sum_over(grouped, others)

@@ -1,0 +1,105 @@
+"""A model run on made-up rows, with made-up weights."""
+
+import keras
+import numpy as np
+
+from keras_stab import keras_internals
+from keras_stab.gradients.one_pass.layout import spread_over
+from keras_stab.gradients.one_pass.units import RecordedCall
+from keras_stab.gradients.one_pass.units import Recorder
+from keras_stab.gradients.one_pass.units import Refusal
+from keras_stab.gradients.one_pass.units import floating
+from keras_stab.gradients.rows import as_tensors
+
+
+class TrialRun:
+    """One forward pass with made-up weights.
+
+    Args:
+        batch: Inputs of the model.
+        without_rows: The calls whose outputs are spread over the rows.
+        changed: Rows whose copies of these are changed.
+    """
+
+    def __init__(self, batch, without_rows=(), changed=()):
+        self.batch, self.without_rows = batch, without_rows
+        self.changed = changed
+
+    def __call__(self, oracle, units, count):
+        """The recorded calls; the last is that of the model itself."""
+        values = [_made_up_weight(v, i) for i, v in enumerate(oracle.variables)]
+        model = oracle.model
+        state = [_made_up_state(v) for v in model.non_trainable_variables]
+        carried = [_made_up_state(v) for v in oracle.carried_variables]
+        scope = oracle.scope(values, state, carried)
+
+        def spread(tensor):
+            copies = spread_over(tensor, count)
+            noise = np.random.default_rng(2).standard_normal(copies.shape)
+            noise[[i for i in range(count) if i not in self.changed]] = 0.0
+            return copies + keras.ops.cast(noise, copies.dtype)
+
+        recorder = Recorder(
+            units,
+            scope,
+            lambda tensor: tensor,
+            spread,
+            self.without_rows,
+            examines=True,
+        )
+        batch = as_tensors(self.batch)
+        whole = RecordedCall(None, (), {})
+        with scope, recorder.listening():
+            whole.outputs = floating(oracle.predict(batch))
+        _refuse_batch_norm(model, scope)
+        return [*recorder.calls, whole]
+
+
+def _refuse_batch_norm(model, scope):
+    for layer in keras_internals.all_layers(model):
+        if (
+            isinstance(layer, keras.layers.BatchNormalization)
+            and id(layer.moving_mean) in scope.assigned
+        ):
+            raise Refusal(
+                f"layer {layer.name!r} (BatchNormalization) normalises by the "
+                "statistics of the whole batch"
+            )
+
+
+def made_up(tensor, count):
+    """Rows whose neighbours differ; integers are 0 and 1, valid anywhere."""
+    if tensor is None:
+        return None
+    shape = (count,) + tuple(8 if n is None else n for n in tensor.shape[1:])
+    kind = keras.backend.standardize_dtype(tensor.dtype)
+    if kind == "string":
+        raise Refusal("the model takes strings")
+    if "float" in kind:
+        kind = kind if kind == "float64" else "float32"
+        return np.random.default_rng(1).standard_normal(shape).astype(kind)
+    index = np.indices(shape).sum(axis=0)
+    return (index % 2).astype(kind)
+
+
+def _made_up_weight(variable, index):
+    shape = tuple(variable.shape)
+    noise = keras.random.normal(shape, dtype="float32", seed=index)
+    if len(shape) > 1:
+        value = noise / float(np.prod(shape[:-1])) ** 0.5
+    else:
+        value = 1.0 + 0.1 * noise
+    return keras.ops.cast(value, variable.dtype)
+
+
+def _made_up_state(variable):
+    make = keras.ops.ones if "float" in str(variable.dtype) else keras.ops.zeros
+    return make(variable.shape, variable.dtype)
+
+
+def fixed_rows(model):
+    """The batch size that the model is made for, or `None`."""
+    for tensor in getattr(model, "inputs", None) or []:
+        if tensor.shape[0] is not None:
+            return tensor.shape[0]
+    return None
