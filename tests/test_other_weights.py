@@ -18,7 +18,7 @@ REMEMBERING = [
     row
     for row in contract.ROWS
     if row.second_weights
-    or row.name in ("ScheduleFree", "ExtraGradient-separate")
+    or row.name in ("ScheduleFree", "ExtraGradient-separate", "GRAIN-batches")
 ]
 ROWS = pytest.mark.parametrize("row", contract.parameters(REMEMBERING))
 
@@ -239,3 +239,14 @@ def test_restart_of_a_projected_method():
 
 def test_restart_before_build_is_harmless():
     keras_stab.Lookahead("sgd").restart()
+
+
+def test_restart_reaches_methods_inside():
+    inner = keras_stab.Lookahead(keras.optimizers.SGD(0.05))
+    model = contract.compiled(
+        keras_stab.SAM(inner), contract.classifier(dropout=False)
+    )
+    fit(model, 0, BEFORE)
+    assert inner.stability_metrics()["phase"] == 2
+    model.optimizer.restart()
+    assert inner.stability_metrics()["phase"] == 0

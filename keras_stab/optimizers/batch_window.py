@@ -1,5 +1,7 @@
 """The window of GRAIN across batches: K gradients and their Gram matrix."""
 
+from typing import Any
+
 import keras
 
 from keras_stab.backend import devices
@@ -7,6 +9,20 @@ from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
+from keras_stab.optimizers.restart import Restarts
+
+
+class HasWindow(Restarts):
+    """Mixin of the method that a `BatchWindow`, if any, belongs to."""
+
+    _window: Any = None
+
+    def remembers(self) -> bool:
+        return self._window is not None and self._window.is_open()
+
+    def begin_again(self) -> None:
+        if self._window is not None:
+            self._window.empty()
 
 
 class BatchWindow:
@@ -31,6 +47,14 @@ class BatchWindow:
         self._filled = optimizer.add_variable(
             shape=(), dtype="int32", name="window_filled"
         )
+
+    def is_open(self):
+        """Whether gradients wait for others; read from the device."""
+        return int(tracing.read(self._filled)) > 0
+
+    def empty(self):
+        """Forgets the gradients, for example of other weights."""
+        self._filled.assign(0)
 
     def push(self, gradients, variables, zero_groups, note):
         """Stores one gradient; applies the combination of K.

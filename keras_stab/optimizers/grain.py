@@ -19,6 +19,7 @@ from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.numerics.gram_measures import weight_entropy
 from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
+from keras_stab.optimizers.batch_window import HasWindow
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import read_figures
@@ -29,7 +30,7 @@ from keras_stab.registration import registered
 
 
 @registered
-class GRAIN(GradientMethod):
+class GRAIN(HasWindow, GradientMethod):
     r"""Replaces the mean gradient by one that conflicts with no group.
 
     The rows of a batch are split into K groups (row i belongs to group

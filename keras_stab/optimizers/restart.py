@@ -17,13 +17,14 @@ _KEY = "left_behind"
 class Restarts(keras.optimizers.Optimizer):
     """Mixin of methods that remember a point of their own beside the weights.
 
-    An iterate, an anchor, slow weights or an average belong to the weights
-    that the method has trained. Where others are put into the model between
-    two calls of `fit` (`load_weights`, `set_weights`, or
-    `EarlyStopping(restore_best_weights=True)`), the next call begins again
-    from these, with a warning: at the end of `fit` a fingerprint of the
-    weights is taken, and it is looked at once, when training is next begun.
-    It is saved with the optimizer. Where there is none nothing is concluded.
+    An iterate, an anchor, slow weights, an average or gradients that wait for
+    others belong to the weights that the method has trained. If others are
+    put into the model between two calls of `fit` (`load_weights`,
+    `set_weights`, or `EarlyStopping(restore_best_weights=True)`), the next
+    call begins again from these, with a warning: at the end of `fit` a
+    fingerprint of the weights is taken, and it is compared once, when
+    training next begins. It is saved with the optimizer; where there is none,
+    nothing is concluded.
 
     It stands in front of a Keras optimizer in the list of bases. A subclass
     defines `remembers` and `begin_again`.
@@ -54,7 +55,8 @@ class Restarts(keras.optimizers.Optimizer):
         """Begins again at the weights that the model holds now.
 
         Iterate, anchor, slow weights or average are taken from these at the
-        next update, also those of methods inside. Moments, step count and
+        next update, and gradients that wait for others are dropped; so it is
+        for methods inside. Moments, step count and
         learning rate stay; a cycle that was cut short counts as whole. At the
         start of `fit` this happens by itself, with a warning, if other
         weights were put into the model since the last call of `fit`. In a
@@ -72,9 +74,7 @@ class Restarts(keras.optimizers.Optimizer):
         self._left_behind = None
         if self.built:
             self.begin_again()
-        for each in whole_nest(getattr(self, "inner_optimizer", None)):
-            if isinstance(each, Restarts):
-                each.restart()
+        restart_inside(self)
 
     def trained_values(self) -> list[Any]:
         """The weights that are trained, also while others are lent."""
@@ -102,7 +102,7 @@ class Restarts(keras.optimizers.Optimizer):
     ) -> None:
         super().finalize_variable_values(var_list)
         self._left_behind = None
-        if self.has_values():
+        if self.has_values() and self.remembers():
             values = self.trained_values()
             self._left_behind = (self.updates, fingerprint(values))
 
@@ -132,3 +132,10 @@ class Restarts(keras.optimizers.Optimizer):
     def forget_left_behind(self) -> None:
         """Concludes nothing at the next start; after a state was loaded."""
         self._left_behind = None
+
+
+def restart_inside(optimizer):
+    """Lets the methods inside an optimizer begin again."""
+    for each in whole_nest(getattr(optimizer, "inner_optimizer", None)):
+        if isinstance(each, Restarts):
+            each.restart()

@@ -17,6 +17,7 @@ from keras_stab.nesting import nest
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import is_figures
 from keras_stab.optimizers.forwarding import ForwardsToInner
+from keras_stab.optimizers.restart import restart_inside
 from keras_stab.optimizers.unknown_arguments import refuse_unknown_arguments
 from keras_stab.types import Tensor
 
@@ -177,6 +178,10 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
                 )
             ordered[position[key]] = value
         return ordered
+
+    def restart(self) -> None:
+        """Lets the methods inside begin again at the weights of the model."""
+        restart_inside(self)
 
     # ---- Saving -----------------------------------------------------------
 

@@ -41,8 +41,9 @@ def begin_again(model):
         names = ", ".join(type(method).__name__ for method in methods)
         warnings.warn(
             "Other weights were put into the model since the last call of "
-            f"`fit`: {names} begins again at these, without the iterate, "
-            "slow weights or average that it had",
+            f"`fit`: {names} begins again at these. What belonged to the "
+            "weights before (iterate, slow weights, average or gradients) is "
+            "dropped",
             stacklevel=5,
         )
 
