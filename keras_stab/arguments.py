@@ -4,13 +4,10 @@ Each check returns the value as plain Python, so that a NumPy scalar that a
 user passes can be written into a configuration.
 """
 
-import difflib
 import math
 import numbers
-import re
 import warnings
 
-import keras
 import numpy as np
 
 from keras_stab.registration import is_loading
@@ -44,7 +41,7 @@ def checked_number(
     """
     if optional and value is None:
         return None
-    given, value = value, _plain(value)
+    given, value = value, plain(value)
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         _refuse(argument, "a number", given, optional)
     value = _as_float(value)
@@ -81,10 +78,10 @@ def checked_boolean(argument, value, optional=False):
     """The value as `True` or `False`, or `None` where that is allowed."""
     if optional and value is None:
         return None
-    plain = _plain(value)
-    if not isinstance(plain, bool):
+    found = plain(value)
+    if not isinstance(found, bool):
         _refuse(argument, "a boolean", value, optional)
-    return plain
+    return found
 
 
 def checked_count(
@@ -99,36 +96,36 @@ def checked_count(
     """
     if optional and value is None:
         return None
-    plain = _plain(value)
-    whole = isinstance(plain, numbers.Integral) and not isinstance(plain, bool)
-    if whole and minimum <= plain <= maximum:
-        return int(plain)
+    found = plain(value)
+    whole = isinstance(found, numbers.Integral) and not isinstance(found, bool)
+    if whole and minimum <= found <= maximum:
+        return int(found)
     limits = f"an integer of at least {minimum}"
     if maximum != LARGEST_COUNT:
         limits = f"an integer from {minimum} to {maximum}"
     if not whole:
         _refuse(argument, limits, value, optional)
-    if plain > maximum == LARGEST_COUNT:
+    if found > maximum == LARGEST_COUNT:
         limits += " that 32 bits can hold"
     _out_of_range(argument, limits, value, optional)
-    return int(plain)
+    return int(found)
 
 
 def checked_axis(axis):
     """The axis of a tensor as an int, or `None`."""
-    plain = _plain(axis)
-    if plain is None:
+    found = plain(axis)
+    if found is None:
         return None
-    if not isinstance(plain, numbers.Integral) or isinstance(plain, bool):
+    if not isinstance(found, numbers.Integral) or isinstance(found, bool):
         _refuse("axis", "an integer", axis, optional=True)
-    return int(plain)
+    return int(found)
 
 
 def checked_choice(argument, value, choices):
     """The one of the choices that equals the value."""
-    plain = _plain(value)
+    found = plain(value)
     for choice in choices:
-        if type(choice) in type(plain).__mro__ and choice == plain:
+        if type(choice) in type(found).__mro__ and choice == found:
             return choice
     raise ValueError(
         f"`{argument}` must be one of {tuple(choices)}. Received: "
@@ -149,101 +146,7 @@ def checked_choices(argument, value, choices):
     return tuple(value)
 
 
-def checked_pattern(argument, value):
-    """The value, if it is a regular expression."""
-    if not isinstance(value, str):
-        raise ValueError(
-            f"`{argument}` must be a regular expression for the paths of "
-            f"variables. Received: {value!r} of type {type(value).__name__}"
-        )
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise ValueError(
-            f"`{argument}` must be a regular expression for the paths of "
-            f"variables, and this one does not compile: {error}. Received: "
-            f"{value!r}"
-        ) from error
-    return value
-
-
-def checked_learning_rate(value, argument="learning_rate"):
-    """Numbers as floats, which Keras insists on; schedules as they are."""
-    schedules = keras.optimizers.schedules
-    if isinstance(value, dict):  # a serialized schedule
-        try:
-            return schedules.deserialize(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"`{argument}` holds no configuration of a learning-rate "
-                f"schedule. Received: {argument}={value!r}"
-            ) from error
-    if isinstance(value, type):
-        raise ValueError(
-            f"`{argument}` must be a number or a schedule, not a class: write "
-            f"{value.__name__}(...). Received: {argument}={value!r}"
-        )
-    if callable(value):  # schedules are
-        return value
-    return checked_number(argument, value, minimum=0.0)
-
-
-def checked_optimizer(argument, value, owner=None):
-    """The optimizer that an object, a name or a config stands for.
-
-    Args:
-        argument: Name for messages.
-        owner: Name of the wrapper around it, for the example in a message.
-    """
-    if isinstance(value, dict) and "class_name" not in value:
-        raise ValueError(
-            f"`{argument}` must be one optimizer. For a dict with one for each "
-            "player of a game write keras_stab.games.PlayerOptimizers({...}). "
-            f"Received: {argument}={value!r}"
-        )
-    found, reason = None, None
-    try:
-        found = None if value is None else keras.optimizers.get(value)
-    except (TypeError, ValueError) as error:
-        # A config or a name that Keras knows, with faults of its own.
-        if isinstance(value, dict):
-            raise
-        reason = error
-    if found is None:
-        raise ValueError(
-            f"`{argument}` must be an optimizer, its name or its config"
-            f"{_advice_on_optimizer(value, owner)}. "
-            f"Received: {argument}={value!r}"
-        ) from reason
-    return found
-
-
-def _advice_on_optimizer(value, owner):
-    """What was meant by something that is no optimizer, as an example."""
-    kinds = keras.optimizers
-    names = {
-        name.lower(): name
-        for name, kind in vars(kinds).items()
-        if isinstance(kind, type) and issubclass(kind, kinds.Optimizer)
-    }
-    if isinstance(value, str):
-        near = difflib.get_close_matches(value.lower(), names, n=1)
-        return f", for example {near[0]!r}" if near else ""
-    if isinstance(value, type) and issubclass(value, kinds.Optimizer):
-        name = value.__name__
-        if names.get(name.lower()) == name:
-            name = f"keras.optimizers.{name}"
-        example = f"{name}({0.1 if name.endswith('SGD') else 0.001})"
-    elif isinstance(_plain(value), numbers.Real):
-        example = f"keras.optimizers.SGD({value!r})"
-    elif isinstance(value, kinds.schedules.LearningRateSchedule):
-        example = f"keras.optimizers.SGD({type(value).__name__}(...))"
-    else:
-        return ""
-    return ", for example " + (f"{owner}({example})" if owner else example)
-
-
-def _plain(value):
+def plain(value):
     """A NumPy scalar or array without dimensions as plain Python."""
     is_scalar = isinstance(value, np.generic) or (
         isinstance(value, np.ndarray) and value.ndim == 0

@@ -3,11 +3,13 @@
 For large batches, and with a constant end for methods that average weights.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
@@ -314,14 +316,17 @@ class ConstantTail(_Configured):
 
     def _check_steps(self):
         given = self.milestones
-        if self.tail_step is not None or self.decay_from or not given:
+        if isinstance(given, np.ndarray):
+            given = given.tolist()
+        listed = isinstance(given, (list, tuple)) and len(given) > 0
+        if self.tail_step is not None or self.decay_from or not listed:
             raise ValueError(
-                'shape="steps" takes `milestones`, and neither `tail_step` '
-                f"nor `decay_from`. Received: tail_step={self.tail_step}, "
+                'shape="steps" takes `milestones`, a list, and no `tail_step` '
+                f"or `decay_from`. Received: tail_step={self.tail_step}, "
                 f"decay_from={self.decay_from}, milestones={given}"
             )
         self.milestones = [checked_number("milestones", m, 0.0) for m in given]
-        rising = all(a < b for a, b in zip(given, given[1:]))
+        rising = all(a < b for a, b in itertools.pairwise(self.milestones))
         if not rising or self.tail_learning_rate == 0.0:
             raise ValueError(
                 "`milestones` must rise and `tail_learning_rate` be above 0. "

@@ -23,25 +23,20 @@ X = np.linspace(-1.0, 1.0, 24, dtype="float32").reshape(8, 3)
 Y = np.arange(8) % 2
 
 
-def model(**arguments):
+def compiled(optimizer, **arguments):
     keras.utils.set_random_seed(0)
     net = keras.Sequential(
         [
             keras.Input((3,)),
             keras.layers.Dense(4, activation="tanh", name="first"),
-            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.LayerNormalization(name="norm"),
             keras.layers.Dense(2, name="last", **arguments),
         ]
     )
-    return net
-
-
-def compiled(optimizer, **arguments):
-    net = model(**arguments)
     net.compile(
         optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        run_eagerly=keras.backend.backend() != "jax",
+        run_eagerly=True,
         jit_compile=False,
     )
     return net
@@ -61,8 +56,8 @@ def train_within(constraint):
     train(keras_stab.RAPP(0.1, 2, proximal={"last/kernel": constraint}))
 
 
-def train_with(callback, optimizer=None):
-    net = compiled(optimizer or keras.optimizers.SGD(0.1))
+def train_with(callback, optimizer=None, **arguments):
+    net = compiled(optimizer or keras.optimizers.SGD(0.1), **arguments)
     net.fit(X, Y, batch_size=4, verbose=0, callbacks=[callback])
 
 
@@ -71,16 +66,13 @@ def train_game(problem):
     problem.game.fit(problem.steps(2), batch_size=1, verbose=0)
 
 
-# Of every Keras optimizer; those that wrap one refuse them all.
-COMMON = ("clipnorm", "ema_momentum", "gradient_accumulation_steps")
-
-
 @dataclasses.dataclass
 class Case:
     make: Callable
     use: Callable
     right: dict = dataclasses.field(default_factory=dict)
     more: tuple = ()  # arguments that its signature hides
+    less: tuple = ()  # arguments that are left alone
 
     @property
     def arguments(self):
@@ -88,6 +80,7 @@ class Case:
             parameter.name
             for parameter in inspect.signature(self.make).parameters.values()
             if parameter.kind is not parameter.VAR_KEYWORD
+            and parameter.name not in self.less
         ]
         return [*named, *self.more]
 
@@ -202,6 +195,8 @@ CASES = {
         keras_stab.StabilityMonitor,
         train_with,
         {"probe": (X, Y), "groups": 2},
+        # Data are looked at when they are used: see test_data_path.
+        less=("probe",),
     ),
     "AveragedWeights": Case(
         keras_stab.AveragedWeights,

@@ -339,6 +339,22 @@ def test_a_bad_batch_is_replaced_by_the_next():
         assert np.all(np.isfinite(keras.ops.convert_to_numpy(variable)))
 
 
+def test_skipped_batches_are_counted():
+    """Per window, at once, and zero again in a window without any."""
+    point = keras.Variable(np.zeros(2), dtype="float32")
+    optimizer = keras_stab.GRAIN(
+        keras.optimizers.SGD(1.0), groups=2, across="batches"
+    )
+    optimizer.build([point])
+    good, bad = [3.0, 1.0], [np.nan, 1.0]
+    counts = []
+    for vector in (bad, good, bad, bad, good, good, good, bad, good, good):
+        optimizer.apply([keras.ops.convert_to_tensor(vector, "float32")])
+        counts.append(optimizer.diagnostics()["nonfinite"])
+    assert counts == [1, 1, 2, 3, 3, 3, 0, 1, 1, 1]
+    assert int(optimizer.iterations) == 3
+
+
 # ---- Backends -------------------------------------------------------------
 
 

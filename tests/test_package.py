@@ -134,6 +134,7 @@ FLOORS = [
         "batches",
         "nesting",
         "numerics",
+        "object_arguments",
         "registration",
         "text_table",
         "types",

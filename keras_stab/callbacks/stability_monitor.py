@@ -191,7 +191,7 @@ class StabilityMonitor(keras.callbacks.Callback):
 
 
 def _checked_every(every):
-    if every == "epoch":
+    if isinstance(every, str) and every == "epoch":
         return every
     try:
         return checked_count("every", every, 1)

@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from keras_stab.arguments import checked_boolean
+from keras_stab.arguments import checked_count
 from keras_stab.batch_norm import moving_statistics
 from keras_stab.batch_norm import reestimate_batch_norm
 from keras_stab.evaluation import averaging_methods
@@ -29,8 +31,10 @@ class SwapWeights(keras.callbacks.Callback):
     ):
         super().__init__()
         self.batch_norm_data = batch_norm_data
-        self.batch_norm_steps = batch_norm_steps
-        self.swap_on_epoch = swap_on_epoch
+        self.batch_norm_steps = checked_count(
+            "batch_norm_steps", batch_norm_steps, 1, optional=True
+        )
+        self.swap_on_epoch = checked_boolean("swap_on_epoch", swap_on_epoch)
         self._warned = False
         self._statistics = None
         self._swapped_in_test = False

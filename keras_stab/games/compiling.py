@@ -2,12 +2,12 @@
 
 import keras
 
-from keras_stab.arguments import checked_optimizer
 from keras_stab.backend import devices
 from keras_stab.games.player_optimizers import JointOptimizer
 from keras_stab.games.player_optimizers import PlayerOptimizers
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
+from keras_stab.object_arguments import checked_optimizer
 from keras_stab.optimizers.flatness.ire import IRE
 from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.nest_checks import evaluations_per_step

@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.arguments import checked_optimizer
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
+from keras_stab.object_arguments import checked_optimizer
 from keras_stab.optimizers.nest_checks import evaluations_per_step
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.wrapper import Wrapper

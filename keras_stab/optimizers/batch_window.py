@@ -3,12 +3,14 @@
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_stab.backend import devices
 from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
+from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.optimizers.restart import Restarts
 
 
@@ -50,7 +52,7 @@ class BatchWindow:
 
     def is_open(self):
         """Whether gradients wait for others; read from the device."""
-        return int(tracing.read(self._filled)) > 0
+        return int(tracing.read(self._filled)) % self._groups > 0
 
     def empty(self):
         """Forgets the gradients, for example of other weights."""
@@ -60,7 +62,8 @@ class BatchWindow:
         """Stores one gradient; applies the combination of K.
 
         A gradient that is not finite is not stored: the next batch takes its
-        place. A missing gradient counts as zero.
+        place, and `nonfinite` of the measures counts it. A missing gradient
+        counts as zero.
 
         Args:
             zero_groups: As in `min_norm_weights`.
@@ -86,7 +89,10 @@ class BatchWindow:
         ]
         squares = [ops.sum(ops.square(g)) for g in grads]
         finite = ops.isfinite(sum(squares[1:], squares[0]))
-        index = self._filled.value + 0
+        # The batches that were skipped are counted in the same variable.
+        index = self._filled.value % self._groups
+        skipped = self._filled.value // self._groups
+        skipped = skipped + ops.cast(ops.logical_not(finite), "int32")
         for slot, gradient in zip(self._slots, grads):
             stored = slot.value[index]
             updates.write_slot(slot, index, ops.where(finite, gradient, stored))
@@ -104,11 +110,19 @@ class BatchWindow:
         self._gram.assign(gram)
         filled = index + ops.cast(finite, "int32")
         closing = filled == self._groups
-        self._filled.assign(ops.where(closing, 0, filled))
-        note = ops.cond(
+        kept = filled + self._groups * skipped
+        self._filled.assign(ops.where(closing, 0, kept))
+        weights, measures = ops.cond(
             closing,
             lambda: list(self._solved(gram, zero_groups)),
             lambda: list(note),
+        )
+        is_count = np.array(GROUP_MEASURES) == "nonfinite"
+        due = ops.logical_or(closing, ops.logical_not(finite))
+        measures = ops.where(
+            ops.logical_and(due, is_count),
+            ops.cast(skipped, measures.dtype),
+            measures,
         )
 
         def combination():
@@ -116,7 +130,7 @@ class BatchWindow:
             answer = []
             for gradient, variable in zip(gradients, variables):
                 if not variable.overwrite_with_gradient:
-                    combined = products.combine(note[0], next(slots).value)
+                    combined = products.combine(weights, next(slots).value)
                     if gradient is not None:
                         gradient = ops.cast(combined, variable.dtype)
                 answer.append(gradient)
@@ -125,7 +139,7 @@ class BatchWindow:
         updates.apply_gradients_if(
             closing, self._optimizer.inner_optimizer, combination, variables
         )
-        return note
+        return weights, measures
 
     def _solved(self, gram, zero_groups):
         everyone = keras.ops.ones((self._groups,), dtype="bool")

@@ -4,7 +4,7 @@ import re
 
 import keras
 
-from keras_stab.arguments import checked_pattern
+from keras_stab.object_arguments import checked_pattern
 
 
 def as_patterns(argument, excluded):

@@ -194,7 +194,8 @@ class GRAIN(HasWindow, GradientMethod):
             `support_size`, `conflict_rate`, `min_cosine`, `excluded`,
             `nonfinite`, `gradient_norm_squared` and `gradient_noise`, floats;
             NaN where one is not known, as the noise per row is not with
-            `across="batches"`. All are 0 before the first step.
+            `across="batches"`, where `nonfinite` counts the batches that the
+            last window skipped. All are 0 before the first step.
         """
         if not self.built:
             raise ValueError("There are no figures before the first step")

@@ -8,12 +8,12 @@ import keras
 import numpy as np
 
 from keras_stab import keras_internals
-from keras_stab.arguments import checked_optimizer
 from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.nesting import nest
+from keras_stab.object_arguments import checked_optimizer
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import is_figures
 from keras_stab.optimizers.forwarding import ForwardsToInner

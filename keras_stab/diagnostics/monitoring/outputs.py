@@ -6,6 +6,7 @@ import pathlib
 import keras
 
 from keras_stab.diagnostics.extras import extra
+from keras_stab.object_arguments import checked_path
 
 
 class CsvRows:
@@ -16,7 +17,7 @@ class CsvRows:
     """
 
     def __init__(self, path):
-        self._path = pathlib.Path(path)
+        self._path = pathlib.Path(checked_path("csv", path))
         if self._path.is_dir() or not self._path.parent.is_dir():
             raise ValueError(
                 "`csv` must be the path of a file in a folder that exists. "
@@ -49,14 +50,15 @@ class TensorBoardScalars:
     """
 
     def __init__(self, target):
+        if isinstance(target, keras.callbacks.TensorBoard):
+            folder = pathlib.Path(target.log_dir) / "train"
+        else:
+            folder = checked_path("tensorboard", target)
         summary = extra(
             "tensorboard.summary",
             "`StabilityMonitor(tensorboard=...)`",
             "diagnostics",
         )
-        folder = target
-        if isinstance(target, keras.callbacks.TensorBoard):
-            folder = pathlib.Path(target.log_dir) / "train"
         self._writer = summary.Writer(str(folder))
 
     def write(self, row):

@@ -4,7 +4,10 @@ from typing import Any
 
 import keras
 
-from keras_stab.arguments import checked_learning_rate
+from keras_stab.arguments import checked_boolean
+from keras_stab.arguments import checked_fraction
+from keras_stab.arguments import checked_number
+from keras_stab.object_arguments import checked_learning_rate
 from keras_stab.optimizers.averaging.weight_averaging import WeightAveraging
 from keras_stab.registration import registered
 from keras_stab.schedules import ConstantTail
@@ -81,9 +84,11 @@ class AveragedSGD(WeightAveraging):
         averaging = {k: kwargs.pop(k) for k in list(kwargs) if k in _OF_RULES}
         sgd = keras.optimizers.SGD(
             checked_learning_rate(learning_rate),
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
+            momentum=checked_fraction("momentum", momentum, zero=True),
+            nesterov=checked_boolean("nesterov", nesterov),
+            weight_decay=checked_number(
+                "weight_decay", weight_decay, 0.0, optional=True
+            ),
             **kwargs,
         )
         super().__init__(

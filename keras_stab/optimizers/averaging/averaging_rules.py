@@ -65,6 +65,9 @@ def _check_ema(arguments):
         "decay", arguments["decay"], zero=True, one=False
     )
     arguments["dynamic"] = checked_boolean("dynamic", arguments["dynamic"])
+    arguments["warmup_power"] = checked_number(
+        "warmup_power", arguments["warmup_power"], above=0.0
+    )
     if arguments["warmup_gamma"] is None:
         if arguments["warmup_power"] != RULES["ema"]["warmup_power"]:
             raise ValueError(
@@ -81,9 +84,6 @@ def _check_ema(arguments):
                 "give one. Received: warmup_gamma="
                 f"{arguments['warmup_gamma']}, dynamic=True"
             )
-    arguments["warmup_power"] = checked_number(
-        "warmup_power", arguments["warmup_power"], above=0.0
-    )
 
 
 def rule(method, arguments):

@@ -4,9 +4,9 @@ import keras
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_fraction
-from keras_stab.arguments import checked_learning_rate
 from keras_stab.arguments import checked_number
 from keras_stab.numerics.norms import in_full_precision
+from keras_stab.object_arguments import checked_learning_rate
 from keras_stab.registration import registered
 
 

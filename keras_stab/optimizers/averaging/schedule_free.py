@@ -15,6 +15,7 @@ from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
 from keras_stab.numerics.averaging import schedule_free
+from keras_stab.object_arguments import checked_learning_rate
 from keras_stab.optimizers.averaging import averaging_rules
 from keras_stab.optimizers.averaging.momentum_free_adam import MomentumFreeAdam
 from keras_stab.optimizers.exclusions import as_patterns
@@ -110,7 +111,7 @@ class ScheduleFree(Restarts, GradientMethod):
         super().__init__(inner_optimizer, name=name, **kwargs)
         self.beta = checked_fraction("beta", beta, zero=True, one=False)
         self.weight_decay_rate = checked_number(
-            "weight_decay", weight_decay or 0.0, 0.0
+            "weight_decay", 0.0 if weight_decay is None else weight_decay, 0.0
         )
         self.decay_exclude = as_patterns("decay_exclude", decay_exclude)
         self.step_power = checked_number("step_power", step_power, 0.0)
@@ -288,9 +289,10 @@ class ScheduleFree(Restarts, GradientMethod):
 
 
 def _warmed_up(learning_rate, warmup_steps):
+    learning_rate = checked_learning_rate(learning_rate)
     if checked_count("warmup_steps", warmup_steps, 0) == 0:
         return learning_rate
-    if not isinstance(learning_rate, (int, float)):
+    if not isinstance(learning_rate, float):
         raise ValueError(
             "`warmup_steps` needs a float `learning_rate`; put the warm-up "
             f"into the schedule. Received: learning_rate={learning_rate!r}"

@@ -4,6 +4,7 @@ import keras
 
 from keras_stab.arguments import checked_count
 from keras_stab.nesting import nest
+from keras_stab.object_arguments import checked_function
 from keras_stab.optimizers.flatness.second_moment import WITH_SECOND_MOMENT
 from keras_stab.optimizers.lent_weights import LendsWeights
 from keras_stab.optimizers.wrapper import innermost
@@ -17,11 +18,7 @@ def checked_sampler(value, curvature):
         value = keras.saving.deserialize_keras_object(value)
     if value is None:
         return value
-    if not callable(value):
-        raise ValueError(
-            "`label_sampler` must be a function (outputs, seed) -> labels. "
-            f"Received: label_sampler={value!r}"
-        )
+    checked_function("label_sampler", value, ("outputs", "seed"))
     if curvature != "fisher":
         raise ValueError(
             '`label_sampler` has an effect with curvature="fisher" only. '
@@ -32,15 +29,15 @@ def checked_sampler(value, curvature):
 
 def first_step(start_step, inner):
     """The first boosted update; `None` where it is not known yet."""
+    if not isinstance(start_step, str):
+        return checked_count("start_step", start_step, 0)
     if start_step == "manual":
         return None
     if start_step != "warmup_end":
-        if isinstance(start_step, str):
-            raise ValueError(
-                '`start_step` must be an integer, "warmup_end" or "manual". '
-                f"Received: start_step={start_step!r}"
-            )
-        return checked_count("start_step", start_step, 0)
+        raise ValueError(
+            '`start_step` must be an integer, "warmup_end" or "manual". '
+            f"Received: start_step={start_step!r}"
+        )
     rate = innermost(inner).get_config()["learning_rate"]
     arguments = rate["config"] if isinstance(rate, dict) else {}
     if not arguments.get("warmup_steps"):

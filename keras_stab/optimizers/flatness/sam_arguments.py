@@ -3,18 +3,22 @@
 import keras
 
 from keras_stab.nesting import nest
+from keras_stab.object_arguments import checked_function
 
 
 def checked_filter(value):
     """`None`, `"normalization"`, or a function of paths, also as a config."""
     if isinstance(value, dict):
         value = keras.saving.deserialize_keras_object(value)
-    if value is None or value == "normalization" or callable(value):
+    if value is None or isinstance(value, str) and value == "normalization":
         return value
-    raise ValueError(
-        '`variable_filter` must be None, "normalization" or a function from a '
-        f"path to a boolean. Received: variable_filter={value!r}"
-    )
+    if not callable(value):
+        raise ValueError(
+            '`variable_filter` must be None, "normalization" or a function '
+            "from a path to a boolean. Received: "
+            f"variable_filter={value!r}"
+        )
+    return checked_function("variable_filter", value, ("path",))
 
 
 def check_inner(optimizer):

@@ -4,6 +4,7 @@ import keras
 
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_number
+from keras_stab.object_arguments import deserialized_schedule
 from keras_stab.optimizers.wrapper import innermost
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
@@ -26,7 +27,7 @@ class Strength:
 
     def __init__(self, argument, value, schedule="constant", reference=None):
         if isinstance(value, dict):
-            value = keras.optimizers.schedules.deserialize(value)
+            value = deserialized_schedule(argument, value)
         if not isinstance(value, Schedule):
             value = checked_number(argument, value, minimum=0.0)
         self.value = value
@@ -40,7 +41,8 @@ class Strength:
             if schedule == "constant":
                 raise ValueError(
                     "`reference_learning_rate` has no effect with "
-                    f'{argument}_schedule="constant". Leave it out'
+                    f'{argument}_schedule="constant". Leave it out. Received: '
+                    f"reference_learning_rate={reference}"
                 )
         self.reference = reference
 

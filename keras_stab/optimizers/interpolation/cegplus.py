@@ -121,7 +121,7 @@ class CEGPlus(PhaseOptimizer):
         **kwargs: Any,
     ):
         super().__init__(learning_rate, proximal, 2, name, **kwargs)
-        self.is_adaptive = alpha == "adaptive"
+        self.is_adaptive = isinstance(alpha, str) and alpha == "adaptive"
         self.minty_constant = checked_number("minty_constant", minty_constant)
         self.relaxation = checked_number(
             "relaxation", relaxation, above=0.0, below=2.0

@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from keras_stab import keras_internals
-from keras_stab.arguments import checked_learning_rate
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
+from keras_stab.object_arguments import checked_learning_rate
 from keras_stab.optimizers.interpolation.projection import suspended_constraints
 from keras_stab.optimizers.interpolation.proximal_choice import checked_proximal
 from keras_stab.optimizers.interpolation.proximal_choice import operators_of

@@ -6,6 +6,8 @@ import keras
 
 from keras_stab.constraints import ConvexSet
 from keras_stab.constraints import is_convex
+from keras_stab.object_arguments import checked_function
+from keras_stab.object_arguments import checked_pattern
 
 
 class _Projection(ConvexSet):
@@ -22,15 +24,15 @@ def checked_proximal(proximal):
     """The argument, if it is `None`, an operator, or a dict of them."""
     operators = proximal if isinstance(proximal, dict) else {"": proximal}
     for pattern, operator in operators.items():
-        if not isinstance(pattern, str) or not (
-            _is_operator(operator) or (operator is None and proximal is None)
-        ):
+        if not _is_operator(operator) and proximal is not None:
             raise ValueError(
                 "`proximal` must be None, an operator or constraint of "
                 "keras_stab.constraints, or a dict from regular expressions "
                 f"for paths to these. Received: proximal={proximal!r}"
             )
-        _check_pattern(pattern)
+        checked_pattern("proximal", pattern)
+        if callable(operator) and not hasattr(operator, "proximal"):
+            checked_function("proximal", operator, ("value",))
     return proximal
 
 
@@ -39,16 +41,6 @@ def _is_operator(operator):
     if isinstance(operator, (type, keras.regularizers.Regularizer)):
         return False
     return hasattr(operator, "proximal") or callable(operator)
-
-
-def _check_pattern(pattern):
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            "A key of `proximal` must be a regular expression for the paths "
-            f"of variables. Received: {pattern!r}, {error}"
-        ) from error
 
 
 def operators_of(kind, proximal, variables):

@@ -8,12 +8,12 @@ import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_boolean
-from keras_stab.arguments import checked_learning_rate
 from keras_stab.arguments import checked_number
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.numerics.norms import at_most
 from keras_stab.numerics.norms import ratio_or_one
+from keras_stab.object_arguments import checked_learning_rate
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
 from keras_stab.optimizers.state import add_state
