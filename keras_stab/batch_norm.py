@@ -45,7 +45,8 @@ def reestimate_batch_norm(
             `(x, y)` or `(x, y, sample_weight)`, cut into batches of
             `batch_size`. Or batches: a list or other iterable of any of
             those, a `tf.data.Dataset`, a `PyDataset` or a PyTorch
-            `DataLoader`. Only `x` is used.
+            `DataLoader`. Only `x` is used. With `keras.distribution` on
+            several processes of JAX each passes its own rows, as for `fit`.
         steps: Int, the maximum number of batches to use; `None` for all.
             Some 50 to 400 are usually enough. Defaults to `None`.
         batch_size: Int, rows per batch cut from arrays. Use that of training,
@@ -197,10 +198,12 @@ def _batch_moments(layer, inputs, mask):
     x = ops.cast(inputs, "float64" if "64" in str(inputs.dtype) else "float32")
     axis = layer.axis % len(x.shape)
     axes = [a for a in range(len(x.shape)) if a != axis]
+    # By sums: on some backends `ops.mean` computes float64 in float32.
     if mask is None:
         count = float(math.prod(int(x.shape[a]) for a in axes))
-        mean = ops.mean(x, axis=axes, keepdims=True)
-        variance = ops.mean(ops.square(x - mean), axis=axes)
+        mean = ops.sum(x, axis=axes, keepdims=True) / max(count, 1.0)
+        squares = ops.sum(ops.square(x - mean), axis=axes)
+        variance = squares / max(count, 1.0)
     else:
         weights = ops.expand_dims(ops.cast(mask, x.dtype), -1)
         weights = ops.broadcast_to(

@@ -130,11 +130,15 @@ def _to_tensor(leaf):
 
 
 def _with_arrays(data):
-    """The data with an array for each list of strings or numbers."""
-    if isinstance(data, (tuple, list)) and not _is_column(data):
+    """The data with arrays for lists of strings or numbers, and for tables."""
+    if type(data) in (tuple, list) and not _is_column(data):
         return type(data)(_with_arrays(part) for part in data)
     if isinstance(data, dict):
         return {key: _with_arrays(part) for key, part in data.items()}
+    if hasattr(data, "to_numpy"):
+        array = data.to_numpy()
+        # As `fit`: a column of a table is one feature, or one target.
+        return array[:, None] if array.ndim == 1 else array
     return np.asarray(data) if _is_column(data) else data
 
 
@@ -164,7 +168,8 @@ def _decoded(value):
 
 
 def _is_array(data):
-    return keras.ops.is_tensor(data) or isinstance(data, np.ndarray)
+    """Whether it is one array, tensor of any framework, or table."""
+    return hasattr(data, "shape") and hasattr(data, "__array__")
 
 
 def _is_text(data):

@@ -112,10 +112,9 @@ def checked_optimizer(argument, value, owner=None):
             return keras.optimizers.get(value)
     except (TypeError, ValueError) as error:
         cause = error
+    advice = _advice_on_optimizer(value, owner)
     if isinstance(value, dict):
         advice = f": {cause}"
-    else:
-        advice = _advice_on_optimizer(value, owner)
     raise ValueError(
         f"`{argument}` must be an optimizer, its name or its config{advice}. "
         f"Received: {argument}={value!r}"
@@ -130,23 +129,18 @@ def _advice_on_optimizer(value, owner):
         for name, kind in vars(kinds).items()
         if isinstance(kind, type) and issubclass(kind, kinds.Optimizer)
     }
-
-    def inside(example):
-        return f"{owner}({example})" if owner else example
-
     if isinstance(value, str):
         near = difflib.get_close_matches(value.lower(), names, n=1)
         return f", for example {near[0]!r}" if near else ""
-    if isinstance(value, type):
-        name, rate = value.__name__, "..."
+    if isinstance(value, type) and issubclass(value, kinds.Optimizer):
+        name = value.__name__
         if names.get(name.lower()) == name:
-            rate = 0.1 if name == "SGD" else 0.001
             name = f"keras.optimizers.{name}"
-        return f". Write {inside(f'{name}({rate})')}, not the class"
-    rate = f"{type(value).__name__}(...)"
-    if isinstance(plain(value), numbers.Real):
-        rate = plain(value)
-    elif not isinstance(value, kinds.schedules.LearningRateSchedule):
+        example = f"{name}({0.1 if name.endswith('SGD') else 0.001})"
+    elif isinstance(plain(value), numbers.Real):
+        example = f"keras.optimizers.SGD({plain(value)!r})"
+    elif isinstance(value, kinds.schedules.LearningRateSchedule):
+        example = f"keras.optimizers.SGD({type(value).__name__}(...))"
+    else:
         return ""
-    example = inside(f"keras.optimizers.SGD({rate})")
-    return f". A learning rate belongs to it, for example {example}"
+    return ", for example " + (f"{owner}({example})" if owner else example)

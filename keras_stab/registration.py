@@ -9,7 +9,6 @@ of numbers out of range, and keep them.
 
 import contextlib
 import contextvars
-import functools
 from typing import Any
 from typing import TypeVar
 
@@ -40,10 +39,12 @@ def registered(kind: Kind) -> Kind:
     changed: Any = kind
     original = changed.from_config.__func__
 
-    @functools.wraps(original)
-    def from_config(cls, config, *args, **kwargs):
+    def from_config(
+        cls: Any, config: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         with loading():
             return original(cls, config, *args, **kwargs)
 
+    from_config.__doc__ = original.__doc__
     changed.from_config = classmethod(from_config)
     return keras.saving.register_keras_serializable(package="keras_stab")(kind)

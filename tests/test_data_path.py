@@ -128,6 +128,34 @@ def test_plan(capsys):
     capsys.readouterr()
 
 
+class Table:
+    """What `fit` uses of a table of pandas."""
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def __array__(self, *arguments, **named):
+        return np.array(self.array, *arguments)
+
+    def to_numpy(self):
+        return self.array
+
+    def __iter__(self):
+        return iter("ab")  # the names of the columns
+
+
+def test_tables():
+    """A column is a feature or a target, as in `fit`."""
+    expected = keras_stab.sharpness(make(Plain), (COUNTS, Y), verbose=0)
+    for y in (Table(Y), Table(Y[:, None])):
+        found = keras_stab.sharpness(make(Plain), (Table(COUNTS), y), verbose=0)
+        assert found.as_dict() == expected.as_dict()
+    model = make(Plain)
+    keras_stab.reestimate_batch_norm(model, Table(COUNTS), verbose=0)
+    mean = keras.ops.convert_to_numpy(model.norm.moving_mean)
+    np.testing.assert_allclose(mean, COUNTS.mean(axis=0), rtol=1e-6)
+
+
 def test_text_without_a_preprocessor():
     model = make(Plain)
     for data in ((np.array([TEXTS] * 2).T, Y), (TEXTS, Y)):

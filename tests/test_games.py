@@ -481,6 +481,86 @@ def test_losses_that_cannot_be():
             game.train_on_batch(step_data())
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"loss": "mse"}, r"no `loss` .* Player\('x', .*Received: loss='mse'"),
+        ({"loss_weights": [1.0]}, "no `loss_weights` .* has a weight"),
+        ({"metrics": ["mae"]}, "takes no `metrics`.*parts=.*Received"),
+        ({"lossy": 1}, "no argument `lossy`.*`optimizer`.*Received: lossy=1"),
+    ],
+)
+def test_what_a_model_is_compiled_with_and_a_game_not(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        two().compile("sgd", **arguments)
+
+
+def test_a_loss_as_second_argument():
+    with pytest.raises(ValueError, match="no `loss` .*Received: loss='mse'"):
+        two().compile("sgd", "mse")
+
+
+@pytest.mark.parametrize(
+    "loss, message",
+    [
+        (lambda batch: 0.0, r"loss\(batch, training\).*parameters \(batch\)"),
+        (lambda: 0.0, r"loss\(batch, training\).*parameters \(\)"),
+        (lambda batch, game: 0.0, "`training` is True in `fit`.*batch, game"),
+        (lambda a, b, c: 0.0, r"'c'.*parameters \(a, b, c\)"),
+        ("mse", "not a loss of Keras.*Received: loss='mse'"),
+        (keras.losses.MeanSquaredError(), "call that one inside"),
+        (keras.losses.MeanSquaredError, "must be a function"),
+    ],
+)
+def test_a_loss_that_cannot_be_called(loss, message):
+    with pytest.raises(TypeError, match=message):
+        Player("x", scalar("x", 1.0), loss)
+
+
+def slope(function, x):
+    """The gradient, as a user of each backend takes it within a loss."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.grad(lambda x: keras.ops.sum(function(x)))(x)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = keras.ops.sum(function(x))
+        return tape.gradient(total, x)
+    import torch
+
+    x = x.detach().requires_grad_()
+    total = keras.ops.sum(function(x))
+    return torch.autograd.grad(total, x, create_graph=True)[0]
+
+
+def test_evaluation_with_a_gradient_penalty():
+    """Keras evaluates without gradients on PyTorch; a loss may need them."""
+    critic = keras.layers.Dense(1)
+    critic.build((None, 2))
+    kernel = np.array([[3.0], [4.0]], "float32")
+    critic.kernel.assign(kernel)
+
+    def penalty(batch, training):
+        slopes = slope(lambda x: keras.ops.square(critic(x)), batch)
+        return keras.ops.mean(keras.ops.sum(keras.ops.square(slopes), axis=1))
+
+    game = keras_stab.Game([Player("critic", critic, penalty)])
+    game.compile(keras.optimizers.SGD(1e-4))
+    x = np.array([[1.0, 2.0], [0.5, -1.0]], "float32")
+    slopes = 2.0 * (x @ kernel) @ kernel.T
+    expected = np.mean(np.sum(np.square(slopes), axis=1))
+    logs = game.evaluate(x, verbose=0, return_dict=True)
+    assert logs["critic_loss"] == pytest.approx(expected, rel=1e-5)
+    history = game.fit(x, validation_data=(x,), verbose=0).history
+    assert history["critic_loss"] == [pytest.approx(expected, rel=1e-5)]
+    assert history["val_critic_loss"][0] < expected
+
+
 def test_what_cannot_be_saved(tmp_path):
     game = make_gan()
     game.players[0].loss = lambda batch, training: 0.0

@@ -291,6 +291,25 @@ def test_bad_arguments(arguments, message):
         keras_stab.StabilityMonitor(**arguments)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="a generator of PyTorch's"
+)
+def test_a_shuffled_probe_leaves_the_training_as_it_is():
+    import torch
+
+    ends = []
+    for probed in (False, True):
+        model = network("sgd")  # has dropout
+        pairs = list(zip(X, Y))
+        probe = torch.utils.data.DataLoader(pairs, 10, shuffle=True)
+        monitor = keras_stab.StabilityMonitor(every=2, probe=probe, groups=2)
+        torch.manual_seed(3)
+        fit(model, *[monitor] * probed)
+        ends.append(state(model))
+    for old, new in zip(*ends, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 @pytest.mark.parametrize("probe", [X, [X[:6], X[6:]], {"x": X}])
 def test_a_probe_without_targets(probe):
     """It is noticed before anything is trained."""

@@ -197,6 +197,21 @@ def test_a_loop_of_ones_own():
         fit(model, BEFORE, 12)
 
 
+def test_a_state_that_is_set_by_hand():
+    """Weights and state of another model belong to each other."""
+    model, other = trained(LOOKAHEAD), trained(LOOKAHEAD)
+    put_others(other)
+    other.optimizer.restart()
+    fit(other, 0, 2)
+    fit(model, 0, 2)
+    model.set_weights(other.get_weights())
+    model.optimizer.set_weights(other.optimizer.variables)
+    with silent():
+        fit(model, BEFORE, 12)
+        fit(other, BEFORE, 12)
+    contract.assert_same_bits(contract.state(model), contract.state(other))
+
+
 def test_a_nest_begins_again_as_a_whole():
     def build():
         return keras.optimizers.LossScaleOptimizer(

@@ -470,6 +470,7 @@ def test_inside_fit(model):
         ({"trace_products": 2}, "`trace_products` must be an integer"),
         ({"steps": 0}, "`steps` must be an integer"),
         ({"loss": 3}, "`loss` must be"),
+        ({"data": X, "loss": Y}, r"as one tuple, \(x, y\)"),
         ({"layers": 3}, "`layers` must be"),
         ({"data": X}, r"pass data=\(x, y\)"),
         ({"data": X, "loss": "mse"}, r"pass data=\(x, y\)"),

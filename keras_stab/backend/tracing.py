@@ -72,6 +72,13 @@ def densify(gradient):
     return gradient
 
 
+def with_gradients():
+    """Context in which gradients can be taken, where Keras evaluates too."""
+    if BACKEND == "torch":
+        return torch.enable_grad()
+    return contextlib.nullcontext()
+
+
 def no_gradients():
     """A scope in which nothing is recorded for differentiation."""
     if BACKEND == "torch":

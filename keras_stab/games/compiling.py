@@ -67,6 +67,38 @@ def show_rates(optimizer):
             each.optimizers = players.optimizers
 
 
+def refuse_arguments(given, players):
+    """Raises a `ValueError` for what a model is compiled with and a game not.
+
+    Args:
+        given: Dict of the arguments.
+        players: List of `Player`.
+    """
+    for argument, value in given.items():
+        if value is None:
+            continue
+        if argument in ("loss", "loss_weights"):
+            part = "loss" if argument == "loss" else "weight"
+            advice = (
+                f"A game has no `{argument}` of its own, since each player has "
+                f"a {part}: Player({players[0].name!r}, variables, loss=..., "
+                "weight=...)"
+            )
+        elif argument in ("metrics", "weighted_metrics"):
+            advice = (
+                f"A game takes no `{argument}`: it logs the players' losses. "
+                "Hand a metric to Game(parts={'<name>': metric}) and update it "
+                "in the loss of a player"
+            )
+        else:
+            advice = (
+                f"`Game.compile` takes no argument `{argument}`. It takes "
+                "`optimizer`, `run_eagerly`, `steps_per_execution`, "
+                "`jit_compile` and `auto_scale_loss`"
+            )
+        raise ValueError(f"{advice}. Received: {argument}={value!r}")
+
+
 def refuse_replicas():
     """Raises a `ValueError` under a strategy of several replicas."""
     if devices.replicas() > 1:
@@ -96,7 +128,7 @@ def _check_methods(optimizer):
                 "gradients of its own of one loss that all weights share, and "
                 "a game has none. Use an optimizer, RAPP, CEGPlus, or one "
                 "inside ExtraGradient, OptimisticGradient, Lookahead or "
-                "WeightAveraging"
+                f"WeightAveraging. Received: {each.name!r}"
             )
 
 
@@ -138,13 +170,13 @@ def _one_each(optimizer, owned):
             f"{kind} moves all players together, but in this game they take "
             f"turns. Give each player its own, optimizer={{{names}}}, or put "
             f"a wrapper around them: {kind}(PlayerOptimizers({{{names}}})). "
-            'Or use turns="simultaneous"'
+            f'Or use turns="simultaneous". Received: {optimizer.name!r}'
         )
     if optimizer.built:
         raise ValueError(
             "Players who take turns each get a copy of the optimizer, and "
             f"this {kind} was already built. Give a new one, or one for each "
-            f"player: optimizer={{{names}}}"
+            f"player: optimizer={{{names}}}. Received: {optimizer.name!r}"
         )
     return PlayerOptimizers(
         {name: _copy(optimizer, name) for name in owned},

@@ -12,6 +12,7 @@ from keras_stab.arguments import checked_count
 from keras_stab.games.compiling import check_norm_of_scaled
 from keras_stab.games.compiling import per_player
 from keras_stab.games.compiling import prepared
+from keras_stab.games.compiling import refuse_arguments
 from keras_stab.games.compiling import refuse_replicas
 from keras_stab.games.compiling import show_rates
 from keras_stab.games.game_arguments import check_serialisable
@@ -155,19 +156,17 @@ class Game(JointTraining):
         """Dict: each player's name to its trainable variables.
 
         Raises:
-            ValueError: If a trainable variable of the game belongs to no
-                player.
+            ValueError: If a trainable variable belongs to no player.
         """
-        owned: dict[str, list[keras.Variable]] = {
-            player.name: [] for player in self.players
-        }
+        owned: dict = {player.name: [] for player in self.players}
         for variable in self.trainable_variables:
             owner = self.owner(variable)
             if owner is None:
                 raise ValueError(
                     f"The trainable variable {variable.path!r} belongs to no "
                     "player, so that nothing would train it. Give its layer "
-                    "to a Player, or freeze it: layer.trainable = False"
+                    "to a Player, or freeze it: layer.trainable = False. "
+                    f"Received: players {list(owned)}"
                 )
             owned[owner.name].append(variable)
         return owned
@@ -180,7 +179,7 @@ class Game(JointTraining):
         `game.player_optimizers["D"].learning_rate = 1e-4`.
         """
         if not self.compiled:
-            raise ValueError("There are no optimizers before `compile`")
+            raise ValueError("Call `compile` first: there are no optimizers")
         parts = per_player(self.optimizer)
         if parts is not None:
             return dict(parts.by_player)
@@ -191,25 +190,29 @@ class Game(JointTraining):
     def compile(
         self,
         optimizer: str | dict | keras.optimizers.Optimizer = "sgd",
+        loss: None = None,
+        *,
         run_eagerly: bool = False,
         steps_per_execution: int = 1,
         jit_compile: bool | str = "auto",
         auto_scale_loss: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Chooses the optimizer; the losses are the players' own.
 
         Args:
             optimizer: One joint optimizer, its name, or a dict with one for
-                each player's name. With turns, a joint optimizer is copied
-                for every player. See `PlayerOptimizers` too.
-            run_eagerly, steps_per_execution, jit_compile, auto_scale_loss: As
-                in `keras.Model.compile`.
+                each player's name (see `PlayerOptimizers`). With turns, a
+                joint optimizer is copied for every player.
+            run_eagerly and the others: As in `keras.Model.compile`.
+            loss, **kwargs: None: a model's losses and metrics are refused.
 
         Raises:
             ValueError: If the optimizer does not suit a game: GRAIN, SAM, IRE,
                 a joint `global_clipnorm`, a joint RAPP or CEGPlus or a wrapper
-                with turns.
+                with turns. Also for `loss`, `metrics` and the like.
         """
+        refuse_arguments({"loss": loss, **kwargs}, self.players)
         refuse_replicas()
         turns = None if self.turns == "simultaneous" else self.turns
         optimizer = prepared(optimizer, self.owned(), turns)
@@ -240,7 +243,8 @@ class Game(JointTraining):
         if self.predict_with is None:
             raise ValueError(
                 "A game has several models: say which one `predict` and "
-                "`game(x)` run, Game(..., predict_with='<layer>')"
+                "`game(x)` run, Game(..., predict_with='<layer>'). Received: "
+                "predict_with=None"
             )
         layer = named_layer(self.predict_with, self.pieces, self.parts)
         return layer(x, training=training)

@@ -86,8 +86,8 @@ def owners(players):
                 raise ValueError(
                     f"The variable {variable.path!r} belongs to player "
                     f"{other.name!r} and to player {player.name!r}: give "
-                    "every layer to one player. To share a loss is fine, to "
-                    "share weights is not"
+                    "every layer to one player. Players may share a loss, not "
+                    f"weights. Received: {[p.name for p in players]}"
                 )
     return found
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_stab.backend import tracing
 from keras_stab.games.joint_loss import JointLoss
 from keras_stab.games.joint_step import JointStep
 from keras_stab.games.joint_step import evaluate
@@ -74,7 +75,11 @@ class JointTraining(keras.Model):
         self.owned()  # raises when there are weights that nobody owns
         joint = JointLoss(self, batch, training)
         turn = self._step.turn if self._step and training else None
-        total, losses, shares = evaluate(joint, turn, self._norm)
+        # A loss may take gradients itself, such as a gradient penalty.
+        with tracing.with_gradients():
+            total, losses, shares = evaluate(joint, turn, self._norm)
+        if not training:
+            total = keras.ops.stop_gradient(total)
         if self._step and training:
             self._step.joint_losses.append(joint)
         rows = row_count(batch)

@@ -57,12 +57,7 @@ class Player:
                 "`name` of a player must be a string that is not empty. "
                 f"Received: name={name!r}"
             )
-        if not callable(loss):
-            raise TypeError(
-                f"The loss of player {name!r} must be a function "
-                "`loss(batch, training)` that returns a scalar. Received: "
-                f"loss={loss!r}"
-            )
+        _check_loss(name, loss)
         self.name = name
         self.pieces = _as_list(variables)
         if not self.pieces:
@@ -76,7 +71,7 @@ class Player:
         self.loss = loss
         self.sense = checked_choice("sense", sense, ("min", "max"))
         self.weight = checked_number("weight", weight, above=0.0)
-        self._takes_game = "game" in _parameters(loss)
+        self._takes_game = "game" in (_parameters(loss) or ())
 
     def _check(self, piece):
         known = (keras.layers.Layer, keras.Variable)
@@ -90,7 +85,8 @@ class Player:
                 f"The layer {piece.name!r} of player {self.name!r} is not "
                 "built, so that its variables are not known: begin a "
                 "Sequential model with keras.Input(shape), or call "
-                "`layer.build(shape)` before the Player is made"
+                "`layer.build(shape)` before the Player is made. Received: "
+                f"variables={self.pieces!r}"
             )
 
     @property
@@ -135,6 +131,36 @@ class Player:
         return cls(**config)
 
 
+def _check_loss(name, loss):
+    """Raises a `TypeError` for what cannot be called as a player's loss."""
+    wanted = (
+        f"The loss of player {name!r} must be a function "
+        "`loss(batch, training)`, or `loss(batch, training, game)`, that "
+        "returns a scalar"
+    )
+    given = f"Received: loss={loss!r}"
+    if isinstance(loss, (str, keras.losses.Loss)):
+        raise TypeError(
+            f"{wanted}, and not a loss of Keras, which compares labels with "
+            f"outputs: call that one inside of the function. {given}"
+        )
+    if not callable(loss) or isinstance(loss, type):
+        raise TypeError(f"{wanted}. {given}")
+    parameters = _parameters(loss)
+    if parameters is None:
+        return
+    more = {"game": None} if "game" in parameters else {}
+    try:
+        inspect.signature(loss).bind(None, True, **more)
+    except TypeError as error:
+        named = ", ".join(parameters)
+        raise TypeError(
+            f"{wanted}: {error}. `training` is True in `fit` and False in "
+            "`evaluate`; write the parameter even where the loss does not use "
+            f"it. {given} with parameters ({named})"
+        ) from error
+
+
 def _as_list(variables):
     if isinstance(variables, (list, tuple)):
         return list(variables)
@@ -150,4 +176,4 @@ def _parameters(function):
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # some callables written in C
-        return {}
+        return None

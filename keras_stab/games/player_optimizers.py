@@ -93,7 +93,8 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
         if len({id(o) for o in optimizers.values()}) < len(optimizers):
             raise ValueError(
                 "Two players were given the same optimizer object, whose "
-                "state they would share: make one for each player"
+                "state they would share: make one for each player. Received: "
+                f"one for {list(optimizers)}"
             )
         by_player = _ByPlayer(optimizers)
         super().__init__(by_player, name=name)
@@ -212,8 +213,9 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
             index = position.get(keras_internals.variable_key(self, variable))
             if index is None:
                 raise ValueError(
-                    f"Unknown variable: {variable}. Layers were thawed since "
-                    "the game was compiled: compile again, with new optimizers"
+                    "A variable that can be trained now could not when the "
+                    "game was compiled: compile again, with new optimizers. "
+                    f"Received: variable {variable.path!r}"
                 )
             part = parts[self._by_player.position[id(variables[index])]]
             part[0].append(gradient)

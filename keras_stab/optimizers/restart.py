@@ -1,5 +1,6 @@
 """Restarts: methods begin again at weights that were put into the model."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,12 +56,12 @@ class Restarts(keras.optimizers.Optimizer):
         """Begins again at the weights that the model holds now.
 
         Iterate, anchor, slow weights or average are taken from these at the
-        next update, and gradients that wait for others are dropped; so it is
-        for methods inside. Moments, step count and
-        learning rate stay; a cycle that was cut short counts as whole. At the
-        start of `fit` this happens by itself, with a warning, if other
-        weights were put into the model since the last call of `fit`. In a
-        training loop of your own call it after `load_weights`.
+        next update, and gradients that wait for others are dropped; methods
+        inside do the same. Moments, step count and learning rate stay; a
+        cycle that was cut short counts as whole. At the start of `fit` this
+        happens by itself, with a warning, if other weights were put into the
+        model since the last call of `fit`. In a training loop of your own
+        call it after `load_weights`.
 
         Raises:
             ValueError: If the model holds the evaluation weights.
@@ -112,6 +113,12 @@ class Restarts(keras.optimizers.Optimizer):
         return bool(variables) and all(
             map(keras_internals.has_value, [*variables, *self.variables])
         )
+
+    def set_weights(self, weights: Iterable[Any]) -> None:
+        super().set_weights(weights)
+        for each in whole_nest(self):
+            if isinstance(each, Restarts):
+                each.forget_left_behind()
 
     # ---- Saving -----------------------------------------------------------
 

@@ -60,7 +60,9 @@ def sharpness(
         data: Arrays `(x, y)` or `(x, y, sample_weight)`, cut into batches of
             `batch_size`; or batches of those: a list, a `tf.data.Dataset`, a
             `PyDataset`, a PyTorch `DataLoader`. They are needed many times
-            and are therefore kept in memory.
+            and are therefore kept in memory. With `keras.distribution` on
+            several processes of JAX each passes its own rows, as for `fit`,
+            and all find what all rows give.
         loss: A `keras.losses.Loss`, its name, or a function of
             `(y, y_pred)`; `None` for what the model was compiled with.
             Defaults to `None`.

@@ -44,7 +44,8 @@ class DatasetLoss:
         checked_count("batch_size", batch_size, 1)
         checked_boolean("training", training)
         _check_loss(model, loss)
-        self._batches = _collected(model, data, steps, batch_size)
+        with devices.replayed(devices.random_state()):
+            self._batches = _collected(model, data, steps, batch_size)
         check_targets("data", data, self._batches, model, loss)
         rows = [count_rows(*batch) for batch in self._batches]
         self._shares = [n / sum(rows) for n in rows]
@@ -217,7 +218,10 @@ def _check_loss(model, loss):
                 f"Received: loss=None, model {model.name!r}"
             )
     elif not (isinstance(loss, str) or callable(loss)):
+        hint = ""
+        if hasattr(loss, "shape"):
+            hint = ". Inputs and targets are passed as one tuple, (x, y)"
         raise ValueError(
             "`loss` must be a keras.losses.Loss, its name, or a function of "
-            f"(y, y_pred). Received: loss={loss!r}"
+            f"(y, y_pred){hint}. Received: loss of type {type(loss).__name__}"
         )

@@ -27,8 +27,10 @@ class GradientProbe:
 
     def __init__(self, model, data, groups, batch_size):
         self._model = model
-        batches, _ = iterate_whole(data, batch_size, model)
-        self._batches = list(devices.pooled(batches))
+        # What shuffles the data, too, leaves the training as it is.
+        with devices.replayed(devices.random_state()):
+            batches, _ = iterate_whole(data, batch_size, model)
+            self._batches = list(devices.pooled(batches))
         if not self._batches:
             raise ValueError(
                 "`probe` holds no batches (a generator can be used only "
