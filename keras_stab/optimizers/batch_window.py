@@ -12,6 +12,7 @@ from keras_stab.backend import updates
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.optimizers.restart import Restarts
+from keras_stab.optimizers.state import widest_dtype
 
 
 class HasWindow(Restarts):
@@ -44,7 +45,9 @@ class BatchWindow:
             if not variable.overwrite_with_gradient
         ]
         self._gram = optimizer.add_variable(
-            shape=(groups, groups), dtype="float32", name="window_gram"
+            shape=(groups, groups),
+            dtype=widest_dtype(variables),
+            name="window_gram",
         )
         self._filled = optimizer.add_variable(
             shape=(), dtype="int32", name="window_filled"
@@ -52,7 +55,7 @@ class BatchWindow:
 
     def is_open(self):
         """Whether gradients wait for others; read from the device."""
-        return int(tracing.read(self._filled)) > 0
+        return int(tracing.read(self._filled)) % self._groups > 0
 
     def empty(self):
         """Forgets the gradients, for example of other weights."""
@@ -81,13 +84,14 @@ class BatchWindow:
             )
         gradients = _overwritten(gradients, variables)
         grads = [
-            ops.zeros(v.shape, "float32")
+            ops.zeros(v.shape, widest_dtype([v]))
             if g is None
-            else ops.cast(tracing.densify(g), "float32")
+            else ops.cast(tracing.densify(g), widest_dtype([v]))
             for g, v in zip(gradients, variables)
             if not v.overwrite_with_gradient
         ]
-        squares = [ops.sum(ops.square(g)) for g in grads]
+        wide = self._gram.dtype
+        squares = [ops.cast(ops.sum(ops.square(g)), wide) for g in grads]
         finite = ops.isfinite(sum(squares[1:], squares[0]))
         # The batches that were skipped are counted in the same variable.
         index = self._filled.value % self._groups
@@ -97,7 +101,7 @@ class BatchWindow:
             stored = slot.value[index]
             updates.write_slot(slot, index, ops.where(finite, gradient, stored))
         row = sum(
-            products.inner_products(slot.value, gradient)
+            ops.cast(products.inner_products(slot.value, gradient), wide)
             for slot, gradient in zip(self._slots, grads)
         )
         # Entries of slots that are not filled yet belong to the window before;
@@ -114,7 +118,10 @@ class BatchWindow:
         self._filled.assign(ops.where(closing, 0, kept))
         weights, measures = ops.cond(
             closing,
-            lambda: list(self._solved(gram, zero_groups)),
+            lambda: [
+                ops.cast(value, old.dtype)
+                for value, old in zip(self._solved(gram, zero_groups), note)
+            ],
             lambda: list(note),
         )
         is_count = np.array(GROUP_MEASURES) == "nonfinite"
@@ -145,7 +152,7 @@ class BatchWindow:
         everyone = keras.ops.ones((self._groups,), dtype="bool")
         # The optimizer does not see how many rows a batch has, hence no
         # estimate of the noise per row.
-        unknown = keras.ops.convert_to_tensor(float("nan"), dtype="float32")
+        unknown = keras.ops.cast(float("nan"), gram.dtype)
         return min_norm_weights_and_measures(
             gram, everyone, unknown, zero_groups, "drop"
         )
@@ -167,7 +174,7 @@ def _overwritten(gradients, variables):
 def _add_slots(optimizer, variable, groups):
     return optimizer.add_variable(
         shape=(groups, *variable.shape),
-        dtype="float32",
+        dtype=widest_dtype([variable]),
         layout=_slot_layout(variable),
         name=variable.path.replace("/", "_") + "_window",
     )
