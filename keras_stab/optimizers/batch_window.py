@@ -12,6 +12,7 @@ from keras_stab.backend import updates
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.optimizers.restart import Restarts
+from keras_stab.optimizers.state import widest_dtype
 
 
 class HasWindow(Restarts):
@@ -44,7 +45,9 @@ class BatchWindow:
             if not variable.overwrite_with_gradient
         ]
         self._gram = optimizer.add_variable(
-            shape=(groups, groups), dtype="float32", name="window_gram"
+            shape=(groups, groups),
+            dtype=widest_dtype(variables),
+            name="window_gram",
         )
         self._filled = optimizer.add_variable(
             shape=(), dtype="int32", name="window_filled"
@@ -81,13 +84,14 @@ class BatchWindow:
             )
         gradients = _overwritten(gradients, variables)
         grads = [
-            ops.zeros(v.shape, "float32")
+            ops.zeros(v.shape, widest_dtype([v]))
             if g is None
-            else ops.cast(tracing.densify(g), "float32")
+            else ops.cast(tracing.densify(g), widest_dtype([v]))
             for g, v in zip(gradients, variables)
             if not v.overwrite_with_gradient
         ]
-        squares = [ops.sum(ops.square(g)) for g in grads]
+        precision = self._gram.dtype
+        squares = [ops.cast(ops.sum(ops.square(g)), precision) for g in grads]
         finite = ops.isfinite(sum(squares[1:], squares[0]))
         # The batches that were skipped are counted in the same variable.
         index = self._filled.value % self._groups
@@ -97,7 +101,7 @@ class BatchWindow:
             stored = slot.value[index]
             updates.write_slot(slot, index, ops.where(finite, gradient, stored))
         row = sum(
-            products.inner_products(slot.value, gradient)
+            ops.cast(products.inner_products(slot.value, gradient), precision)
             for slot, gradient in zip(self._slots, grads)
         )
         # Entries of slots that are not filled yet belong to the window before;
@@ -167,7 +171,7 @@ def _overwritten(gradients, variables):
 def _add_slots(optimizer, variable, groups):
     return optimizer.add_variable(
         shape=(groups, *variable.shape),
-        dtype="float32",
+        dtype=widest_dtype([variable]),
         layout=_slot_layout(variable),
         name=variable.path.replace("/", "_") + "_window",
     )

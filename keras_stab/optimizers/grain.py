@@ -25,6 +25,7 @@ from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import read_figures
 from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.state import add_state
+from keras_stab.optimizers.state import widest_dtype
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.registration import registered
 
@@ -140,7 +141,7 @@ class GRAIN(HasWindow, GradientMethod):
         variables = list(variables)
         super().build(variables)
         self._weights = add_state(
-            self, "group_weights", (self.groups,), "float32"
+            self, "group_weights", (self.groups,), widest_dtype(variables)
         )
         self._figures = add_figures(self, GROUP_MEASURES)
         if self.across == "batches" and self.groups > 1:

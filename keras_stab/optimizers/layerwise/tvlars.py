@@ -194,9 +194,9 @@ class TVLARS(LARS):
         factor = self._factor(self.iterations)
         if self.factor_scope == "adapted":
             factor = keras.ops.where(defined, factor, 1.0)
-        return ratios * keras.ops.cast(
-            factor, getattr(ratios, "dtype", "float32")
-        )
+        if hasattr(ratios, "dtype"):
+            factor = keras.ops.cast(factor, ratios.dtype)
+        return ratios * factor
 
     def _warn_of_freezing(self):
         if self.floor > 0 or self.decay_rate == 0:
