@@ -122,6 +122,25 @@ def sam_steps(problem, batches, learning_rate):
         yield problem.parameters
 
 
+def adaptive_sam_steps(problem, batches, learning_rate, rho=0.125):
+    """At every second update only; the kernel by its size, the bias not."""
+    for t, (x, y) in enumerate(batches):
+        gradient = problem.gradient(x, y)
+        if t % 2 == 0:
+            start = problem.parameters
+            scales = [np.abs(start[0]) + 0.01, 1.0]
+            scaled = [s * g for s, g in zip(scales, gradient)]
+            length = np.sqrt(sum(np.sum(np.square(g)) for g in scaled))
+            problem.parameters = [
+                p + rho * s * g / length
+                for p, s, g in zip(start, scales, scaled)
+            ]
+            gradient = problem.gradient(x, y)
+            problem.parameters = start
+        _descend(problem, gradient, learning_rate)
+        yield problem.parameters
+
+
 def boosted_sam_steps(problem, batches, learning_rate):
     """Half of the weights boosted: those of small gradients, at even steps."""
     for t, (x, y) in enumerate(batches):

@@ -589,6 +589,16 @@ DOUBLE_RATE = 0.125
     contract.parameters(
         [
             contract.Row("stock", lambda inner: inner, contract.plain_steps),
+            contract.Row(
+                "ASAM",
+                lambda inner: keras_stab.SAM(
+                    inner,
+                    keras.optimizers.schedules.PolynomialDecay(0.125, 1, 0.125),
+                    adaptive=True,
+                    interval=2,
+                ),
+                contract.adaptive_sam_steps,
+            ),
             *(r for r in contract.ROWS if r.reference is not None),
         ]
     ),

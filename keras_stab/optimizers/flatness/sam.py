@@ -18,6 +18,7 @@ from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.numerics.ascent import ascent
 from keras_stab.numerics.ascent import cosine
 from keras_stab.numerics.ascent import global_norm
+from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import read_figures
@@ -266,9 +267,10 @@ class SAM(GradientMethod):
         measures = [
             global_norm(own) if own else zero,
             global_norm(perturbation) if own else zero,
-            keras.ops.cast(shifted.loss - oracle.loss, "float32"),
+            shifted.loss - oracle.loss,
             cosine(own, others) if own else zero,
         ]
+        measures = [keras.ops.cast(value, "float32") for value in measures]
         return answer, keras.ops.stack(measures), shifted.notes
 
     def _scale(self, variable, value):
@@ -276,7 +278,7 @@ class SAM(GradientMethod):
         offset = self.adaptive is True and _short_name(variable) in OFFSETS
         if not self.adaptive or offset:
             return 1.0
-        size = keras.ops.abs(keras.ops.cast(value, "float32"))
+        size = keras.ops.abs(in_full_precision(value))
         return size if self.adaptive == "all" else size + self.eta
 
     def _is_perturbed(self, variable):

@@ -57,14 +57,19 @@ class Strength:
             self._peak(optimizer)
 
     def at(self, step, optimizer):
-        """The strength at a step, as a float32 scalar tensor or a float."""
+        """The strength at a step, as a scalar tensor or a float.
+
+        A tensor is float64 where that is Keras's default, else float32.
+        """
+        double = keras.config.floatx() == "float64"
+        dtype = "float64" if double else "float32"
         value = self.value
         if isinstance(value, Schedule):
-            value = keras.ops.cast(value(step), "float32")
+            value = keras.ops.cast(value(step), dtype)
         if self.schedule == "constant":
             return value
         rate = keras.ops.convert_to_tensor(optimizer.learning_rate)
-        return value * keras.ops.cast(rate, "float32") / self._peak(optimizer)
+        return value * keras.ops.cast(rate, dtype) / self._peak(optimizer)
 
     def config(self):
         """The value, in JSON types."""
