@@ -1,5 +1,7 @@
 """Precision in which norms are taken, and quotients of them."""
 
+import functools
+
 import keras
 
 _HALF = ("float16", "bfloat16")
@@ -7,16 +9,21 @@ _HALF = ("float16", "bfloat16")
 
 def in_full_precision(tensor):
     """The same tensor, in float32 if it was of half precision."""
-    if keras.backend.standardize_dtype(tensor.dtype) in _HALF:
+    if _name(tensor.dtype) in _HALF:
         return keras.ops.cast(tensor, "float32")
     return tensor
 
 
 def common_dtype(tensors):
     """The widest dtype among tensors in full precision, a string."""
-    dtypes = {t.dtype for t in tensors}
-    dtypes = {keras.backend.standardize_dtype(dtype) for dtype in dtypes}
+    dtypes = {_name(t.dtype) for t in tensors}
     return "float64" if "float64" in dtypes else "float32"
+
+
+@functools.cache
+def _name(dtype):
+    # Cached: without it this is most of what a cast that does nothing costs.
+    return keras.backend.standardize_dtype(dtype)
 
 
 def ratio_or_one(numerator, denominator, defined):
