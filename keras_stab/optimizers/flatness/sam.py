@@ -18,6 +18,7 @@ from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.numerics.ascent import ascent
 from keras_stab.numerics.ascent import cosine
 from keras_stab.numerics.ascent import global_norm
+from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import read_figures
@@ -25,6 +26,7 @@ from keras_stab.optimizers.flatness.sam_arguments import check_inner
 from keras_stab.optimizers.flatness.sam_arguments import checked_filter
 from keras_stab.optimizers.flatness.strengths import Strength
 from keras_stab.optimizers.gradient_method import GradientMethod
+from keras_stab.optimizers.state import widest_dtype
 from keras_stab.registration import registered
 
 FIGURES = (
@@ -174,7 +176,7 @@ class SAM(GradientMethod):
                 f"{paths}"
             )
         super().build(variables)
-        self._figures = add_figures(self, FIGURES)
+        self._figures = add_figures(self, FIGURES, widest_dtype(variables))
 
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         gradients = super().estimate(oracle)
@@ -262,21 +264,22 @@ class SAM(GradientMethod):
         answer = [tracing.densify(g) for g in super().estimate(shifted)]
         _check_answer(gradients, answer, oracle.variables)
         others = [answer[i] for i in chosen]
-        zero = keras.ops.zeros((), "float32")
-        measures = [
-            global_norm(own) if own else zero,
-            global_norm(perturbation) if own else zero,
-            keras.ops.cast(shifted.loss - oracle.loss, "float32"),
-            cosine(own, others) if own else zero,
+        figures = [
+            global_norm(own) if own else 0.0,
+            global_norm(perturbation) if own else 0.0,
+            shifted.loss - oracle.loss,
+            cosine(own, others) if own else 0.0,
         ]
-        return answer, keras.ops.stack(measures), shifted.notes
+        dtype = self._figures.dtype
+        figures = keras.ops.stack([keras.ops.cast(f, dtype) for f in figures])
+        return answer, figures, shifted.notes
 
     def _scale(self, variable, value):
         """T of one variable."""
         offset = self.adaptive is True and _short_name(variable) in OFFSETS
         if not self.adaptive or offset:
             return 1.0
-        size = keras.ops.abs(keras.ops.cast(value, "float32"))
+        size = keras.ops.abs(in_full_precision(value))
         return size if self.adaptive == "all" else size + self.eta
 
     def _is_perturbed(self, variable):
