@@ -7,6 +7,7 @@ import pytest
 import small_classifier
 from hypothesis import given
 from hypothesis import strategies as st
+from interpolation_cases import float64
 
 import keras_stab
 from keras_stab.gradients.oracle import GradientOracle
@@ -166,6 +167,47 @@ def test_official_adaptive_form_leaves_offsets_alone():
         lengths.append((e / np.where(large, scale**2 * g, 1.0))[large])
     lengths = np.concatenate(lengths)
     np.testing.assert_allclose(lengths, lengths[0], rtol=1e-5)
+
+
+class Quartic(keras.Model):
+    """Loss `sum(w^4) / 4`."""
+
+    def __init__(self):
+        super().__init__(dtype="float64")
+        self.w = self.add_weight(shape=(2,), initializer="zeros", name="w")
+        self.w.assign([1.1, -0.7])
+
+    def call(self, inputs):
+        return inputs
+
+    def compute_loss(self, x, y, y_pred, sample_weight, training=True):
+        square = self.w * self.w
+        return keras.ops.sum(square * square) / 4.0
+
+
+@pytest.mark.parametrize(
+    "arguments, scale",
+    [
+        ({}, lambda w: np.ones(2)),
+        ({"adaptive": "all"}, np.abs),
+        ({"adaptive": True, "eta": 0.25}, lambda w: np.abs(w) + 0.25),
+        ({"interval": 2}, lambda w: np.ones(2)),
+    ],
+    ids=str,
+)
+def test_in_double_precision(arguments, scale):
+    with float64():
+        model = Quartic()
+        sam = keras_stab.SAM(keras.optimizers.SGD(0.125), rho=0.2, **arguments)
+        model.compile(sam)
+        model.train_on_batch(np.ones((1, 1)))
+        after = keras.ops.convert_to_numpy(model.w)
+        length = sam.diagnostics()["gradient_norm"]
+    w = np.array([1.1, -0.7])
+    g, t = w**3, scale(w)
+    at = w + 0.2 * t**2 * g / np.linalg.norm(t * g)
+    np.testing.assert_allclose(after, w - 0.125 * at**3, rtol=1e-12)
+    assert length == pytest.approx(np.linalg.norm(g), rel=1e-12)
 
 
 # ---- When it is off -------------------------------------------------------

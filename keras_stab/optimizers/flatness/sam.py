@@ -26,6 +26,7 @@ from keras_stab.optimizers.flatness.sam_arguments import check_inner
 from keras_stab.optimizers.flatness.sam_arguments import checked_filter
 from keras_stab.optimizers.flatness.strengths import Strength
 from keras_stab.optimizers.gradient_method import GradientMethod
+from keras_stab.optimizers.state import widest_dtype
 from keras_stab.registration import registered
 
 FIGURES = (
@@ -175,7 +176,7 @@ class SAM(GradientMethod):
                 f"{paths}"
             )
         super().build(variables)
-        self._figures = add_figures(self, FIGURES)
+        self._figures = add_figures(self, FIGURES, widest_dtype(variables))
 
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         gradients = super().estimate(oracle)
@@ -263,15 +264,15 @@ class SAM(GradientMethod):
         answer = [tracing.densify(g) for g in super().estimate(shifted)]
         _check_answer(gradients, answer, oracle.variables)
         others = [answer[i] for i in chosen]
-        zero = keras.ops.zeros((), "float32")
-        measures = [
-            global_norm(own) if own else zero,
-            global_norm(perturbation) if own else zero,
+        figures = [
+            global_norm(own) if own else 0.0,
+            global_norm(perturbation) if own else 0.0,
             shifted.loss - oracle.loss,
-            cosine(own, others) if own else zero,
+            cosine(own, others) if own else 0.0,
         ]
-        measures = [keras.ops.cast(value, "float32") for value in measures]
-        return answer, keras.ops.stack(measures), shifted.notes
+        dtype = self._figures.dtype
+        figures = keras.ops.stack([keras.ops.cast(f, dtype) for f in figures])
+        return answer, figures, shifted.notes
 
     def _scale(self, variable, value):
         """T of one variable."""

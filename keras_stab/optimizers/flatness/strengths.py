@@ -4,6 +4,7 @@ import keras
 
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_number
+from keras_stab.numerics.norms import in_full_precision
 from keras_stab.object_arguments import deserialized_schedule
 from keras_stab.optimizers.wrapper import innermost
 
@@ -57,19 +58,16 @@ class Strength:
             self._peak(optimizer)
 
     def at(self, step, optimizer):
-        """The strength at a step, as a scalar tensor or a float.
-
-        A tensor is float64 where that is Keras's default, else float32.
-        """
-        double = keras.config.floatx() == "float64"
-        dtype = "float64" if double else "float32"
+        """The strength at a step, as a scalar tensor or a float."""
         value = self.value
         if isinstance(value, Schedule):
-            value = keras.ops.cast(value(step), dtype)
+            value = _as_tensor(value(step))
         if self.schedule == "constant":
             return value
-        rate = keras.ops.convert_to_tensor(optimizer.learning_rate)
-        return value * keras.ops.cast(rate, dtype) / self._peak(optimizer)
+        rate = _as_tensor(optimizer.learning_rate)
+        if not isinstance(value, float):
+            value = keras.ops.cast(value, rate.dtype)
+        return value * rate / self._peak(optimizer)
 
     def config(self):
         """The value, in JSON types."""
@@ -90,3 +88,7 @@ class Strength:
             "The highest learning rate is not known: the inner optimizer has "
             "no schedule that tells it. Pass `reference_learning_rate`"
         )
+
+
+def _as_tensor(value):
+    return in_full_precision(keras.ops.convert_to_tensor(value))
