@@ -102,7 +102,7 @@ class WarmupPolynomial(_Configured):
         self.power = checked_number("power", power, 0.0)
 
     def __call__(self, step: int | Tensor) -> Tensor:
-        step = keras.ops.cast(step, "float32")
+        step = keras.ops.cast(step, _dtype())
         ramp = self.learning_rate * step / max(self.warmup_steps, 1.0)
         length = self.total_steps - self.warmup_steps + 1.0
         gone = keras.ops.clip(step - self.warmup_steps, 0.0, length) / length
@@ -161,7 +161,7 @@ class WarmupCosine(_Configured):
         self.end_factor = checked_number("end_factor", end_factor, 0.0)
 
     def __call__(self, step: int | Tensor) -> Tensor:
-        step = keras.ops.cast(step, "float32")
+        step = keras.ops.cast(step, _dtype())
         ramp = step / max(self.warmup_steps, 1.0)
         length = self.total_steps - self.warmup_steps
         gone = keras.ops.clip((step - self.warmup_steps) / length, 0.0, 1.0)
@@ -218,9 +218,8 @@ class TimeVaryingSigmoid(_Configured):
         self.floor = checked_number("floor", floor, 0.0)
 
     def __call__(self, step: int | Tensor) -> Tensor:
-        return self.learning_rate * time_factor(
-            step, self.decay_rate, self.delay, self.alpha, self.floor
-        )
+        shape = self.decay_rate, self.delay, self.alpha, self.floor
+        return self.learning_rate * time_factor(step, *shape, _dtype())
 
 
 @registered
@@ -335,7 +334,7 @@ class ConstantTail(_Configured):
             )
 
     def __call__(self, step: int | Tensor) -> Tensor:
-        step = keras.ops.cast(step, keras.config.floatx())
+        step = keras.ops.cast(step, _dtype())
         first, last = self.learning_rate, self.tail_learning_rate
         if self.milestones is not None:
             passed = sum(
@@ -376,9 +375,14 @@ class LinearWarmup(_Configured):
         self.warmup_steps = checked_count("warmup_steps", warmup_steps, 1)
 
     def __call__(self, step: int | Tensor) -> Tensor:
-        step = keras.ops.cast(step, keras.config.floatx())
+        step = keras.ops.cast(step, _dtype())
         gone = keras.ops.clip((step + 1.0) / self.warmup_steps, 0.0, 1.0)
         return self.learning_rate * gone
+
+
+def _dtype():
+    """Half precision would neither hold steps nor rates."""
+    return "float64" if keras.config.floatx() == "float64" else "float32"
 
 
 def _after(total_steps, warmup_steps):

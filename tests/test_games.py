@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from interpolation_cases import float64
 from small_games import make_gan
 from small_games import points
 from small_games import values
@@ -362,6 +363,132 @@ def test_lookahead_around_players_counts_rounds():
     run(game, 1)  # the second round is complete: half of the way back
     np.testing.assert_allclose(values([x, y]), [0.5, -0.5])
     assert game.player_optimizers["x"] is inner.optimizers[0]
+
+
+# ---- Variables that come and go, that are no weights, of other precision --
+
+
+def layers_of_two():
+    """Two layers, each the player of one side of a zero-sum game."""
+    keras.utils.set_random_seed(2)
+    layers = [keras.layers.Dense(3, name=name) for name in ("low", "high")]
+    for layer in layers:
+        layer.build((None, 4))
+    return layers
+
+
+def product(layers):
+    def loss(batch, training):
+        low, high = (layer(batch) for layer in layers)
+        return keras.ops.mean(low * high) + keras.ops.mean(keras.ops.sin(high))
+
+    return loss
+
+
+def zero_sum(layers, apart=False, **options):
+    """One evaluation serves both players, or one for each of them."""
+    first = product(layers)
+    second = product(layers) if apart else first
+    return keras_stab.Game(
+        [
+            Player("low", layers[0], first),
+            Player("high", layers[1], second, sense="max"),
+        ],
+        **options,
+    )
+
+
+def some_rows(rows=8):
+    generator = np.random.default_rng(5)
+    return generator.normal(size=(rows, 4)).astype(keras.config.floatx())
+
+
+OPTIMIZERS = {
+    "LARS": lambda: keras_stab.LARS(0.1, weight_decay=0.1, exclude_1d=False),
+    "TVLARS": lambda: keras_stab.TVLARS(0.1, decay_rate=0.1, delay=1.0),
+    "LAMB": lambda: keras_stab.LAMB(0.1),
+    "SGD": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "players": lambda: {
+        "low": keras.optimizers.Adam(0.1),
+        "high": keras_stab.LARS(0.1),
+    },
+}
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX says: compile again"
+)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_layer_frozen_without_a_new_compile(kind):
+    """It stands still, and the other is trained as if alone all along."""
+    ends = []
+    for apart in (False, True):
+        layers = layers_of_two()
+        game = zero_sum(layers, apart)
+        game.compile(OPTIMIZERS[kind](), jit_compile=False)
+        x = some_rows()
+        game.fit(x, batch_size=4, shuffle=False, verbose=0)
+        layers[0].trainable = False
+        game.make_train_function(force=True)
+        before = [layer.get_weights() for layer in layers]
+        game.fit(x, batch_size=4, shuffle=False, verbose=0)
+        for old, new in zip(before[0], layers[0].get_weights()):
+            np.testing.assert_array_equal(old, new)
+        assert not np.array_equal(before[1][0], layers[1].get_weights()[0])
+        ends.append(layers[1].get_weights())
+    for one, other in zip(*ends):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_scales_of_float8_layers(norm):
+    """The side of a player does not turn the sign of what is assigned."""
+    x = some_rows()
+    found = []
+    for sense in ("min", "max"):
+        for apart in (False, True):
+            layers = layers_of_two()
+            for layer in layers:
+                layer.quantize("float8")
+            game = zero_sum(layers, apart, operator_norm=norm)
+            if sense == "min":
+                players = [
+                    Player(layer.name, layer, product(layers))
+                    for layer in layers
+                ]
+                game = keras_stab.Game(players, operator_norm=norm)
+            game.compile(keras_stab.LARS(1e-7, exclude_1d=False))
+            history = game.fit(x, batch_size=4, shuffle=False, verbose=0)
+            scales = [
+                keras.ops.convert_to_numpy(v)
+                for layer in layers
+                for v in layer.trainable_variables
+                if v.overwrite_with_gradient
+            ]
+            assert len(scales) == 12 and all(np.all(s >= 0) for s in scales)
+            norms = history.history.get("operator_norm", [0.0])
+            found.append([*scales, np.array(norms)])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_double_precision():
+    policy = keras.config.dtype_policy()
+    with float64():
+        keras.config.set_dtype_policy("float64")
+        x, y = (keras.Variable(v, dtype="float64") for v in (1.0, 0.5))
+        loss = lambda batch, training: x * y + x * x * x / 3.0  # noqa: E731
+        players = [Player("x", x, loss), Player("y", y, loss, sense="max")]
+        game = keras_stab.Game(players)
+        game.compile(keras.optimizers.SGD(0.1))
+        run(game, 5)
+        ends = [float(keras.ops.convert_to_numpy(v)) for v in (x, y)]
+    keras.config.set_dtype_policy(policy)
+    a, b = 1.0, 0.5
+    for _ in range(5):
+        a, b = a - 0.1 * (b + a * a), b + 0.1 * a
+    np.testing.assert_allclose(ends, [a, b], rtol=1e-12)
 
 
 # ---- Bad input ------------------------------------------------------------

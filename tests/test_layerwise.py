@@ -557,3 +557,38 @@ def test_raw_rates_of_excluded_variables():
         warnings.simplefilter("error")
         optimizer = keras_stab.LARS(10.0, excluded_lr_scale=0.01)
         optimizer.build(model.trainable_variables)
+
+
+@pytest.mark.parametrize("kind", [keras_stab.LARS, keras_stab.LAMB])
+def test_scales_of_float8_layers_have_no_trust_ratio(kind):
+    layer = keras.layers.Dense(3)
+    layer.build((None, 4))
+    layer.quantize("float8")
+    optimizer = kind(0.1, exclude_1d=False, track_trust_ratios=True)
+    optimizer.build(layer.trainable_variables)
+    weights = {layer.kernel.path, layer.bias.path}
+    assert set(optimizer.trust_ratios()) == weights
+    for row in optimizer.describe().splitlines()[1:]:
+        name = row.split()[0]
+        assert ("yes" in row) == (name in weights) or "/" not in name
+
+
+def test_schedules_of_a_float64_model():
+    from keras_stab import schedules
+
+    with float64():
+        for schedule, expected in (
+            (schedules.WarmupPolynomial(0.3, 3, 20), 0.3 * 2 / 3),
+            (schedules.WarmupCosine(0.3, 3, 20), 0.3 * 2 / 3),
+            (schedules.LinearWarmup(0.3, 7), 0.3 * 3 / 7),
+            (
+                schedules.ConstantTail(0.3, 0.1, 7, shape="linear"),
+                0.3 - 0.2 * 2 / 7,
+            ),
+            (
+                schedules.TimeVaryingSigmoid(0.3, 0.1, 7.0, floor=0.0),
+                0.3 / (1.0 + np.exp(0.1 * (2 - 7))),
+            ),
+        ):
+            rate = float(keras.ops.convert_to_numpy(schedule(2)))
+            np.testing.assert_allclose(rate, expected, rtol=1e-14)

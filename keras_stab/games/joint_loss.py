@@ -70,7 +70,8 @@ class JointLoss:
         for weight, value in zip(self.weights, values):
             owner = high if self._owns(high, weight) else low
             value = self._noticed(owner, value)
-            if owner is high:
+            # The scale of a float8 layer takes its "gradient" for value.
+            if owner is high and not weight.overwrite_with_gradient:
                 value = 2 * keras.ops.stop_gradient(value) - value
             mapped.append(value)
         players = [low, high]

@@ -80,14 +80,19 @@ def _with_norm(joint, values, state, norm):
     (_, (losses, after)), gradients = differentiation.value_and_gradients(
         field, constants
     )
-    pairs = [
-        (keras.ops.stop_gradient(tracing.densify(g)), v)
-        for g, v in zip(gradients, values)
-        if g is not None
+    gradients = [
+        None if g is None else keras.ops.stop_gradient(tracing.densify(g))
+        for g in gradients
     ]
-    square = sum(keras.ops.sum(keras.ops.square(g)) for g, _ in pairs)
+    square = sum(
+        keras.ops.sum(keras.ops.square(g))
+        for g, weight in zip(gradients, joint.weights)
+        if g is not None and not weight.overwrite_with_gradient
+    )
     norm.update_state(keras.ops.sqrt(square))
-    total = sum(keras.ops.sum(g * v) for g, v in pairs)
+    total = sum(
+        keras.ops.sum(g * v) for g, v in zip(gradients, values) if g is not None
+    )
     return total, losses, after
 
 

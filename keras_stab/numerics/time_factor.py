@@ -8,15 +8,13 @@ import keras
 _LARGEST_EXPONENT = 80.0
 
 
-def time_factor(step, decay_rate, delay, alpha, floor):
-    """`floor + 1 / (alpha + exp(decay_rate (step - delay)))`.
+def time_factor(step, decay_rate, delay, alpha, floor, dtype="float32"):
+    """`floor + 1 / (alpha + exp(decay_rate (step - delay)))`, in `dtype`.
 
     For `alpha` > 0 as a sigmoid, which cannot overflow; for `alpha` = 0 the
-    exponent is clipped. In float64 where that is Keras's default, else in
-    float32.
+    exponent is clipped.
     """
-    double = keras.config.floatx() == "float64"
-    step = keras.ops.cast(step, "float64" if double else "float32")
+    step = keras.ops.cast(step, dtype)
     psi = decay_rate * (step - delay)
     if alpha > 0:
         return floor + keras.ops.sigmoid(math.log(alpha) - psi) / alpha

@@ -9,6 +9,7 @@ from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
 from keras_stab.backend import many_tensors
 from keras_stab.numerics.norms import at_most
+from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.layerwise.layerwise_optimizer import (
     LayerwiseOptimizer,
@@ -150,7 +151,7 @@ class LAMB(LayerwiseOptimizer):
         many_tensors.assign_each(self, slots, moments)
         if not self.bias_correction:
             return moments
-        dtype = many_tensors.common_dtype(moments)
+        dtype = common_dtype(moments)
         step = keras.ops.cast(self.iterations + 1, dtype)
         power = keras.ops.power(keras.ops.convert_to_tensor(beta, dtype), step)
         return many_tensors.each_product(moments, 1.0 / (1.0 - power))

@@ -11,6 +11,7 @@ from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
 from keras_stab.backend import many_tensors
 from keras_stab.numerics.norms import at_most
+from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.layerwise.layerwise_optimizer import (
     LayerwiseOptimizer,
@@ -183,7 +184,8 @@ class LARS(LayerwiseOptimizer):
         else:
             rate = rate * self.excluded_lr_scale
         steps = many_tensors.each_product(
-            directions, self._scale(ratios, defined)
+            directions,
+            self._scale(ratios, defined, common_dtype(directions)),
         )
         if self.momentum_style == "inside":
             steps = many_tensors.each_product(steps, rate)
@@ -218,9 +220,9 @@ class LARS(LayerwiseOptimizer):
             ratios = at_most(ratios / rate, 1.0)
         return ratios, defined
 
-    def _scale(self, ratios, defined):
+    def _scale(self, ratios, defined, dtype):
         """What multiplies the directions; TVLARS puts its factor here."""
-        del defined
+        del defined, dtype
         return ratios
 
     def _clamped(self, norms):

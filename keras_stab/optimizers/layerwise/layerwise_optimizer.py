@@ -95,8 +95,16 @@ class LayerwiseOptimizer(UpdatesTogether):
                 ("exclude_from_weight_decay", self.also_not_decayed),
             )
         )
-        self.decayed = [not (a or b) for a, b in zip(not_decayed, more)]
-        self.adapted = [not excluded for excluded in not_adapted]
+        # Those that are assigned their gradient are no weights.
+        weights = [not v.overwrite_with_gradient for v in variables]
+        self.decayed = [
+            weight and not (a or b)
+            for weight, a, b in zip(weights, not_decayed, more)
+        ]
+        self.adapted = [
+            weight and not excluded
+            for weight, excluded in zip(weights, not_adapted)
+        ]
         self._ratios = [None] * len(variables)
         if self.track_trust_ratios:
             self._ratios = [

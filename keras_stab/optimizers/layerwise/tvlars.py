@@ -185,18 +185,17 @@ class TVLARS(LARS):
             self._factor(np.asarray(step, "float32"))
         )
 
-    def _factor(self, step):
+    def _factor(self, step, dtype="float32"):
         return time_factor(
-            step, self.decay_rate, self.delay, self.alpha, self.floor
+            step, self.decay_rate, self.delay, self.alpha, self.floor, dtype
         )
 
-    def _scale(self, ratios, defined):
-        factor = self._factor(self.iterations)
+    def _scale(self, ratios, defined, dtype):
+        factor = self._factor(self.iterations, dtype)
         if self.factor_scope == "adapted":
-            factor = keras.ops.where(defined, factor, 1.0)
-        return ratios * keras.ops.cast(
-            factor, getattr(ratios, "dtype", "float32")
-        )
+            one = keras.ops.ones_like(factor)
+            factor = keras.ops.where(defined, factor, one)
+        return ratios * factor
 
     def _warn_of_freezing(self):
         if self.floor > 0 or self.decay_rate == 0:
