@@ -415,9 +415,6 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "jax", reason="JAX says: compile again"
-)
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_layer_frozen_without_a_new_compile(kind):
     """It stands still, and the other is trained as if alone all along."""
@@ -431,12 +428,16 @@ def test_a_layer_frozen_without_a_new_compile(kind):
         layers[0].trainable = False
         game.make_train_function(force=True)
         before = [layer.get_weights() for layer in layers]
+        if keras.backend.backend() == "jax":
+            with pytest.raises(ValueError, match="1:1 to the trainable"):
+                game.fit(x, batch_size=4, verbose=0)
+            continue
         game.fit(x, batch_size=4, shuffle=False, verbose=0)
         for old, new in zip(before[0], layers[0].get_weights()):
             np.testing.assert_array_equal(old, new)
         assert not np.array_equal(before[1][0], layers[1].get_weights()[0])
         ends.append(layers[1].get_weights())
-    for one, other in zip(*ends):
+    for one, other in zip(*ends):  # none on JAX
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
@@ -469,8 +470,10 @@ def test_scales_of_float8_layers(norm):
             norms = history.history.get("operator_norm", [0.0])
             found.append([*scales, np.array(norms)])
     for other in found[1:]:
-        for a, b in zip(found[0], other, strict=True):
+        for a, b in zip(found[0][:-1], other[:-1], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4)
+        # That of gradients in float8; those of the scales would double it.
+        np.testing.assert_allclose(found[0][-1], other[-1], rtol=1e-2)
 
 
 def test_double_precision():
