@@ -193,7 +193,7 @@ class Quartic(keras.Model):
         ({"adaptive": True, "eta": 0.25}, lambda w: np.abs(w) + 0.25),
         ({"interval": 2}, lambda w: np.ones(2)),
     ],
-    ids=str,
+    ids=["sam", "asam", "asam_eta", "interval"],
 )
 def test_in_double_precision(arguments, scale):
     with float64():
