@@ -403,7 +403,7 @@ def some_rows(rows=8):
     return generator.normal(size=(rows, 4)).astype(keras.config.floatx())
 
 
-OPTIMIZERS = {
+FROZEN_WITH = {
     "LARS": lambda: keras_stab.LARS(0.1, weight_decay=0.1, exclude_1d=False),
     "TVLARS": lambda: keras_stab.TVLARS(0.1, decay_rate=0.1, delay=1.0),
     "LAMB": lambda: keras_stab.LAMB(0.1),
@@ -415,14 +415,14 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("kind", FROZEN_WITH)
 def test_a_layer_frozen_without_a_new_compile(kind):
     """It stands still, and the other is trained as if alone all along."""
     ends = []
     for apart in (False, True):
         layers = layers_of_two()
         game = zero_sum(layers, apart)
-        game.compile(OPTIMIZERS[kind](), jit_compile=False)
+        game.compile(FROZEN_WITH[kind](), jit_compile=False)
         x = some_rows()
         game.fit(x, batch_size=4, shuffle=False, verbose=0)
         layers[0].trainable = False

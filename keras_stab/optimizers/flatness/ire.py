@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -28,6 +29,9 @@ from keras_stab.optimizers.flatness.ire_arguments import CURVATURES
 from keras_stab.optimizers.flatness.ire_arguments import check_inner
 from keras_stab.optimizers.flatness.ire_arguments import checked_sampler
 from keras_stab.optimizers.flatness.ire_arguments import first_step
+from keras_stab.optimizers.flatness.ire_arguments import (
+    refuse_fisher_on_replicas,
+)
 from keras_stab.optimizers.flatness.second_moment import second_moment_roots
 from keras_stab.optimizers.flatness.strengths import Strength
 from keras_stab.optimizers.gradient_method import GradientMethod
@@ -251,13 +255,7 @@ class IRE(GradientMethod):
             oracle.keep_forward()
         gradients = super().estimate(oracle)
         if self.curvature == "fisher":
-            if devices.replicas() > 1:
-                raise ValueError(
-                    'curvature="fisher" cannot run under a tf.distribute '
-                    "strategy, which allows no exchange between replicas "
-                    'inside a condition. Use curvature="second_moment", or '
-                    '"gradient", which exchanges gradients at every step'
-                )
+            refuse_fisher_on_replicas()
             note = self._refresh(
                 step, lambda: self.fisher_roots(oracle, step), oracle.variables
             )
@@ -284,6 +282,10 @@ class IRE(GradientMethod):
         base = innermost(self.inner_optimizer)
         due = self._start.is_due(step, self.update_every, base)
         return keras.ops.cond(due, refreshed, self._mask.values)
+
+    def drawing(self, step: Any) -> AbstractContextManager:
+        """In it a seed for `keras.random`, another one at every update."""
+        return self._fisher_pass.drawing_from(self._fisher_pass.seed_at(step))
 
     def fisher_roots(
         self, oracle: GradientOracle, step: Any

@@ -3,6 +3,7 @@
 import keras
 
 from keras_stab.arguments import checked_count
+from keras_stab.backend import devices
 from keras_stab.nesting import nest
 from keras_stab.object_arguments import checked_function
 from keras_stab.optimizers.flatness.second_moment import WITH_SECOND_MOMENT
@@ -89,4 +90,15 @@ def check_inner(optimizer, curvature, momentum):
             'curvature="second_moment" reads the running average of squared '
             f"gradients that {names} keep. Use curvature="
             f'"gradient" with {type(base).__name__}'
+        )
+
+
+def refuse_fisher_on_replicas():
+    """Raises under a strategy with several replicas."""
+    if devices.replicas() > 1:
+        raise ValueError(
+            'curvature="fisher" cannot run under a tf.distribute strategy, '
+            "which allows no exchange between replicas inside a condition. "
+            'Use curvature="second_moment", or "gradient", which exchanges '
+            f"gradients at every step. Received: {devices.replicas()} replicas"
         )
