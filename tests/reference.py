@@ -47,7 +47,7 @@ def assert_no_conflict(direction, group_gradients, tolerance=1e-6):
     """The theorem: `<d, g_k> >= |d|^2` for every group.
 
     Args:
-        direction: List of arrays, one a variable.
+        direction: List of arrays, one per variable.
         group_gradients: One such list a group.
     """
     d = _flat(direction)

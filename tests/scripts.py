@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def load_script(path):
-    """The module at a path below the project's root, made anew."""
+    """The module at a path below the project's root, loaded again."""
     path = ROOT / path
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)

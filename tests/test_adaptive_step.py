@@ -71,7 +71,7 @@ def test_steps_are_those_of_the_paper(problem, gamma, delta, theta):
     field, project = on_game(problem)
     z = np.array([1.0, 0.5])
     with cases.float64():
-        # A ball does not fall into two sets, one a variable.
+        # A ball does not fall into two sets, one per variable.
         parts = [z] if ball else list(z)
         pair = [keras.Variable(part, dtype="float64") for part in parts]
         for variable in pair:

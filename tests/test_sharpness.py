@@ -150,7 +150,7 @@ def test_agrees_with_the_whole_hessian(model):
     assert found.largest_eigenvalue == pytest.approx(largest, rel=1e-4)
     assert found.eigenvalue_error <= 1e-4 * largest
     assert found.parameters == len(at)
-    # 10 of 30 directions are known exactly, the rest by lot.
+    # 10 of 30 directions are known exactly, the rest are sampled.
     assert abs(found.trace - np.trace(hessian)) < 4 * found.trace_error
     assert found.trace_error < 0.15 * np.trace(hessian)
     parts = {

@@ -185,7 +185,8 @@ class StabilityReport:
         self.folder.mkdir(parents=True, exist_ok=True)
         drawn = charts.draw_all(self) if pictures else []
         write_atomically(
-            self.folder / "report.json", json.dumps(self.as_dict(), indent=1)
+            self.folder / "report.json",
+            json.dumps(self.as_dict(), indent=1) + "\n",
         )
         write_atomically(
             self.folder / "report.md", text.as_markdown(self, drawn)

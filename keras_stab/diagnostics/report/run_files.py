@@ -127,7 +127,7 @@ def write_atomically(path, text):
 
 
 def write_record(path, record):
-    write_atomically(path, json.dumps(record))
+    write_atomically(path, json.dumps(record) + "\n")
 
 
 def without_nan(value):
