@@ -55,8 +55,8 @@ def refuse_accumulating_parts(name, optimizer):
     for part in [each for part in parts for each in nest(part)]:
         if getattr(part, "gradient_accumulation_steps", None):
             raise ValueError(
-                f"{name} cannot tell the updates of a MultiOptimizer whose "
-                "parts accumulate gradients from its calls. Use larger "
+                f"{name} cannot tell calls from updates of a MultiOptimizer "
+                "whose parts accumulate gradients. Use larger "
                 f"batches. Received: {part.name!r} with "
                 "gradient_accumulation_steps="
                 f"{part.gradient_accumulation_steps}"

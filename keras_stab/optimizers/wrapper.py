@@ -26,8 +26,8 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
     """Base of every method that works around an `inner_optimizer`.
 
     It has no learning rate, clipping, decay, accumulation or average of its
-    own: those are the inner optimizer's, and what Keras has for them in public
-    reaches through to it (`ForwardsToInner`). `variables` are the wrapper's
+    own: those are the inner optimizer's, and Keras's public attributes for
+    them are forwarded to it (`ForwardsToInner`). `variables` are the wrapper's
     own, then the inner optimizer's; each saves its own. Wrappers nest, inside
     and outside `keras.optimizers.LossScaleOptimizer` too.
 
@@ -37,8 +37,8 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
         name: String or `None`.
 
     Raises:
-        ValueError: If the inner optimizer is none, or an argument is given
-            that the wrapper does not have.
+        ValueError: If `inner_optimizer` is not an optimizer, or an argument
+            is given that the wrapper does not have.
     """
 
     def __init__(

@@ -165,8 +165,8 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether):
         return not self.at_rest()
 
     def begin_again(self) -> None:
-        # The phase is that of the count, by which schedules read their rates:
-        # the step is taken for a whole one.
+        # The phase follows from the count, by which schedules read their
+        # rates: so the step that was cut short counts as a whole one.
         count = self.evaluations_per_step
         steps = -(-self.updates // count)
         keras_internals.set_updates(self, steps * count)
