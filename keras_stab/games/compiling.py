@@ -68,7 +68,7 @@ def show_rates(optimizer):
 
 
 def refuse_arguments(given, players):
-    """Raises a `ValueError` for what a model is compiled with and a game not.
+    """Raises a `ValueError` for what `compile` takes for models only.
 
     Args:
         given: Dict of the arguments.
@@ -124,8 +124,8 @@ def _check_methods(optimizer):
     for each in whole_nest(optimizer):
         if isinstance(each, (GradientMethod, IRE)):
             raise ValueError(
-                f"{type(each).__name__} is not offered in a Game: it takes "
-                "gradients of its own of one loss that all weights share, and "
+                f"{type(each).__name__} does not work in a Game: it computes "
+                "its own gradients, of one loss that all weights share, and "
                 "a game has none. Use an optimizer, RAPP, CEGPlus, or one "
                 "inside ExtraGradient, OptimisticGradient, Lookahead or "
                 f"WeightAveraging. Received: {each.name!r}"
@@ -133,7 +133,7 @@ def _check_methods(optimizer):
 
 
 def _check_parts(optimizer):
-    """Of a `MultiOptimizer`, also one that is not ours."""
+    """Checks the parts of a `MultiOptimizer`, even one that is not ours."""
     for part in getattr(innermost(optimizer), "optimizers", None) or []:
         for each in nest(part):
             if getattr(each, "moves_jointly", False):
