@@ -136,7 +136,7 @@ def averaging_methods(model):
 
 
 def _clone_of_class(model):
-    """A task of KerasHub: Keras clones the functional model in it alone."""
+    """Clones a KerasHub task: Keras clones only the functional model in it."""
     clone = type(model).from_config(model.get_config())
     # Its configuration may leave out the vocabulary.
     if hasattr(model, "preprocessor"):
