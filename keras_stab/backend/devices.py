@@ -12,10 +12,10 @@ import numpy as np
 BACKEND = keras.backend.backend()
 # Whether Python runs every operation of every step, instead of tracing one.
 EAGER = BACKEND == "torch"
-# Whether a step is a pure function of values: inside of `fit` variables hold
-# none of their own, what no model owns is a constant, and a missing gradient
-# is zero; tensors made in a function that is differentiated end with it, and a
-# loop over groups is one operation.
+# Whether a step is a pure function of values: inside `fit` variables hold no
+# values, what no model owns is a constant, and a missing gradient is zero;
+# tensors made in a differentiated function do not outlive it, and a loop over
+# groups is one operation.
 FUNCTIONAL = BACKEND == "jax"
 
 if BACKEND not in ("tensorflow", "jax", "torch"):
@@ -89,10 +89,10 @@ def sum_groups(stacks, sizes):
 
 
 def sum_shares(gradients):
-    """Sums gradients that an optimizer was handed over the replicas.
+    """Sums over the replicas the gradients that an optimizer was given.
 
     A replica of TensorFlow hands over its share of them; elsewhere they are
-    those of all rows. `None` stays where there is none.
+    those of all rows. A missing one stays `None`.
     """
     if BACKEND != "tensorflow" or replicas() == 1:
         return gradients

@@ -1,8 +1,8 @@
 """The one-pass engine: group gradients from one forward and one backward.
 
-The backward pass stops at the outputs of the layers that own weights. What
-enters a layer and the gradient by what leaves it then give, layer by layer,
-its part of the Gram matrix and of the combination.
+The backward pass stops at the outputs of the layers that own weights. The
+input of a layer and the gradient by its output then give, layer by layer, its
+part of the Gram matrix and of the combination.
 """
 
 import keras

@@ -3,7 +3,7 @@
 The model runs, with made-up weights and rows, on a batch and on the same
 batch with the rows of group 1 replaced by those of group 0. What the layers
 with weights and the model put out for the rows of group 0 must not change: a
-layer that mixes rows (batch statistics, a time-major reshape) is found so.
+layer that mixes rows (batch statistics, a time-major reshape) shows here.
 """
 
 import collections
