@@ -1,6 +1,6 @@
 """Stable training for Keras 3, on TensorFlow, JAX and PyTorch.
 
-Every method is an ordinary Keras optimizer, or goes around one:
+Every method is an ordinary Keras optimizer, or wraps one:
 
     model.compile(optimizer=keras_stab.GRAIN("adamw"), ...)
     model.fit(...)

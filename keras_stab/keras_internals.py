@@ -28,7 +28,7 @@ def build_for(model, data):
 
 
 def _loss_is_known(model):
-    """Whether nothing more would become known by building once more.
+    """Whether building once more would add nothing.
 
     A model's own `compute_loss` need not use the losses of `compile`, which
     then are never built. Keras has tried that before a step of JAX, in which

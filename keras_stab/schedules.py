@@ -381,7 +381,7 @@ class LinearWarmup(_Configured):
 
 
 def _dtype():
-    """Half precision would neither hold steps nor rates."""
+    """Half precision could hold neither steps nor rates."""
     return "float64" if keras.config.floatx() == "float64" else "float32"
 
 
