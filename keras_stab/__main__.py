@@ -49,7 +49,7 @@ def device_names():
     try:
         return keras.distribution.list_devices()
     except (AttributeError, NotImplementedError, ValueError):
-        # No list on PyTorch: a new tensor tells at least where it is.
+        # No list on PyTorch: a new tensor at least shows where it is.
         return [str(keras.ops.zeros(1).device)]
 
 

@@ -46,7 +46,7 @@ def checked_function(argument, value, parameters):
             inspect.signature(value).bind(*parameters)
         except TypeError:
             fits = False
-        except ValueError:  # some callables written in C tell nothing
+        except ValueError:  # some callables written in C have no signature
             pass
     if not fits:
         raise ValueError(

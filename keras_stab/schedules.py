@@ -181,7 +181,7 @@ class TimeVaryingSigmoid(_Configured):
     $$
 
     Here the factor is outside of the momentum buffer, so that while it falls
-    quickly the weights take another path than with `TVLARS`.
+    quickly the weights take a different path than with `TVLARS`.
 
     Args:
         learning_rate: Float, $b$, at least 0.

@@ -45,7 +45,7 @@ def updates_under_conditions():
 
 
 def replicas():
-    """How many replicas of this step run in step, summing their gradients."""
+    """How many replicas run this step together, summing their gradients."""
     if BACKEND == "tensorflow":
         return tf.distribute.get_strategy().num_replicas_in_sync
     if BACKEND == "torch" and torch.distributed.is_available():

@@ -1,4 +1,4 @@
-"""StabilityMonitor: what the methods report, beside the loss."""
+"""StabilityMonitor: what the methods report, alongside the loss."""
 
 import os
 from typing import Any

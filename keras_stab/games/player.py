@@ -142,7 +142,7 @@ def _check_loss(name, loss):
     if isinstance(loss, (str, keras.losses.Loss)):
         raise TypeError(
             f"{wanted}, and not a loss of Keras, which compares labels with "
-            f"outputs: call that one inside of the function. {given}"
+            f"outputs: call that one inside the function. {given}"
         )
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(f"{wanted}. {given}")

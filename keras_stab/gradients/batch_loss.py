@@ -25,7 +25,7 @@ Evaluation = collections.namedtuple(
 class BatchLoss:
     """The training loss of a batch, and its gradients, at given values.
 
-    It assigns nothing: variables have the given values inside of `scope`, and
+    It assigns nothing: variables have the given values inside `scope`, and
     what the model would assign is returned as an `Evaluation`.
 
     Attributes:
@@ -94,8 +94,8 @@ class BatchLoss:
 
         Returns:
             `evaluation, gradients, masks, pull`: the padding masks of the
-            outputs, and a function from gradients by the outputs to gradients
-            by the values.
+            outputs, and a function from gradients with respect to the outputs
+            to those with respect to the values.
         """
         x, y, sample_weight = self.batch
 

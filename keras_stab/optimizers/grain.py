@@ -32,7 +32,7 @@ from keras_stab.registration import registered
 
 @registered
 class GRAIN(HasWindow, GradientMethod):
-    r"""Replaces the mean gradient by one that conflicts with no group.
+    r"""Replaces the mean gradient with one that conflicts with no group.
 
     The rows of a batch are split into K groups (row i belongs to group
     i mod K) with gradients $g_1, \dots, g_K$, each of the model's own loss on

@@ -16,7 +16,7 @@ _KEY = "left_behind"
 
 
 class Restarts(keras.optimizers.Optimizer):
-    """Mixin of methods that remember a point of their own beside the weights.
+    """Mixin of methods that remember a point of their own besides the weights.
 
     An iterate, an anchor, slow weights, an average or gradients that wait for
     others belong to the weights that the method has trained. If others are

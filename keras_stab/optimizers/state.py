@@ -1,4 +1,4 @@
-"""State that optimizers keep beside the slots of Keras."""
+"""State that optimizers keep in addition to the slots of Keras."""
 
 from keras_stab import keras_internals
 

@@ -162,7 +162,7 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
     ) -> list[Any]:
         """One value per built variable; `None` for those not passed.
 
-        A model's trainable variables of today may be fewer than those that
+        A model's trainable variables may now be fewer than those that
         the optimizer was built with: a layer may have been frozen since.
         """
         position = keras_internals.positions(self)

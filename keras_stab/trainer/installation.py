@@ -115,7 +115,7 @@ def install() -> None:
 
     Importing `keras_stab` does this. It changes nothing for a model whose
     optimizer holds none of them. A `train_step` or `fit` that another library
-    has put on `keras.Model` runs as before, inside of ours.
+    has put on `keras.Model` runs as before, inside ours.
     """
     global _installed
     _installed = True

@@ -1,4 +1,4 @@
-"""How far the groups of a batch agree about the gradient, beside training."""
+"""How far the groups of a batch agree about the gradient, during training."""
 
 import keras
 import numpy as np

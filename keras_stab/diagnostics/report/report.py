@@ -247,7 +247,7 @@ def _all_runs(
         )
         for task, record in _perform(tasks, build_and_fit, processes):
             done[task["arm"], task["seeds"]] = record
-            # A name that is missing is told at once, not after hours.
+            # A missing name is reported at once, not after hours.
             metric = pick_metric(record, metric)
             bar.update(
                 row,

@@ -84,7 +84,7 @@ class _Trial:
         return without_rows
 
     def check_copies(self, without_rows):
-        """The model must take a copy for each row as it takes one for all.
+        """The model must accept a copy for each row in place of one for all.
 
         The outputs stay what they are, and those for row 2 depend on no copy
         but the one for row 2.

@@ -86,7 +86,7 @@ class Strength:
                 return arguments[name]
         raise ValueError(
             "The highest learning rate is not known: the inner optimizer has "
-            "no schedule that tells it. Pass `reference_learning_rate`"
+            "no schedule that gives it. Pass `reference_learning_rate`"
         )
 
 

@@ -89,7 +89,7 @@ class CEGPlus(PhaseOptimizer):
         several times, a number not known in advance, while an optimizer is
         given one gradient of a new batch per call.
 
-    Cost: two gradients per step, each of a batch of its own; two more copies
+    Cost: two gradients per step, each from its own batch; two more copies
         of the weights. Adaptive: two more inner products.
 
     Convergence: weak Minty solutions with constant $\rho > -1/(2L)$, that

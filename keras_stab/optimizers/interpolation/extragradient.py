@@ -62,7 +62,7 @@ class ExtraGradient(MeasuredUpdate):
         With constraints both points are projected; `CEGPlus` is the method
         that projects the first only, and the one with a guarantee there.
 
-    Cost: two gradients per step, each of a batch of its own: compare methods
+    Cost: two gradients per step, each from its own batch: compare methods
         by gradients. One more copy of the weights, and with separate moments
         one more of the inner state.
 

@@ -43,8 +43,8 @@ class RAPP(PhaseOptimizer):
     Args:
         learning_rate: $\gamma$: float, schedule or callable; a step keeps
             the rate of its first gradient. Defaults to 0.1.
-        inner_steps: Int, $\tau$, at least 1: gradients, each of a batch of
-            its own, from one anchor to the next. Defaults to 3.
+        inner_steps: Int, $\tau$, at least 1: gradients, each from its own
+            batch, from one anchor to the next. Defaults to 3.
         relaxation: Float in (0, 1], $\lambda$. Defaults to 0.5.
         proximal: `None` for each variable's own constraint; one operator of
             `keras_stab.constraints` for all; or a dict from regular
