@@ -69,7 +69,7 @@ class ProximalOperator:
     def get_config(self) -> dict[str, Any]:
         config = {name: getattr(self, name) for name in self.arguments}
         if isinstance(config.get("axis"), tuple):
-            # As Keras writes tuples, `from_config` would not know them.
+            # Keras saves tuples in a form that `from_config` would not accept.
             config["axis"] = list(config["axis"])
         return config
 

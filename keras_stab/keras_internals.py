@@ -80,7 +80,7 @@ def all_layers(model):
 
 
 def weights_to_train(model):
-    """All variables that layers made to be trained, frozen ones included.
+    """All variables that layers made to be trained, including frozen ones.
 
     `non_trainable_variables` mixes frozen ones with moving statistics.
     """

@@ -32,9 +32,9 @@ def snapshot(variable):
 
 
 def read_after(variable):
-    """The value after what was assigned before, as a tensor of its own."""
+    """The value after earlier assignments, as a separate tensor."""
     if BACKEND == "jax":
-        # Otherwise the compiler may compute it twice, rounded differently.
+        # Without this the compiler may compute it twice, rounded differently.
         return jax.lax.optimization_barrier(variable.value)
     return read(variable)
 

@@ -123,7 +123,7 @@ def _of_one(joint, turn, values, state):
 
 
 def row_count(batch):
-    """How many examples a batch has, by which Keras weights what it logs."""
+    """The number of examples, by which Keras weights a batch in the logs."""
     shapes = [
         keras.ops.shape(leaf)
         for leaf in keras.tree.flatten(batch)

@@ -171,7 +171,7 @@ def _inverse(xp, matrix, groups):
     if xp is np:
         return np.linalg.inv(matrix)
     ops = keras.ops
-    # As the loop counter: with float64 as default it would be int64.
+    # int32 like the loop counter: with float64 as default it would be int64.
     positions = ops.arange(groups, dtype="int32")
 
     def eliminate(k, matrix):

@@ -268,7 +268,7 @@ def lenders(optimizer, kind=LendsWeights):
 
 
 def outermost_lenders(optimizer):
-    """Those that decide what is evaluated: the first of every nest."""
+    """The methods that decide what is evaluated: the first of every nest."""
     for each in nest(optimizer):
         if isinstance(each, LendsWeights):
             return [each]

@@ -195,8 +195,8 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
         own = self.own_variables
         saved = sum(key.isdigit() for key in store.keys())
         if not self.built and saved:
-            # As Keras does, which would look at the variables of the inner
-            # optimizer too, and write into them if there are as many.
+            # Keras's own warning. Keras would count the inner optimizer's
+            # variables too, and write into them if the numbers agree.
             warnings.warn(
                 f"Skipping variable loading for optimizer {self.name!r}, "
                 f"because it has {len(own)} variables whereas the saved "

@@ -167,7 +167,7 @@ def _describe(optimizer):
 
 
 def _without_names(config):
-    """Without the names, which Keras numbers and which change no score."""
+    """Drops the names, which Keras numbers and which change no score."""
     if isinstance(config, dict):
         return {
             key: _without_names(value)

@@ -248,7 +248,7 @@ class IRE(GradientMethod):
         note = None
         step = self.completed_updates()
         if self._draws_labels:
-            # At the first step, not where labels are drawn first.
+            # Checked at the first step, not when labels are first drawn.
             check_losses(oracle.model)
         if self._draws_labels and self.fisher_fraction == 1.0:
             # The Fisher pass sees what the training pass has seen.

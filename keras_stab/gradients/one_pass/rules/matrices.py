@@ -43,7 +43,7 @@ def dense_rule(layer, call):
 
 @register_layer_rule(keras.layers.EinsumDense, before_activation=True)
 def einsum_dense_rule(layer, call):
-    """Also inside MultiHeadAttention, which has no weights of its own."""
+    """Also serves MultiHeadAttention, which has no weights of its own."""
     inputs, gradient = call.grouped(call.args[0]), call.grouped(call.gradient)
     equation = expand_ellipsis(layer.equation, len(inputs.shape) - 1)
     answer = []
