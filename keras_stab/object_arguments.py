@@ -60,7 +60,7 @@ def checked_path(argument, value):
     """The value, if it can be the path of a file or folder."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise ValueError(
-            f"`{argument}` must be a path that is not empty. Received: "
+            f"`{argument}` must be a non-empty path. Received: "
             f"{argument}={value!r}"
         )
     return value

@@ -114,7 +114,7 @@ def check_norm_of_scaled(optimizer):
         if isinstance(each, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
                 "`operator_norm=True` takes gradients before a "
-                "LossScaleOptimizer scales them, which underflow in float16. "
+                "LossScaleOptimizer scales them, so they underflow in float16. "
                 "Leave it out, or use mixed_bfloat16. Received: optimizer "
                 f"{each.name!r} of type LossScaleOptimizer"
             )
@@ -140,8 +140,8 @@ def _check_parts(optimizer):
                 kind = type(each).__name__
                 raise ValueError(
                     f'{kind}(alpha="adaptive") takes inner products over the '
-                    "weights of all players; those of one player alone make "
-                    "another method. Compile the game with one joint "
+                    "weights of all players; with those of one player alone it "
+                    "is another method. Compile the game with one joint "
                     f'{kind}, optimizer={kind}(alpha="adaptive"), or give '
                     f"alpha as a number. Received: {each.name!r} as one of "
                     "several optimizers"

@@ -54,7 +54,7 @@ class Player:
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(
-                "`name` of a player must be a string that is not empty. "
+                "`name` of a player must be a non-empty string. "
                 f"Received: name={name!r}"
             )
         _check_loss(name, loss)

@@ -42,7 +42,7 @@ def begin_again(model):
         warnings.warn(
             "Other weights were put into the model since the last call of "
             f"`fit`: {names} starts again from these. What belonged to the "
-            "weights before (iterate, slow weights, average or gradients) is "
+            "earlier weights (iterate, slow weights, average or gradients) is "
             "dropped",
             stacklevel=5,
         )

@@ -246,7 +246,7 @@ class _Shapes:
         self.outputs = [tuple(t.shape) for t in call.outputs]
         self.inputs = [tuple(t.shape) for t in call.tensors()]
         if any(len(shape) == 0 for shape in self.outputs):
-            raise Refusal(f"{self.name} puts out a scalar")
+            raise Refusal(f"{self.name} returns a scalar")
 
 
 def _shapes(records):

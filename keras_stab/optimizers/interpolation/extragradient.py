@@ -96,8 +96,8 @@ class ExtraGradient(MeasuredUpdate):
             inner = self.inner_optimizer
             if hasattr(innermost(inner), "optimizers"):
                 raise ValueError(
-                    'moments="separate" copies the inner optimizer, and with '
-                    "one for each player callbacks would change the rates of "
+                    'moments="separate" copies the inner optimizer, so if it '
+                    "holds one per player, callbacks would change the rates of "
                     "the originals only. Give each player its own ExtraGradient"
                     '(..., moments="separate"). Received: inner_optimizer of '
                     f"type {type(innermost(inner)).__name__}"

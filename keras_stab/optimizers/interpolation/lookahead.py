@@ -137,7 +137,7 @@ class Lookahead(LendsWeights, Wrapper):
             if self.sync_period % period:
                 raise ValueError(
                     "The period of a Lookahead around another one must be a "
-                    "multiple of that one's, or the inner cycle is cut. "
+                    "multiple of its period, or inner cycles are cut short. "
                     f"Received: sync_period={self.sync_period} around "
                     f"sync_period={period}"
                 )

@@ -47,8 +47,8 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether):
         kind = type(self).__name__
         if kwargs.get("weight_decay"):
             raise ValueError(
-                f"{kind} starts every step from an anchor, which decay of the "
-                "weights in between does not reach. Take "
+                f"{kind} starts every step from an anchor, which weight decay "
+                "within the step does not reach. Take "
                 "proximal=keras_stab.constraints.SquaredL2(weight) instead. "
                 f"Received: weight_decay={kwargs['weight_decay']}"
             )

@@ -76,8 +76,8 @@ def _as_operator(kind, operator, variable):
     if not is_convex(operator):
         raise ValueError(
             f"{kind} needs convex sets, and that of {type(operator).__name__} "
-            "is not convex: the method moves between feasible points, which "
-            "would leave it. Take a set of keras_stab.constraints, for example "
+            "is not convex: the method moves between feasible points, and so "
+            "could leave it. Take a set of keras_stab.constraints, for example "
             f"L2Ball. Received: a constraint on {variable.path!r}"
         )
     if operator is None or hasattr(operator, "proximal"):
