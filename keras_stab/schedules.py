@@ -251,7 +251,7 @@ class ConstantTail(_Configured):
     The published recipe of SWA is linear with `decay_from` at half and
     `tail_step` at nine tenths of the step at which averaging starts; the
     averaged SGD experiments use cosine or steps. Steps are batches (Keras
-    reads schedules at every batch, also when gradients are accumulated).
+    reads schedules at every batch, even when gradients are accumulated).
 
     Raises:
         ValueError: If an argument is out of range or does not fit `shape`.

@@ -65,7 +65,7 @@ def sum_groups(stacks, sizes):
     """Joins the groups of all replicas: their gradients and their rows.
 
     Keras gives a replica 1/R of the gradient of its own mean loss. That adds
-    up to the mean over all rows only where every replica has as many of them;
+    up to the mean over all rows only where every replica has equally many;
     in a short batch it does not, and one may have none of a group. So group k,
     of n_k rows on a replica and N_k in all, is weighted by R n_k / N_k.
     """
@@ -208,7 +208,7 @@ def pooled(batches):
 
 
 def _agreed_rows(batch):
-    """Rows in a batch, which must be as many on all processes, or `None`."""
+    """Rows in a batch, the same number on all processes, or `None`."""
     leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
     own = len(leaves[0]) if leaves else -1
     rows = multihost_utils.process_allgather(np.array(own)).tolist()

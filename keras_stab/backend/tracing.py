@@ -40,7 +40,7 @@ def read_after(variable):
 
 
 def concrete_value(variable):
-    """The value as an array, also while a step is traced by TensorFlow."""
+    """The value as an array, even while TensorFlow traces a step."""
     if BACKEND == "tensorflow":
         with tf.init_scope():
             return variable.value.numpy()
@@ -104,7 +104,7 @@ def as_kernel(function):
 
 
 def concretely(function):
-    """Runs `function() -> list of tensors` now, also inside a traced step.
+    """Runs `function() -> list of tensors` now, even inside a traced step.
 
     Nothing that the step traces may enter it.
     """

@@ -114,7 +114,7 @@ class AveragedWeights(SwapWeights):
 
     In `fit`, the validation uses the average; in `evaluate` and `predict`,
     when it is given there, the whole call does. The trained weights and
-    batch-norm statistics always come back bit for bit, also when a call
+    batch-norm statistics always come back bit for bit, even when a call
     raises. Before the first average the trained weights are used, with a
     warning.
 
@@ -161,7 +161,7 @@ class SwapSlowWeights(SwapWeights):
     given there, use the weights that the outermost such method calls its
     iterate: slow weights or anchor, which `CEGPlus` also projects. At the end
     of a cycle these are the weights themselves. The trained weights always
-    come back bit for bit, also when a call raises.
+    come back bit for bit, even when a call raises.
 
     Args:
         batch_norm_data, batch_norm_steps, swap_on_epoch: As in

@@ -34,7 +34,7 @@ def batch_size(x, y=None, sample_weight=None):
 
 
 def length_checks(batch):
-    """Conditions for `tracing.checked`: all parts have equally many rows.
+    """Conditions for `tracing.checked`: all parts have the same number of rows.
 
     An empty list where all lengths are known: `batch_size` compared those.
     """

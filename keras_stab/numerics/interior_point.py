@@ -65,7 +65,7 @@ def certificate(xp, problem, weights):
 
 
 def solve_in_graph(problem):
-    """Weights from tensors: as many iterations for every problem."""
+    """Weights from tensors: the same number of iterations for every problem."""
     ops = keras.ops
     double = common_dtype([problem.scale]) == "float64"
     constants = _DOUBLE if double else _SINGLE

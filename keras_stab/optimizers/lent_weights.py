@@ -140,7 +140,7 @@ class LendsWeights(Restarts):
         """Puts the evaluation weights into the model, then the trained ones.
 
         Inside the `with` block the model holds the weights to evaluate, to
-        predict with, or to save. On leaving, also by an exception, the
+        predict with, or to save. On leaving, even by an exception, the
         trained weights are back bit for bit. Blocks may be nested.
 
         Args:

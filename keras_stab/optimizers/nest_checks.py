@@ -20,7 +20,7 @@ def evaluations_per_step(optimizer):
         raise ValueError(
             "The optimizers of the players take different numbers of "
             "gradients per step, so no synchronisation fits all of them: "
-            f"choose methods that take equally many. Received: {counts}"
+            f"choose methods that take the same number. Received: {counts}"
         )
     return next(iter(counts.values()), 1)
 

@@ -78,7 +78,7 @@ class Restarts(keras.optimizers.Optimizer):
         restart_inside(self)
 
     def trained_values(self) -> list[Any]:
-        """The weights that are trained, also while others are lent."""
+        """The weights that are trained, even while others are lent."""
         return [
             tracing.read(v)
             for v in keras_internals.built_variables(self)

@@ -50,7 +50,7 @@ def sharpness(
       gradient ascent with long steps.
 
     The batches are pooled exactly, as in `evaluate`: a batch of $n$ of $N$
-    rows, also a short last one, counts $n / N$. Nothing in the model changes:
+    rows, even a short last one, counts $n / N$. Nothing in the model changes:
     weights, statistics, seeds, metrics, optimizer.
 
     Args:

@@ -84,7 +84,7 @@ class WeightAveraging(LendsWeights, Wrapper):
 
     Updates are counted as `iterations` does: once for a window of gradient
     accumulation, not for a step that a loss scaler skips. The average is
-    float32 (float64 for float64 weights), also for half-precision weights. A
+    float32 (float64 for float64 weights), even for half-precision weights. A
     run that ends before the first average gives a warning.
 
     Example:

@@ -65,8 +65,8 @@ class SAM(GradientMethod):
         adaptive: `False`: $T = 1$. `True`: $T = |w| + \eta$, but 1 for
             variables named `bias` or `beta`, as in the authors' code.
             `"all"`: $T = |w|$ for every variable. Defaults to `False`.
-        interval: Int of at least 1. Every so many updates, counted from
-            `start_step`, the gradient is SAM's; otherwise it is the plain
+        interval: Int of at least 1. In one of `interval` updates, counted
+            from `start_step`, the gradient is SAM's; otherwise it is the plain
             one. Defaults to 1.
         eta: Float, $\eta$; for `adaptive=True` only. Defaults to 0.01.
         start_step: Int, plain updates before SAM starts. Defaults to 0.

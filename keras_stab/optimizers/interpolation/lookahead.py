@@ -73,7 +73,7 @@ class Lookahead(LendsWeights, Wrapper):
     weights.
 
     The model holds the fast weights between two synchronisations. Evaluate
-    with the slow ones using the callback `SwapSlowWeights`, or inside `with
+    the slow ones with the callback `SwapSlowWeights`, or inside `with
     optimizer.swap_weights(model):`.
 
     Example: gradient steps of size 1 in the game $x y$, where they diverge;
