@@ -68,7 +68,7 @@ def show_rates(optimizer):
 
 
 def refuse_arguments(given, players):
-    """Raises a `ValueError` for what `compile` takes for models only.
+    """Raises a `ValueError` for `compile` arguments of plain models only.
 
     Args:
         given: Dict of the arguments.

@@ -37,7 +37,7 @@ def group_gradients(oracle, groups, engine="auto"):
 
 
 def _warn_of_empty_groups(model, size, groups):
-    """Warns if the first batch has too few rows: a later one may be short."""
+    """Warns once if the first batch has too few: a later one may be short."""
     known = _found.setdefault(model, {})
     if groups in known or not is_static(size):
         return

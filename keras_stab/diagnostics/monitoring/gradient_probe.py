@@ -27,7 +27,7 @@ class GradientProbe:
 
     def __init__(self, model, data, groups, batch_size):
         self._model = model
-        # Shuffling the data leaves the training as it is too.
+        # Shuffling the data must leave the training as it is too.
         with devices.replayed(devices.random_state()):
             batches, _ = iterate_whole(data, batch_size, model)
             self._batches = list(devices.pooled(batches))

@@ -157,7 +157,7 @@ def stability_report(
     extra("scipy.stats", "`stability_report`")
     if pictures:
         extra("matplotlib.figure", "`stability_report` with `pictures=True`")
-    # All checks come first, also of what is needed only after hours.
+    # All checks come first, even of what is needed only after hours.
     processes = checked_count("processes", processes, 1)
     level, questions, relevant_difference = checked_options(
         level, questions, relevant_difference
