@@ -1,6 +1,6 @@
 """Stable training for Keras 3, on TensorFlow, JAX and PyTorch.
 
-Every method is an ordinary Keras optimizer, or goes around one:
+Every method is an ordinary Keras optimizer, or wraps one:
 
     model.compile(optimizer=keras_stab.GRAIN("adamw"), ...)
     model.fit(...)
@@ -25,7 +25,7 @@ and `SwapSlowWeights`, `averaged_weights`, `export_averaged`,
 Namespaces: `keras_stab.optimizers`, `.callbacks`, `.schedules`, `.games`,
 `.constraints` and `.diagnostics` hold the same names, sorted.
 
-`python -m keras_stab` lists the methods and tries them here. In the
+`python -m keras_stab` lists the methods and tests them here. In the
 repository, `guides/how_to_choose.md` leads from symptoms to methods, and
 `guides/cards` has settings, costs and negative results of each.
 """

@@ -49,7 +49,7 @@ def device_names():
     try:
         return keras.distribution.list_devices()
     except (AttributeError, NotImplementedError, ValueError):
-        # No list on PyTorch: a new tensor tells at least where it is.
+        # No list on PyTorch: a new tensor at least shows where it is.
         return [str(keras.ops.zeros(1).device)]
 
 
@@ -76,7 +76,7 @@ def check(method):
         model.fit(x, x.sum(axis=1), batch_size=8, verbose=0)
         after = model.get_weights()
     except Exception as error:
-        # Whatever it is: this is the place to tell it.
+        # Whatever it is: this is the place to report it.
         return f"{type(error).__name__}: {error}"
     if not all(np.all(np.isfinite(weight)) for weight in after):
         return "the weights are not finite after a step"
@@ -89,7 +89,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(
         prog="python -m keras_stab",
         description="Prints versions, devices and methods, and checks each "
-        "method by a tiny step. The exit status is 0 if all of them pass.",
+        "method with a tiny step. The exit status is 0 if all of them pass.",
     )
     parser.add_argument(
         "--only",

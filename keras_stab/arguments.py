@@ -37,7 +37,7 @@ def checked_number(
         optional: Whether `None` is allowed too.
 
     Raises:
-        ValueError: If it is no finite number in range.
+        ValueError: If it is not a finite number in range.
     """
     if optional and value is None:
         return None
@@ -178,7 +178,7 @@ def _limits(minimum, above, maximum, below):
 
 
 def refuse_numbers(message):
-    """Raises a `ValueError`; warns where a configuration holds the numbers."""
+    """Raises a `ValueError`; for a loaded configuration only warns."""
     if not is_loading():
         raise ValueError(message)
     warnings.warn(

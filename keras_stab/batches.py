@@ -33,7 +33,7 @@ def own_batch(model, x, y=None, sample_weight=None):
     """A batch as `fit` of a model passes it to the train step.
 
     The tasks of KerasHub, and every model with a method `preprocess_samples`,
-    make their inputs (and labels) of raw data themselves.
+    make their inputs (and labels) from raw data themselves.
 
     Returns:
         Tuple `(x, y, sample_weight)`.
@@ -122,9 +122,9 @@ def _to_tensor(leaf):
         return keras.ops.convert_to_tensor(leaf)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "The data hold something that is no tensor. Text needs a model "
+            "The data hold something other than tensors. Text needs a model "
             "that preprocesses it (`preprocess_samples`, as KerasHub's tasks "
-            "have it), or must be made into numbers first. Received: an "
+            "do), or must be made into numbers first. Received: an "
             f"array of dtype {leaf.dtype}"
         ) from error
 

@@ -69,7 +69,7 @@ class ProximalOperator:
     def get_config(self) -> dict[str, Any]:
         config = {name: getattr(self, name) for name in self.arguments}
         if isinstance(config.get("axis"), tuple):
-            # As Keras writes tuples, `from_config` would not know them.
+            # Keras saves tuples in a form that `from_config` would not accept.
             config["axis"] = list(config["axis"])
         return config
 
@@ -315,7 +315,7 @@ class NuclearNorm(ProximalOperator):
         )
 
 
-# Of Keras's own: points between two feasible ones need not be feasible.
+# Sets of Keras in which points between feasible ones may be infeasible.
 _NOT_CONVEX = (keras.constraints.UnitNorm, keras.constraints.MinMaxNorm)
 
 
@@ -349,7 +349,7 @@ def _as_matrix(operator, value, function):
     if dtype not in ("float32", "float64"):
         raise ValueError(
             f"{type(operator).__name__} needs a singular value decomposition, "
-            "which there is for float32 and float64 only: leave it off "
+            "which exists for float32 and float64 only: leave it off "
             f"variables of half precision. Received: dtype {dtype}"
         )
     if len(value.shape) < 2:

@@ -23,7 +23,7 @@ def averaged_weights(
     """Puts the average into the model, and the trained weights back.
 
     Inside the `with` block the model holds the average: evaluate, predict or
-    save it. On leaving, also by an exception, weights and batch-norm
+    save it. On leaving, even by an exception, weights and batch-norm
     statistics are back bit for bit. Training inside the block goes on from
     the trained weights, which then stay. What is saved inside (a `.keras` or
     weights file, or the state tree of an Orbax checkpoint) holds the average
@@ -136,7 +136,7 @@ def averaging_methods(model):
 
 
 def _clone_of_class(model):
-    """A task of KerasHub: Keras clones the functional model in it alone."""
+    """Clones a KerasHub task: Keras clones only the functional model in it."""
     clone = type(model).from_config(model.get_config())
     # Its configuration may leave out the vocabulary.
     if hasattr(model, "preprocessor"):

@@ -28,7 +28,7 @@ def build_for(model, data):
 
 
 def _loss_is_known(model):
-    """Whether nothing more would become known by building once more.
+    """Whether building once more would add nothing.
 
     A model's own `compute_loss` need not use the losses of `compile`, which
     then are never built. Keras has tried that before a step of JAX, in which
@@ -80,7 +80,7 @@ def all_layers(model):
 
 
 def weights_to_train(model):
-    """All variables that layers made to be trained, frozen ones included.
+    """All variables that layers made to be trained, including frozen ones.
 
     `non_trainable_variables` mixes frozen ones with moving statistics.
     """

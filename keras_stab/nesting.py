@@ -13,6 +13,6 @@ def whole_nest(optimizer):
     last = None
     for last in nest(optimizer):
         yield last
-    # Of the innermost only, because a wrapper forwards the attribute.
+    # Only for the innermost, because a wrapper forwards the attribute.
     for part in getattr(last, "optimizers", None) or []:
         yield from whole_nest(part)

@@ -1,4 +1,4 @@
-"""Checks of arguments that are no numbers: functions, patterns, optimizers.
+"""Checks of arguments that are not numbers: functions, patterns, optimizers.
 
 With the wording of `keras_stab.arguments`.
 """
@@ -46,7 +46,7 @@ def checked_function(argument, value, parameters):
             inspect.signature(value).bind(*parameters)
         except TypeError:
             fits = False
-        except ValueError:  # some callables written in C tell nothing
+        except ValueError:  # some callables written in C have no signature
             pass
     if not fits:
         raise ValueError(
@@ -60,7 +60,7 @@ def checked_path(argument, value):
     """The value, if it can be the path of a file or folder."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise ValueError(
-            f"`{argument}` must be a path that is not empty. Received: "
+            f"`{argument}` must be a non-empty path. Received: "
             f"{argument}={value!r}"
         )
     return value
@@ -86,7 +86,7 @@ def deserialized_schedule(argument, config):
         return keras.optimizers.schedules.deserialize(config)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`{argument}` holds no configuration of a schedule: {error}. "
+            f"`{argument}` is not the configuration of a schedule: {error}. "
             f"Received: {argument}={config!r}"
         ) from error
 
@@ -122,7 +122,7 @@ def checked_optimizer(argument, value, owner=None):
 
 
 def _advice_on_optimizer(value, owner):
-    """What was meant by something that is no optimizer, as an example."""
+    """An example of what was meant by something that is not an optimizer."""
     kinds = keras.optimizers
     names = {
         name.lower(): name

@@ -26,7 +26,7 @@ def is_loading() -> bool:
 
 @contextlib.contextmanager
 def loading():
-    """Within it numbers out of range are warned of instead of refused."""
+    """Within it, numbers out of range raise a warning, not an error."""
     token = _loading.set(True)
     try:
         yield

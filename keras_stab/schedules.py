@@ -181,7 +181,7 @@ class TimeVaryingSigmoid(_Configured):
     $$
 
     Here the factor is outside of the momentum buffer, so that while it falls
-    quickly the weights take another path than with `TVLARS`.
+    quickly the weights take a different path than with `TVLARS`.
 
     Args:
         learning_rate: Float, $b$, at least 0.
@@ -251,7 +251,7 @@ class ConstantTail(_Configured):
     The published recipe of SWA is linear with `decay_from` at half and
     `tail_step` at nine tenths of the step at which averaging starts; the
     averaged SGD experiments use cosine or steps. Steps are batches (Keras
-    reads schedules at every batch, also when gradients are accumulated).
+    reads schedules at every batch, even when gradients are accumulated).
 
     Raises:
         ValueError: If an argument is out of range or does not fit `shape`.
@@ -381,7 +381,7 @@ class LinearWarmup(_Configured):
 
 
 def _dtype():
-    """Half precision would neither hold steps nor rates."""
+    """Half precision could hold neither steps nor rates."""
     return "float64" if keras.config.floatx() == "float64" else "float32"
 
 

@@ -1,4 +1,4 @@
-"""What annotations name more than once."""
+"""Types that more than one module uses in annotations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import keras
 
-# Of the backend in use: a `tf.Tensor`, a `jax.Array` or a `torch.Tensor`.
+# A tensor of the backend: `tf.Tensor`, `jax.Array` or `torch.Tensor`.
 Tensor: TypeAlias = keras.KerasTensor | Any
 
 LearningRate: TypeAlias = (

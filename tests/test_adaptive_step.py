@@ -271,7 +271,7 @@ def test_a_step_that_turns_back_is_told():
     optimizer = adaptive(2.0, -0.8)
     walk = cases.Walk(optimizer, cases.FIELDS["bilinear"], [1.0, 0.5])
     walk.step(2)
-    with pytest.warns(UserWarning, match="did not go ahead"):
+    with pytest.warns(UserWarning, match="did not go forward"):
         assert optimizer.diagnostics()["alpha"] == pytest.approx(-0.2)
 
 

@@ -531,7 +531,7 @@ def test_bad_players():
     for turns in ("D", ("x",), ("x", "z")):
         with pytest.raises(ValueError, match="every player has a turn"):
             two(turns=turns)
-    with pytest.raises(ValueError, match="take turns do without"):
+    with pytest.raises(ValueError, match="with turns only one player"):
         two(turns=("x", "y"), operator_norm=True)
     with pytest.raises(ValueError, match="name of a layer of a player"):
         two(predict_with="generator")
@@ -552,10 +552,10 @@ def test_a_variable_that_nobody_owns():
 
 def test_optimizers_that_do_not_suit():
     for optimizer, message in (
-        (keras_stab.GRAIN("sgd"), "GRAIN is not offered in a Game"),
-        (keras_stab.SAM("sgd"), "SAM is not offered"),
-        (keras_stab.IRE("adamw"), "IRE is not offered"),
-        ({"x": keras_stab.SAM("sgd"), "y": "sgd"}, "SAM is not offered"),
+        (keras_stab.GRAIN("sgd"), "GRAIN does not work in a Game"),
+        (keras_stab.SAM("sgd"), "SAM does not work"),
+        (keras_stab.IRE("adamw"), "IRE does not work"),
+        ({"x": keras_stab.SAM("sgd"), "y": "sgd"}, "SAM does not work"),
         (SGD(0.1, global_clipnorm=1.0), "`global_clipnorm` of a joint"),
         (
             keras_stab.Lookahead(SGD(0.1, global_clipnorm=1.0)),

@@ -732,7 +732,7 @@ def test_start_at_a_loss():
     assert optimizer.diagnostics()["refreshes"] == 4
     with pytest.raises(ValueError, match='start_step="manual"'):
         contract.fit(contract.compiled("sgd"), x, y, callbacks=[now])
-    with pytest.raises(ValueError, match="was set already"):
+    with pytest.raises(ValueError, match="is already set"):
         keras_stab.IRE("sgd").start_boost()
 
 

@@ -382,7 +382,7 @@ def first_run(tmp_path):
         (lambda text: text[: len(text) // 2], "is damaged"),
         (lambda text: "", "is damaged"),
         (lambda text: b"\xff\xfe\x00".decode("latin1"), "is damaged"),
-        (lambda text: "[]", "a list in place of a dict"),
+        (lambda text: "[]", "a list instead of a dict"),
         (lambda text: text.replace('"metrics"', '"numbers"'), "no 'metrics'"),
         (lambda text: text.replace('"seconds"', '"time"'), "no 'seconds'"),
         (lambda text: edited(text, metrics={}), "no score"),

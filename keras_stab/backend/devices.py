@@ -12,10 +12,10 @@ import numpy as np
 BACKEND = keras.backend.backend()
 # Whether Python runs every operation of every step, instead of tracing one.
 EAGER = BACKEND == "torch"
-# Whether a step is a pure function of values: inside of `fit` variables hold
-# none of their own, what no model owns is a constant, and a missing gradient
-# is zero; tensors made in a function that is differentiated end with it, and a
-# loop over groups is one operation.
+# Whether a step is a pure function of values: inside `fit` variables hold no
+# values, what no model owns is a constant, and a missing gradient is zero;
+# tensors made in a differentiated function do not outlive it, and a loop over
+# groups is one operation.
 FUNCTIONAL = BACKEND == "jax"
 
 if BACKEND not in ("tensorflow", "jax", "torch"):
@@ -45,7 +45,7 @@ def updates_under_conditions():
 
 
 def replicas():
-    """How many replicas of this step run in step, summing their gradients."""
+    """How many replicas run this step together, summing their gradients."""
     if BACKEND == "tensorflow":
         return tf.distribute.get_strategy().num_replicas_in_sync
     if BACKEND == "torch" and torch.distributed.is_available():
@@ -65,7 +65,7 @@ def sum_groups(stacks, sizes):
     """Joins the groups of all replicas: their gradients and their rows.
 
     Keras gives a replica 1/R of the gradient of its own mean loss. That adds
-    up to the mean over all rows only where every replica has as many of them;
+    up to the mean over all rows only where every replica has equally many;
     in a short batch it does not, and one may have none of a group. So group k,
     of n_k rows on a replica and N_k in all, is weighted by R n_k / N_k.
     """
@@ -89,10 +89,10 @@ def sum_groups(stacks, sizes):
 
 
 def sum_shares(gradients):
-    """Sums gradients that an optimizer was handed over the replicas.
+    """Sums over the replicas the gradients that an optimizer was given.
 
     A replica of TensorFlow hands over its share of them; elsewhere they are
-    those of all rows. `None` stays where there is none.
+    those of all rows. A missing one stays `None`.
     """
     if BACKEND != "tensorflow" or replicas() == 1:
         return gradients
@@ -208,7 +208,7 @@ def pooled(batches):
 
 
 def _agreed_rows(batch):
-    """Rows in a batch, which must be as many on all processes, or `None`."""
+    """Rows in a batch, the same number on all processes, or `None`."""
     leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
     own = len(leaves[0]) if leaves else -1
     rows = multihost_utils.process_allgather(np.array(own)).tolist()

@@ -90,7 +90,7 @@ def value_gradients_and_pullback(function, values):
 
 
 def gradients_at_taps(function):
-    """Differentiates by tensors inside a computation, not by its inputs.
+    """Gradients for tensors inside a computation, not for its inputs.
 
     Args:
         function: `function(tap) -> (scalar, aux)`. It passes a tensor through
@@ -191,7 +191,7 @@ def noticing_dependence(loss, notice):
 
 
 def leaves_of(values):
-    """Tensors to differentiate by, on PyTorch.
+    """Tensors to take gradients for, on PyTorch.
 
     At the current weights these are the parameters themselves, so that
     wrapped torch modules, which read no scope, are differentiated too.

@@ -1,4 +1,4 @@
-"""A number by which tensors are known again, the same on every machine."""
+"""A number by which tensors are recognised, the same on every machine."""
 
 import keras
 import numpy as np
@@ -6,12 +6,12 @@ import numpy as np
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 
-# Entries at once, where every operation makes a tensor of its own.
+# Entries per pass, where every operation makes a tensor of its own.
 AT_ONCE = 2**22
 
 
 def fingerprint(tensors: list) -> int:
-    """Int of 32 bits: of the bits of all entries, and of where they stand.
+    """A 32-bit int, from the bits of all entries and their positions.
 
     Computed on the device, in one go, and read from there. Whole numbers
     only: their sums do not depend on how the tensors are laid out.

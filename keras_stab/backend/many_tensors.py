@@ -140,7 +140,7 @@ def each_norm(tensors):
 
 
 def inner_product(tensors, others):
-    """Of two lists as one long vector each, a scalar; in full precision."""
+    """The inner product of two lists of tensors, in full precision."""
     if BACKEND != "torch":
         return inner(tensors, others)
     dtype = getattr(torch, common_dtype(tensors))

@@ -111,7 +111,7 @@ def _alike(left, right):
 
 
 def weight_product(left, right):
-    """`left' right`, a weight gradient: rounded as ordinary ones are.
+    """`left' right`, a weight gradient: rounded like ordinary ones.
 
     In the precision of its factors; returned in full precision.
     """

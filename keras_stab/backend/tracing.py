@@ -32,15 +32,15 @@ def snapshot(variable):
 
 
 def read_after(variable):
-    """The value after what was assigned before, as a tensor of its own."""
+    """The value after earlier assignments, as a separate tensor."""
     if BACKEND == "jax":
-        # Otherwise the compiler may compute it twice, rounded differently.
+        # Without this the compiler may compute it twice, rounded differently.
         return jax.lax.optimization_barrier(variable.value)
     return read(variable)
 
 
 def concrete_value(variable):
-    """The value as an array, also while a step is traced by TensorFlow."""
+    """The value as an array, even while TensorFlow traces a step."""
     if BACKEND == "tensorflow":
         with tf.init_scope():
             return variable.value.numpy()
@@ -104,7 +104,7 @@ def as_kernel(function):
 
 
 def concretely(function):
-    """Runs `function() -> list of tensors` now, also inside a traced step.
+    """Runs `function() -> list of tensors` now, even inside a traced step.
 
     Nothing that the step traces may enter it.
     """

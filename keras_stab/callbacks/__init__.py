@@ -1,4 +1,4 @@
-"""Callbacks: evaluation weights, the start of a boost, and what a method does."""
+"""Callbacks: evaluation weights, the start of a boost, and reports."""
 
 from keras_stab.callbacks.stability_monitor import StabilityMonitor
 from keras_stab.callbacks.start_boost import StartBoostAtLoss

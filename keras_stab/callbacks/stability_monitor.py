@@ -1,4 +1,4 @@
-"""StabilityMonitor: what the methods report, beside the loss."""
+"""StabilityMonitor: what the methods report, alongside the loss."""
 
 import os
 from typing import Any
@@ -34,8 +34,8 @@ class StabilityMonitor(keras.callbacks.Callback):
     sample is taken.
 
     `probe` gives the conflict rate and the gradient noise scale of any
-    optimizer, also of a plain one: the gradients of groups of these rows are
-    computed beside the training, which stays the same to the last bit.
+    optimizer, even a plain one: the gradients of groups of these rows are
+    computed alongside training, which stays the same to the last bit.
 
     The gradient noise scale $\operatorname{tr} \Sigma / |G|^2$ (in rows, for
     the mean gradient $G$ and the covariance $\Sigma$ of row gradients) is the

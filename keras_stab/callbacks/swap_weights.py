@@ -113,14 +113,15 @@ class AveragedWeights(SwapWeights):
     """Evaluates, predicts and saves with the average of `WeightAveraging`.
 
     In `fit`, the validation uses the average; in `evaluate` and `predict`,
-    when given there, the whole call. The trained weights and batch-norm
-    statistics always come back bit for bit, also when a call raises. Before
-    the first average the trained weights are used, with a warning.
+    when it is given there, the whole call does. The trained weights and
+    batch-norm statistics always come back bit for bit, even when a call
+    raises. Before the first average the trained weights are used, with a
+    warning.
 
     Args:
         batch_norm_data: Training data, as for `reestimate_batch_norm`, to
-            compute the batch-norm statistics of the average. It is gone
-            through more than once, so it cannot be a generator. `None` leaves
+            compute the batch-norm statistics of the average. It is read
+            more than once, so it cannot be a generator. `None` leaves
             them as they are. Defaults to `None`.
         batch_norm_steps: Int, the most batches of it to use; `None` for all.
             Defaults to `None`.
@@ -158,9 +159,9 @@ class SwapSlowWeights(SwapWeights):
     `RAPP` or an extragradient method holds look-ahead points. With this
     callback the validation in `fit`, and `evaluate` and `predict` where it is
     given there, use the weights that the outermost such method calls its
-    iterate: slow weights or anchor, `CEGPlus` projects it too. At the end of
-    a cycle these are the weights themselves. The trained weights always come
-    back bit for bit, also when a call raises.
+    iterate: slow weights or anchor, which `CEGPlus` also projects. At the end
+    of a cycle these are the weights themselves. The trained weights always
+    come back bit for bit, even when a call raises.
 
     Args:
         batch_norm_data, batch_norm_steps, swap_on_epoch: As in

@@ -1,4 +1,4 @@
-"""Whether a method helps: reports over several seeds, and the loss around minima."""
+"""Whether a method helps: reports over seeds, and the loss around minima."""
 
 from keras_stab.diagnostics.loss import Landscape
 from keras_stab.diagnostics.loss import Sharpness

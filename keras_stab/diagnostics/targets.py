@@ -15,7 +15,7 @@ def check_targets(argument, data, batches, model, loss=None):
 
     Args:
         argument: Name of the argument for messages.
-        data: What was passed as that.
+        data: What was passed as that argument.
         batches: The batches `(x, y, sample_weight)` in it.
         model: A `keras.Model`.
         loss: As for `sharpness`.

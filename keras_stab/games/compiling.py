@@ -68,7 +68,7 @@ def show_rates(optimizer):
 
 
 def refuse_arguments(given, players):
-    """Raises a `ValueError` for what a model is compiled with and a game not.
+    """Raises a `ValueError` for `compile` arguments of plain models only.
 
     Args:
         given: Dict of the arguments.
@@ -114,7 +114,7 @@ def check_norm_of_scaled(optimizer):
         if isinstance(each, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
                 "`operator_norm=True` takes gradients before a "
-                "LossScaleOptimizer scales them, which underflow in float16. "
+                "LossScaleOptimizer scales them, so they underflow in float16. "
                 "Leave it out, or use mixed_bfloat16. Received: optimizer "
                 f"{each.name!r} of type LossScaleOptimizer"
             )
@@ -124,8 +124,8 @@ def _check_methods(optimizer):
     for each in whole_nest(optimizer):
         if isinstance(each, (GradientMethod, IRE)):
             raise ValueError(
-                f"{type(each).__name__} is not offered in a Game: it takes "
-                "gradients of its own of one loss that all weights share, and "
+                f"{type(each).__name__} does not work in a Game: it computes "
+                "its own gradients, of one loss that all weights share, and "
                 "a game has none. Use an optimizer, RAPP, CEGPlus, or one "
                 "inside ExtraGradient, OptimisticGradient, Lookahead or "
                 f"WeightAveraging. Received: {each.name!r}"
@@ -133,15 +133,15 @@ def _check_methods(optimizer):
 
 
 def _check_parts(optimizer):
-    """Of a `MultiOptimizer`, also one that is not ours."""
+    """Checks the parts of a `MultiOptimizer`, even one that is not ours."""
     for part in getattr(innermost(optimizer), "optimizers", None) or []:
         for each in nest(part):
             if getattr(each, "moves_jointly", False):
                 kind = type(each).__name__
                 raise ValueError(
                     f'{kind}(alpha="adaptive") takes inner products over the '
-                    "weights of all players; those of one player alone make "
-                    "another method. Compile the game with one joint "
+                    "weights of all players; with those of one player alone it "
+                    "is another method. Compile the game with one joint "
                     f'{kind}, optimizer={kind}(alpha="adaptive"), or give '
                     f"alpha as a number. Received: {each.name!r} as one of "
                     "several optimizers"

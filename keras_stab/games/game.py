@@ -135,8 +135,8 @@ class Game(JointTraining):
         if self.operator_norm and self.turns != "simultaneous":
             raise ValueError(
                 "`operator_norm=True` needs the gradients of all players in "
-                "every step, and players who take turns do without. Received: "
-                f"turns={turns!r}"
+                "every step; with turns only one player's are computed. "
+                f"Received: turns={turns!r}"
             )
         self.predict_with = predict_with
         if predict_with is not None:
@@ -205,7 +205,7 @@ class Game(JointTraining):
                 each player's name (see `PlayerOptimizers`). With turns, a
                 joint optimizer is copied for every player.
             run_eagerly and the others: As in `keras.Model.compile`.
-            loss, **kwargs: None: a model's losses and metrics are refused.
+            loss, **kwargs: Refused, since each player has its own loss.
 
         Raises:
             ValueError: If the optimizer does not suit a game: GRAIN, SAM, IRE,

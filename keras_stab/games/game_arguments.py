@@ -8,7 +8,7 @@ from keras_stab.games.player import Player
 
 
 def checked_players(players):
-    """The players, a tuple, if they are any."""
+    """The players as a tuple, if they are valid."""
     listed = isinstance(players, (list, tuple)) and len(players) > 0
     if not listed or not all(isinstance(p, Player) for p in players):
         raise ValueError(
@@ -37,7 +37,7 @@ def checked_parts(parts):
 
 
 def checked_turns(turns, players):
-    """The turns, if every player of those named has one."""
+    """The turns, if each of the named players has one."""
     names = [player.name for player in players]
     if len(set(names)) < len(names):
         raise ValueError(

@@ -141,9 +141,9 @@ class JointLoss:
                 raise ValueError(
                     f"The loss of player {player.name!r} writes the variable "
                     f"{variable.path!r}, which the game does not track: what "
-                    "is written would be lost, and random numbers the same in "
-                    "every step. Hand the layer, metric or SeedGenerator to "
-                    "the game, for example "
+                    "is written would be lost, and random numbers would repeat "
+                    "in every step. Hand the layer, metric or SeedGenerator "
+                    "to the game, for example "
                     "Game(..., parts={'noise': seed_generator}), or draw with "
                     "`game.seed_generator`"
                 )
@@ -159,7 +159,7 @@ class JointLoss:
     def _independent(self, player):
         raise ValueError(
             f"The loss of player {player.name!r} does not depend on the "
-            "player's own variables, so that it could never move. Compute "
+            "player's own variables, so the player could never move. Compute "
             "what depends on them inside the loss (fakes made outside of it "
             "are constants), and use no `stop_gradient` and no NumPy on the "
             "way"

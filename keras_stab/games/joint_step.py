@@ -27,8 +27,8 @@ def player_on_turn(optimizer, state):
 
     Args:
         optimizer: The compiled optimizer, which keeps the turn counter.
-        state: What the train step of JAX is given, where alone the counter
-            has its value during `fit`.
+        state: What JAX's train step is given: during `fit` the counter has
+            its value only there.
     """
     parts = per_player(optimizer)
     if parts is None or parts.turn is None:
@@ -97,14 +97,14 @@ def _with_norm(joint, values, state, norm):
 
 
 def _of_one(joint, turn, values, state):
-    """The loss of the player on turn; the others' are not computed."""
+    """The loss of the player whose turn it is; no other is computed."""
     players = joint.game.players
 
     def branch(player):
         def evaluate():
             total, (loss,), after = joint(values, state, [player])
             if not any(joint.game.owner(v) is player for v in joint.weights):
-                # PyTorch differentiates nothing that needs no gradient.
+                # PyTorch refuses to differentiate what needs no gradient.
                 total = total + sum(0.0 * keras.ops.sum(v) for v in values)
             return [total, loss, *after]
 
@@ -123,7 +123,7 @@ def _of_one(joint, turn, values, state):
 
 
 def row_count(batch):
-    """How many examples a batch has, by which Keras weights what it logs."""
+    """The number of examples, by which Keras weights a batch in the logs."""
     shapes = [
         keras.ops.shape(leaf)
         for leaf in keras.tree.flatten(batch)

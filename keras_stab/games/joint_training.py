@@ -99,7 +99,7 @@ class JointTraining(keras.Model):
 
     @property
     def metrics_names(self) -> list[str]:
-        """Without the joint sum, as `evaluate`."""
+        """The names without the joint sum, as in `evaluate`."""
         return [name for name in super().metrics_names if name != "loss"]
 
     def get_metrics_result(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Player:
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(
-                "`name` of a player must be a string that is not empty. "
+                "`name` of a player must be a non-empty string. "
                 f"Received: name={name!r}"
             )
         _check_loss(name, loss)
@@ -142,7 +142,7 @@ def _check_loss(name, loss):
     if isinstance(loss, (str, keras.losses.Loss)):
         raise TypeError(
             f"{wanted}, and not a loss of Keras, which compares labels with "
-            f"outputs: call that one inside of the function. {given}"
+            f"outputs: call that one inside the function. {given}"
         )
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(f"{wanted}. {given}")

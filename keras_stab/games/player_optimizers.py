@@ -108,7 +108,7 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
         owned: dict[str, list[keras.Variable]],
         turns: tuple[str, ...] | None = None,
     ) -> None:
-        """Tells the players' variables; `Game.compile` does.
+        """Sets the players' variables; `Game.compile` calls this.
 
         Args:
             owned: Dict: name of each player to a list of its variables.
@@ -160,7 +160,7 @@ class PlayerOptimizers(keras.optimizers.MultiOptimizer):
 
     @property
     def iterations(self) -> keras.Variable:
-        """Real updates of the players; with turns, turns."""
+        """Real updates of the players; with turns, the number of turns."""
         if self.turns:
             return super().iterations
         return next(iter(self.by_player.values())).iterations

@@ -140,8 +140,8 @@ def _corner_norm(a):
 def forsaken(radius: float | None = 1.5) -> GameProblem:
     r"""`min max x (y - 0.45) + psi(x) - psi(y)`, with two cycles.
 
-    $\psi(t) = t^2 / 4 - t^4 / 2 + t^6 / 6$. The solution repels gradient
-    descent ascent, the inner cycle too, the outer cycle attracts.
+    $\psi(t) = t^2 / 4 - t^4 / 2 + t^6 / 6$. The solution and the
+    inner cycle repel gradient descent ascent; the outer cycle attracts it.
 
     Args:
         radius: Float, of the box, or `None` for the plane (then L is

@@ -13,7 +13,7 @@ from keras_stab.gradients.scope import RecordingScope
 # What one evaluation of the loss leaves behind. `state`: the non-trainable
 # values, `None` where unassigned. `carried`: values that go on from one group
 # to the next (metrics, and variables that the model does not track).
-# `replacements`: new values of the trainable variables that are no weights
+# `replacements`: new values of the trainable variables that are not weights
 # (`overwrite_with_gradient`: scales and histories of float8 layers), which come
 # in place of a gradient; `None` for every weight.
 Evaluation = collections.namedtuple(
@@ -25,7 +25,7 @@ Evaluation = collections.namedtuple(
 class BatchLoss:
     """The training loss of a batch, and its gradients, at given values.
 
-    It assigns nothing: variables have the given values inside of `scope`, and
+    It assigns nothing: variables have the given values inside `scope`, and
     what the model would assign is returned as an `Evaluation`.
 
     Attributes:
@@ -58,7 +58,7 @@ class BatchLoss:
     def evaluate(self, batch, non_trainable, carried, share=1.0):
         """The `Evaluation` of some rows and the gradients of the scaled loss.
 
-        Gradients are `None` for variables that are no weights.
+        Gradients are `None` for variables that are not weights.
 
         Args:
             batch: As the attribute, or a part of it.
@@ -94,8 +94,8 @@ class BatchLoss:
 
         Returns:
             `evaluation, gradients, masks, pull`: the padding masks of the
-            outputs, and a function from gradients by the outputs to gradients
-            by the values.
+            outputs, and a function from gradients with respect to the outputs
+            to those with respect to the values.
         """
         x, y, sample_weight = self.batch
 
@@ -123,7 +123,7 @@ class BatchLoss:
         return evaluation, gradients, masks, pull_weights
 
     def _without_replacements(self, evaluation, gradients):
-        """Moves what is no gradient from the gradients to the evaluation."""
+        """Moves what is not a gradient into the evaluation."""
         replacements = [
             g if v.overwrite_with_gradient else None
             for g, v in zip(gradients, self.variables)
@@ -135,7 +135,7 @@ class BatchLoss:
         return evaluation._replace(replacements=replacements), gradients
 
     def scope(self, values, non_trainable, carried):
-        """In it, the model's variables have these values."""
+        """Within it, the model's variables have these values."""
         return RecordingScope(
             [
                 *zip(self.variables, values),

@@ -22,8 +22,8 @@ ENGINES = ("auto", "microbatch", "one_pass")
 # Below this share of a stock step, one pass saves too little.
 _WORTHWHILE = 0.05
 
-# What was found out about a model, which trying again would only repeat: as
-# `Examined`, or why it was refused.
+# What was found out about a model, so that no step repeats it: `Examined`, or
+# why it was refused.
 _found: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -37,7 +37,7 @@ def group_gradients(oracle, groups, engine="auto"):
 
 
 def _warn_of_empty_groups(model, size, groups):
-    """Once, if the first batch has too few rows: a later one may be short."""
+    """Warns once if the first batch has too few: a later one may be short."""
     known = _found.setdefault(model, {})
     if groups in known or not is_static(size):
         return
@@ -45,7 +45,7 @@ def _warn_of_empty_groups(model, size, groups):
     if size < groups:
         warnings.warn(
             f"Each group needs a row: of {groups} groups {groups - size} are "
-            "empty and have no part in the step. Use larger batches or fewer "
+            "empty and take no part in the step. Use larger batches or fewer "
             f"groups. Received: groups={groups}, a batch of {size} rows",
             stacklevel=2,
         )

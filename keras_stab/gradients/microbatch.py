@@ -61,7 +61,7 @@ def microbatch(oracle, groups):
 
 
 def _run_unrolled(oracle, batch, groups, size, sizes):
-    """Every group by itself; on TensorFlow and JAX in one graph."""
+    """Evaluates each group by itself; on TensorFlow and JAX in one graph."""
     evaluations = []
     gradients = []
     carried = oracle.carried
@@ -144,7 +144,7 @@ def _run_scanned(oracle, batch, groups, size, sizes):
 
 
 def _largest(replacements):
-    """Of all groups together; scales and histories of float8 are maxima."""
+    """Merges those of all groups: scales and histories of float8 are maxima."""
     answer = replacements[0]
     for others in replacements[1:]:
         answer = [
@@ -155,7 +155,7 @@ def _largest(replacements):
 
 
 def _without_rows(oracle, first, carried):
-    """What stands for a group that is empty: zeros, and nothing changed."""
+    """Returns what an empty group gives: zeros, and an unchanged state."""
 
     def otherwise(structure):
         evaluation, group = structure

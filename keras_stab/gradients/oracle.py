@@ -27,7 +27,7 @@ class GradientOracle(BatchLoss):
     of questions; nothing is assigned while it does. Gradients are those of
     the unscaled loss of the global batch, over all replicas, in the order of
     `model.trainable_variables`; one is `None` where the loss does not depend
-    on a variable, and where a variable is no weight (its
+    on a variable, and where a variable is not a weight (its
     `overwrite_with_gradient` is set, as of the scales of float8 layers).
 
     Every question sees the same stored state: the same dropout masks, the
@@ -232,7 +232,7 @@ class GradientOracle(BatchLoss):
     def to_optimizer(self, gradients):
         """As `optimizer.apply` wants them: scaled, one share per replica.
 
-        Variables that are no weights get their new value in its place.
+        Variables that are not weights get their new value in its place.
         """
         factor = 1.0 / devices.replicas()
         if self.loss_scale is not None:

@@ -34,7 +34,7 @@ def batch_size(x, y=None, sample_weight=None):
 
 
 def length_checks(batch):
-    """Conditions for `tracing.checked`: all parts have equally many rows.
+    """Conditions for `tracing.checked`: all parts have the same number of rows.
 
     An empty list where all lengths are known: `batch_size` compared those.
     """
@@ -123,8 +123,8 @@ def stack_groups(data, groups):
     """Tensors `[K, B/K, ...]` whose slice k is group k; K divides B."""
 
     def split(leaf):
-        # Not with B/K, were it known: TensorFlow's graph optimizer would then
-        # let this run before the checks of lengths.
+        # -1 even where B/K is known: otherwise TensorFlow's graph optimizer
+        # would let this run before the checks of lengths.
         shape = tuple(leaf.shape)
         if None in shape[1:]:
             shape = tuple(keras.ops.shape(leaf))

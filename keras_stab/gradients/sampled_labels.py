@@ -103,7 +103,7 @@ def _shares(head, arguments, like):
     ones = keras.ops.ones(shape, like.dtype)
 
     def reduced(values):
-        # Not the values themselves: the mask must not stay on them.
+        # A copy of the values: the mask must not stay attached to them.
         given.values = values[0] * 1.0
         return [given(head.y_pred, head.y_pred, head.sample_weight)]
 
@@ -175,7 +175,7 @@ def _absolute(y_pred, arguments, generator):
 
 
 def _poisson(y_pred, arguments, generator):
-    """With normal noise of the variance of a Poisson variable.
+    """Draws with normal noise that has the variance of a Poisson variable.
 
     Keras draws no Poisson variables; the Fisher matrix depends on nothing but
     the variance.

@@ -119,7 +119,7 @@ def _handing_over(oracle):
 
 
 def _check_variables(model):
-    """JAX hands values over by position and would not notice by itself."""
+    """JAX passes values by position and would not notice by itself."""
     built = keras_internals.built_variables(model.optimizer)
     known = {id(variable) for variable in built}
     for variable in model.trainable_variables:

@@ -65,7 +65,7 @@ def certificate(xp, problem, weights):
 
 
 def solve_in_graph(problem):
-    """Weights from tensors: as many iterations for every problem."""
+    """Weights from tensors: the same number of iterations for every problem."""
     ops = keras.ops
     double = common_dtype([problem.scale]) == "float64"
     constants = _DOUBLE if double else _SINGLE
@@ -171,7 +171,7 @@ def _inverse(xp, matrix, groups):
     if xp is np:
         return np.linalg.inv(matrix)
     ops = keras.ops
-    # As the loop counter: with float64 as default it would be int64.
+    # int32 like the loop counter: with float64 as default it would be int64.
     positions = ops.arange(groups, dtype="int32")
 
     def eliminate(k, matrix):

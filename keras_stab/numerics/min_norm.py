@@ -96,8 +96,8 @@ def check_min_norm(gram, zero_groups, nonfinite):
     shape = tuple(gram.shape)
     if len(shape) != 2 or shape[0] != shape[1]:
         raise ValueError(
-            "`gram` must be a square matrix of inner products, one row a "
-            f"group. Received: gram of shape {shape}"
+            "`gram` must be a square matrix of inner products, one row "
+            f"per group. Received: gram of shape {shape}"
         )
     if not 1 <= shape[0] <= MAX_GROUPS:
         raise ValueError(

@@ -64,14 +64,14 @@ def spectral_ball(matrix, radius):
 
 
 def soft_threshold(value, threshold):
-    """Of the sum of absolute values."""
+    """The proximal operator of the sum of absolute values."""
     zero = ops.zeros_like(value)
     above = ops.where(value > threshold, value - threshold, zero)
     return ops.where(value < -threshold, value + threshold, above)
 
 
 def group_threshold(value, threshold, axis=None):
-    """Of the sum of the Euclidean norms of groups."""
+    """The proximal operator of the sum of the Euclidean norms of groups."""
     norm = _norm(value, axis)
     kept = norm > threshold
     safe = ops.where(kept, norm, ops.ones_like(norm))
@@ -81,7 +81,7 @@ def group_threshold(value, threshold, axis=None):
 
 
 def singular_value_threshold(matrix, threshold):
-    """Of the sum of singular values."""
+    """The proximal operator of the sum of singular values."""
     return _with_singular_values(matrix, lambda s: soft_threshold(s, threshold))
 
 

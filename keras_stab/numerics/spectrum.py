@@ -75,7 +75,7 @@ def trace(product, vectors, parts, probe, products):
 
     Returns:
         A `Trace`: `parts`, an array, and `samples`, estimates of the sum of
-        `parts`, which is their mean; their spread tells the error.
+        `parts`, which is their mean; their spread shows the error.
     """
     third = products // 3
 

@@ -55,8 +55,8 @@ class Vectors:
         """One step of Lanczos, with one read.
 
         Returns:
-            What is left of `following - beta * before` beside the unit vector
-            `vector`, its inner product with that, and its norm.
+            The part of `following - beta * before` that is orthogonal to the
+            unit vector `vector`, its inner product with that, and its norm.
         """
         rest, figures = self._three_terms(
             following, _as_tensor(beta, following), before, vector

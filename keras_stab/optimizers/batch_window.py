@@ -29,7 +29,7 @@ class HasWindow(Restarts):
 
 
 class BatchWindow:
-    """Collects K successive gradients, then makes one step of them.
+    """Collects K successive gradients, then makes one step from them.
 
     Each call stores one gradient and one row of the Gram matrix; the K-th
     call solves and applies. Everything is an optimizer variable: a window that
@@ -58,7 +58,7 @@ class BatchWindow:
         return int(tracing.read(self._filled)) % self._groups > 0
 
     def empty(self):
-        """Forgets the gradients, for example of other weights."""
+        """Drops the gradients, for example when other weights were loaded."""
         self._filled.assign(0)
 
     def push(self, gradients, variables, zero_groups, note):
@@ -159,7 +159,7 @@ class BatchWindow:
 
 
 def _overwritten(gradients, variables):
-    """Gives variables that are no weights their new values, at every batch.
+    """Gives variables that are not weights their new values at every batch.
 
     Scales of float8 layers do not wait for the window to close.
     """

@@ -1,9 +1,9 @@
 """Figures of the last step, kept as one vector that is always finite.
 
-A figure that is not known is NaN for whoever reads it. As state NaN does
-harm: on several processes JAX compares what each of them loads, and NaN
-equals nothing. So the lowest number of float32 stands for it, and the highest
-one for infinity.
+An unknown figure is read as NaN. Stored as NaN it would do harm: on several
+processes JAX compares what each of them loads, and NaN does not equal itself.
+So the lowest number of float32 is stored for it, and the highest one for
+infinity.
 """
 
 import keras
@@ -27,7 +27,7 @@ def is_figures(variable):
 
 
 def finite_figures(values):
-    """What is assigned for a vector of figures, a tensor or NumPy array."""
+    """The values that are stored for figures, a tensor or NumPy array."""
     xp = np if isinstance(values, np.ndarray) else keras.ops
     return xp.nan_to_num(values, nan=UNKNOWN, posinf=HIGHEST, neginf=UNKNOWN)
 

@@ -29,7 +29,7 @@ class _Forwarded:
 
 
 class ForwardsToInner:
-    """The public attributes of Keras's optimizers that are the inner one's."""
+    """The public attributes of Keras's optimizers, taken from the inner one."""
 
     inner_optimizer: keras.optimizers.Optimizer
 

@@ -32,7 +32,7 @@ from keras_stab.registration import registered
 
 @registered
 class GRAIN(HasWindow, GradientMethod):
-    r"""Replaces the mean gradient by one that conflicts with no group.
+    r"""Replaces the mean gradient with one that conflicts with no group.
 
     The rows of a batch are split into K groups (row i belongs to group
     i mod K) with gradients $g_1, \dots, g_K$, each of the model's own loss on
@@ -48,7 +48,7 @@ class GRAIN(HasWindow, GradientMethod):
     every k: to first order, a step along $-d$ increases no group's loss.
 
     Args:
-        inner_optimizer: Keras optimizer, name or config, that makes a step of
+        inner_optimizer: Keras optimizer, name or config, that makes a step from
             $d$. Clipping, weight decay, moments and learning rate are its
             own. Defaults to `"adamw"`.
         groups: Int from 1 to 64, K. At least 8 rows per group are advised.
@@ -72,7 +72,7 @@ class GRAIN(HasWindow, GradientMethod):
     Raises:
         ValueError: If an argument is out of range, belongs on the inner
             optimizer, or the inner optimizer cannot be used.
-        RuntimeError: If plain gradients are handed to it (`across=None`).
+        RuntimeError: If it is given plain gradients (`across=None`).
 
     A group with a NaN or infinite gradient is dropped and counted; under a
     `LossScaleOptimizer` (`mixed_float16`) it makes the scaler skip the step.

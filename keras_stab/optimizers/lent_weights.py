@@ -140,7 +140,7 @@ class LendsWeights(Restarts):
         """Puts the evaluation weights into the model, then the trained ones.
 
         Inside the `with` block the model holds the weights to evaluate, to
-        predict with, or to save. On leaving, also by an exception, the
+        predict with, or to save. On leaving, even by an exception, the
         trained weights are back bit for bit. Blocks may be nested.
 
         Args:
@@ -268,7 +268,7 @@ def lenders(optimizer, kind=LendsWeights):
 
 
 def outermost_lenders(optimizer):
-    """Those that decide what is evaluated: the first of every nest."""
+    """The methods that decide what is evaluated: the first of every nest."""
     for each in nest(optimizer):
         if isinstance(each, LendsWeights):
             return [each]

@@ -20,7 +20,7 @@ def evaluations_per_step(optimizer):
         raise ValueError(
             "The optimizers of the players take different numbers of "
             "gradients per step, so no synchronisation fits all of them: "
-            f"choose methods that take equally many. Received: {counts}"
+            f"choose methods that take the same number. Received: {counts}"
         )
     return next(iter(counts.values()), 1)
 
@@ -55,8 +55,8 @@ def refuse_accumulating_parts(name, optimizer):
     for part in [each for part in parts for each in nest(part)]:
         if getattr(part, "gradient_accumulation_steps", None):
             raise ValueError(
-                f"{name} cannot tell the updates of a MultiOptimizer whose "
-                "parts accumulate gradients from its calls. Use larger "
+                f"{name} cannot tell calls from updates of a MultiOptimizer "
+                "whose parts accumulate gradients. Use larger "
                 f"batches. Received: {part.name!r} with "
                 "gradient_accumulation_steps="
                 f"{part.gradient_accumulation_steps}"

@@ -16,7 +16,7 @@ _KEY = "left_behind"
 
 
 class Restarts(keras.optimizers.Optimizer):
-    """Mixin of methods that remember a point of their own beside the weights.
+    """Mixin of methods that remember a point of their own besides the weights.
 
     An iterate, an anchor, slow weights, an average or gradients that wait for
     others belong to the weights that the method has trained. If others are
@@ -24,8 +24,8 @@ class Restarts(keras.optimizers.Optimizer):
     `set_weights`, or `EarlyStopping(restore_best_weights=True)`), the next
     call begins again from these, with a warning: at the end of `fit` a
     fingerprint of the weights is taken, and it is compared once, when
-    training next begins. It is saved with the optimizer; where there is none,
-    nothing is concluded.
+    training next begins. It is saved with the optimizer; if it is missing,
+    methods go on as if the weights were theirs.
 
     It stands in front of a Keras optimizer in the list of bases. A subclass
     defines `remembers` and `begin_again`.
@@ -78,7 +78,7 @@ class Restarts(keras.optimizers.Optimizer):
         restart_inside(self)
 
     def trained_values(self) -> list[Any]:
-        """The weights that are trained, also while others are lent."""
+        """The weights that are trained, even while others are lent."""
         return [
             tracing.read(v)
             for v in keras_internals.built_variables(self)
@@ -86,12 +86,12 @@ class Restarts(keras.optimizers.Optimizer):
         ]
 
     def finds_other_weights(self) -> bool:
-        """Whether others than those left behind were put into the model.
+        """Whether other weights were put into the model since the last `fit`.
 
-        Says so once; `fit` asks before it trains.
+        True once at most; `fit` asks before it trains.
         """
         left, self._left_behind = self._left_behind, None
-        # After updates by other ways than `fit` nothing is known.
+        # After updates outside of `fit` nothing is known.
         if left is None or not self.built or left[0] != self.updates:
             return False
         return self.remembers() and left[1] != fingerprint(
@@ -137,7 +137,7 @@ class Restarts(keras.optimizers.Optimizer):
             self._left_behind = (int(updates), int(number))
 
     def forget_left_behind(self) -> None:
-        """Concludes nothing at the next start; after a state was loaded."""
+        """Skips the comparison at the next start, after a state was loaded."""
         self._left_behind = None
 
 

@@ -1,4 +1,4 @@
-"""State that optimizers keep beside the slots of Keras."""
+"""State that optimizers keep in addition to the slots of Keras."""
 
 from keras_stab import keras_internals
 
@@ -18,7 +18,7 @@ def add_state(
 
 
 def add_slot(optimizer, variable, name, dtype, initializer="zeros"):
-    """The same in the shape of a weight, spread over devices as that is."""
+    """The same in the shape of a weight, spread over devices like it."""
     return add_state(
         optimizer,
         f"{variable.path.replace('/', '_')}_{name}",

@@ -1,4 +1,4 @@
-"""Which argument was meant by one that a wrapper does not have."""
+"""What to write instead of an argument that a wrapper does not have."""
 
 import difflib
 import inspect

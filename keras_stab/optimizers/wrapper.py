@@ -26,8 +26,8 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
     """Base of every method that works around an `inner_optimizer`.
 
     It has no learning rate, clipping, decay, accumulation or average of its
-    own: those are the inner optimizer's, and what Keras has for them in public
-    reaches through to it (`ForwardsToInner`). `variables` are the wrapper's
+    own: those are the inner optimizer's, and Keras's public attributes for
+    them are forwarded to it (`ForwardsToInner`). `variables` are the wrapper's
     own, then the inner optimizer's; each saves its own. Wrappers nest, inside
     and outside `keras.optimizers.LossScaleOptimizer` too.
 
@@ -37,8 +37,8 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
         name: String or `None`.
 
     Raises:
-        ValueError: If the inner optimizer is none, or an argument is given
-            that the wrapper does not have.
+        ValueError: If `inner_optimizer` is not an optimizer, or an argument
+            is given that the wrapper does not have.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
     ) -> list[Any]:
         """One value per built variable; `None` for those not passed.
 
-        A model's trainable variables of today may be fewer than those that
+        A model's trainable variables may now be fewer than those that
         the optimizer was built with: a layer may have been frozen since.
         """
         position = keras_internals.positions(self)
@@ -195,8 +195,8 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
         own = self.own_variables
         saved = sum(key.isdigit() for key in store.keys())
         if not self.built and saved:
-            # As Keras does, which would look at the variables of the inner
-            # optimizer too, and write into them if there are as many.
+            # Keras's own warning. Keras would count the inner optimizer's
+            # variables too, and write into them if the numbers agree.
             warnings.warn(
                 f"Skipping variable loading for optimizer {self.name!r}, "
                 f"because it has {len(own)} variables whereas the saved "

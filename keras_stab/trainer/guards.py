@@ -26,7 +26,7 @@ def take_back(model):
 
 
 def begin_again(model):
-    """Lets methods notice that others than their weights are in the model.
+    """Lets methods notice that the model holds weights other than theirs.
 
     Once per call of `fit`, after the trained weights came back.
     """
@@ -41,8 +41,8 @@ def begin_again(model):
         names = ", ".join(type(method).__name__ for method in methods)
         warnings.warn(
             "Other weights were put into the model since the last call of "
-            f"`fit`: {names} begins again at these. What belonged to the "
-            "weights before (iterate, slow weights, average or gradients) is "
+            f"`fit`: {names} starts again from these. What belonged to the "
+            "earlier weights (iterate, slow weights, average or gradients) is "
             "dropped",
             stacklevel=5,
         )

@@ -115,7 +115,7 @@ def install() -> None:
 
     Importing `keras_stab` does this. It changes nothing for a model whose
     optimizer holds none of them. A `train_step` or `fit` that another library
-    has put on `keras.Model` runs as before, inside of ours.
+    has put on `keras.Model` runs as before, inside ours.
     """
     global _installed
     _installed = True
@@ -127,7 +127,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Takes what `install` added off `keras.Model` again.
+    """Removes from `keras.Model` what `install` added.
 
     What other libraries have put there, before or since, stays.
     """
@@ -166,7 +166,7 @@ _running: set[tuple[str, int, int]] = set()
 
 
 def _once(around, model, name, following, *args, **kwargs):
-    """Runs `around`; what is nested inside of the same call passes on.
+    """Runs `around`; nested calls of the same method pass on.
 
     So a name acts once however many layers hold a method of ours: this mixin,
     `keras.Model`, and a wrapper of somebody else around an earlier one.

@@ -1,7 +1,7 @@
 """What is set aside, in `get_state_tree` and out of `set_state_tree`.
 
 Keras's Orbax checkpoints are such trees. They hold variables, and the trained
-weights that a method has set aside during evaluation are no variables.
+weights that a method has set aside during evaluation are not variables.
 """
 
 import re

@@ -12,8 +12,8 @@ from keras_stab.backend import tracing
 from keras_stab.gradients.scope import RecordingScope
 from keras_stab.numerics.vectors import Vectors
 
-# By model: measuring it again, for example after the next epoch, compiles
-# nothing.
+# Kept for each model, so that measuring it again, for example after the next
+# epoch, compiles nothing.
 _compiled: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 

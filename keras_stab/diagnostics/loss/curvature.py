@@ -50,7 +50,7 @@ def sharpness(
       gradient ascent with long steps.
 
     The batches are pooled exactly, as in `evaluate`: a batch of $n$ of $N$
-    rows, also a short last one, counts $n / N$. Nothing in the model changes:
+    rows, even a short last one, counts $n / N$. Nothing in the model changes:
     weights, statistics, seeds, metrics, optimizer.
 
     Args:
@@ -85,7 +85,7 @@ def sharpness(
             Defaults to 1e-4.
         training: Whether layers run as in training: batch-norm by the
             statistics of the batch, dropout with the same masks at every
-            place. Defaults to `False`.
+            point. Defaults to `False`.
         steps: Int, the maximum number of batches to use; `None` for all.
             Defaults to `None`.
         batch_size: Int, rows per batch cut from arrays. Defaults to 32.

@@ -171,7 +171,7 @@ class DatasetLoss:
         state = self._others if state is None else state
         function = self._functions[name]
         with tracing.no_gradients():
-            # The same dropout masks at every place, with `training=True`.
+            # The same dropout masks at every point, with `training=True`.
             with devices.replayed(self._random_state):
                 return [
                     function(self._values, state, batch, vector)

@@ -214,7 +214,7 @@ def _directions(whole, directions, to, seed):
     if isinstance(directions, (list, tuple)):
         if to is not None:
             raise ValueError(
-                "`to` gives the first direction itself: pass `directions` as "
+                "`to` already gives the first direction: pass `directions` as "
                 "a number. Received: a list of directions"
             )
         if len(directions) not in (1, 2):

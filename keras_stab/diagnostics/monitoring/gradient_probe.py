@@ -1,4 +1,4 @@
-"""How far the groups of a batch agree about the gradient, beside training."""
+"""How far the groups of a batch agree about the gradient, during training."""
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ class GradientProbe:
 
     def __init__(self, model, data, groups, batch_size):
         self._model = model
-        # What shuffles the data, too, leaves the training as it is.
+        # Shuffling the data must leave the training as it is too.
         with devices.replayed(devices.random_state()):
             batches, _ = iterate_whole(data, batch_size, model)
             self._batches = list(devices.pooled(batches))

@@ -80,7 +80,7 @@ def _floors(runs, scores, test_rows):
     if len(runs) == len(scores) and all(run["targets"] for run in runs):
         predictions = np.array(_same_length(runs))
         right = predictions == np.array([run["targets"] for run in runs])
-        # Only then the score is what the floors are about.
+        # Only then are the floors about this score.
         if not np.allclose(
             right.mean(axis=1) * scale, scores, atol=1e-4 * scale
         ):

@@ -10,7 +10,7 @@ COLORS = ("#4477aa", "#cc5511", "#228833", "#aa3377", "#ccaa22", "#66ccee")
 
 
 def draw_all(report):
-    """Draws what there is to draw.
+    """Draws the charts for which there are figures.
 
     Returns:
         List of pairs of a title and a file's name in the report's folder.

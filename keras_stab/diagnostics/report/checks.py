@@ -1,4 +1,4 @@
-"""Checks of what a comparison of scores is asked."""
+"""Checks of the arguments of a comparison of scores."""
 
 import numpy as np
 

@@ -158,8 +158,8 @@ def _classes(name, value):
     if array.ndim != 1 or array.dtype.kind not in "iub" or not len(array):
         raise ValueError(
             f"{name!r} must be classes (whole numbers, shape [rows]) or a "
-            "score for each class (shape [rows, classes]). Make classes of one "
-            "probability per row first: `(p > 0.5).astype(int)[:, 0]`. "
+            "score for each class (shape [rows, classes]). Turn one "
+            "probability per row into classes: `(p > 0.5).astype(int)[:, 0]`. "
             f"Received: shape={array.shape}, dtype={array.dtype}"
         )
     return array.astype(int).tolist(), False

@@ -157,7 +157,7 @@ def stability_report(
     extra("scipy.stats", "`stability_report`")
     if pictures:
         extra("matplotlib.figure", "`stability_report` with `pictures=True`")
-    # Everything, also what is needed only after hours of training.
+    # All checks come first, even of what is needed only after hours.
     processes = checked_count("processes", processes, 1)
     level, questions, relevant_difference = checked_options(
         level, questions, relevant_difference
@@ -247,7 +247,7 @@ def _all_runs(
         )
         for task, record in _perform(tasks, build_and_fit, processes):
             done[task["arm"], task["seeds"]] = record
-            # A name that is missing is told at once, not after hours.
+            # A missing name is reported at once, not after hours.
             metric = pick_metric(record, metric)
             bar.update(
                 row,

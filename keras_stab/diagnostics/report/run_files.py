@@ -99,7 +99,7 @@ def _remedy(arm, seeds):
 def _damage(record):
     """What is wrong with a record, or `None`."""
     if not isinstance(record, dict):
-        return f"it holds a {type(record).__name__} in place of a dict"
+        return f"it holds a {type(record).__name__} instead of a dict"
     for name, kind in PARTS.items():
         if name not in record:
             return f"it has no {name!r}"

@@ -70,12 +70,12 @@ def _as_seeds(seed, vary):
     pair = tuple(seed) if isinstance(seed, (tuple, list)) else ()
     if len(pair) != 2 or not all(_is_int(part) for part in pair):
         raise ValueError(
-            "A seed is a whole number from 0 on, or a pair "
+            "A seed is a whole number of at least 0, or a pair "
             f"(initialisation, order) of those. Received: {seed!r}"
         )
     if vary != "both":
         raise ValueError(
-            "Pairs of seeds say themselves what varies: leave out `vary`. "
+            "Pairs of seeds already say what varies: leave out `vary`. "
             f"Received: vary={vary!r}"
         )
     return RunSeeds(*(int(part) for part in pair))
@@ -167,7 +167,7 @@ def _describe(optimizer):
 
 
 def _without_names(config):
-    """Without the names, which Keras numbers and which change no score."""
+    """Drops the names, which Keras numbers and which change no score."""
     if isinstance(config, dict):
         return {
             key: _without_names(value)

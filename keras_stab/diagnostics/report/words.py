@@ -39,7 +39,7 @@ def percent(level):
 
 
 def decimals(interval):
-    """Digits behind the point that show an interval to three figures."""
+    """Digits after the point that show an interval to three figures."""
     half = (interval.high - interval.low) / 2
     # An interval without width still has a last digit.
     half = max(half, 1e-3 * abs(interval.value))
@@ -61,7 +61,7 @@ def span(interval, digits):
 
 
 def number(value, digits, sign=""):
-    """A number with so many digits behind the point, but never `-0.00`."""
+    """A number with this many digits after the point, but never `-0.00`."""
     text = f"{value:{sign}.{digits}f}"
     return text.replace("-", sign, 1) if not float(text) else text
 

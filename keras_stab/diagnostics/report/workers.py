@@ -54,7 +54,7 @@ def perform_all(tasks, build_and_fit, processes):
 
     Raises:
         RuntimeError: At the end, if processes were killed.
-        Exception: At once, what a run raised by mistake.
+        Exception: At once, if a run raised one by mistake.
     """
     waiting, lost = list(reversed(tasks)), []
     workers = []

@@ -139,7 +139,7 @@ class Scattered:
         return self._sum(self.ids, self.size)
 
     def gram(self):
-        """Never K tables: only the rows that occur, at most one per token."""
+        """Forms no K tables: only rows that occur, at most one per token."""
         ids = products.reshape(self.ids, (-1,))
         if self.size <= self.tokens:
             return products.inner_products(self.stack())

@@ -1,8 +1,8 @@
 """The one-pass engine: group gradients from one forward and one backward.
 
-The backward pass stops at the outputs of the layers that own weights. What
-enters a layer and the gradient by what leaves it then give, layer by layer,
-its part of the Gram matrix and of the combination.
+The backward pass stops at the outputs of the layers that own weights. The
+input of a layer and the gradient with respect to its output then give, layer
+by layer, its part of the Gram matrix and of the combination.
 """
 
 import keras
@@ -128,7 +128,7 @@ class LayerCall:
     Attributes:
         args, kwargs: What the layer was called with.
         outputs: Its floating outputs, a list.
-        gradient: The gradient of the sum of the group losses by the output.
+        gradient: Of the sum of the group losses, with respect to the output.
         gradients: The same, one for each of `outputs`.
         groups: K.
     """
@@ -210,8 +210,8 @@ class LayerCall:
 class CallWithoutRows(LayerCall):
     """A call whose output is the same for all rows: positions, say.
 
-    The model went on with a copy for every row. So the gradient by the output
-    is, for each group, the sum over the copies of its rows.
+    The model went on with a copy for every row. So the gradient for the
+    output is, for each group, the sum over the copies of its rows.
     """
 
     is_same_for_all = True

@@ -3,7 +3,7 @@
 The model runs, with made-up weights and rows, on a batch and on the same
 batch with the rows of group 1 replaced by those of group 0. What the layers
 with weights and the model put out for the rows of group 0 must not change: a
-layer that mixes rows (batch statistics, a time-major reshape) is found so.
+layer that mixes rows (batch statistics, a time-major reshape) shows here.
 """
 
 import collections
@@ -84,7 +84,7 @@ class _Trial:
         return without_rows
 
     def check_copies(self, without_rows):
-        """The model must take a copy for each row as it takes one for all.
+        """The model must accept a copy for each row in place of one for all.
 
         The outputs stay what they are, and those for row 2 depend on no copy
         but the one for row 2.
@@ -246,7 +246,7 @@ class _Shapes:
         self.outputs = [tuple(t.shape) for t in call.outputs]
         self.inputs = [tuple(t.shape) for t in call.tensors()]
         if any(len(shape) == 0 for shape in self.outputs):
-            raise Refusal(f"{self.name} puts out a scalar")
+            raise Refusal(f"{self.name} returns a scalar")
 
 
 def _shapes(records):

@@ -37,7 +37,7 @@ class GroupLosses:
 
     The general way calls it once per group. When every loss is a mean over rows
     of Keras's own, one call for all rows does: the loss of group k is the
-    part of its rows times B / n_k, a factor that the gradients by its rows
+    part of its rows times B / n_k, a factor that the gradients of its rows
     get afterwards.
     """
 
@@ -93,7 +93,7 @@ class GroupLosses:
         return total, loss + penalty
 
     def for_each_row(self, gradients):
-        """Brings gradients by tapped tensors to the scale of group losses."""
+        """Brings gradients of tapped tensors to the scale of group losses."""
         layout = self._layout
         if not self._at_once:
             return gradients

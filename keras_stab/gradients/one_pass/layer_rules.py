@@ -25,9 +25,10 @@ def register_layer_rule(
     do not override `call`.
 
     With $A$ the input of the layer and $S$ the gradient of the sum of the
-    group losses by its output, the gradient of group k depends on the rows of
-    group k of both. The decorated function `rule(layer, call)` returns a list
-    of pairs: a trainable variable of the layer, and one of
+    group losses with respect to its output, the gradient of group k depends
+    on the rows of group k of both. The decorated function
+    `rule(layer, call)` returns a list of pairs: a trainable variable of the
+    layer, and one of
 
     - a tensor `(K, *variable.shape)`, the K group gradients;
     - a pair of tensors `(K, n, d)` and `(K, n, p)`, $A_k$ and $S_k$, when the

@@ -221,7 +221,7 @@ def _bound(function, args, kwargs):
 
 @contextlib.contextmanager
 def without_activation(unit):
-    """Takes the activation off while the layer runs; yields it."""
+    """Removes the activation while the layer runs; yields it."""
     if not unit.before_activation:
         yield None
         return

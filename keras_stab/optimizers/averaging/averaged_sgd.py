@@ -57,7 +57,7 @@ class AveragedSGD(WeightAveraging):
     >>> model.compile(optimizer=optimizer, loss="mse")
 
     Departures from the paper:
-        Its body was not available to us; the official experiments average
+        Its full text was not available to us; the official experiments average
         every update of the last quarter, as `from_run` does. Their weight
         decay is added to the gradient: without momentum that is the same as
         here, with momentum it is not.

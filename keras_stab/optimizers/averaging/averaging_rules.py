@@ -1,4 +1,4 @@
-"""Which averages there are, what they take, and what they refuse."""
+"""The averaging rules: their arguments, and what they refuse."""
 
 import functools
 

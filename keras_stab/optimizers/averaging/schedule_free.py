@@ -68,11 +68,11 @@ class ScheduleFree(Restarts, GradientMethod):
         ValueError: If an argument is out of range, the inner optimizer has
             momentum or averages too, or weights are of half precision (the
             average would stand still there).
-        RuntimeError: If plain gradients are handed to it.
+        RuntimeError: If it is given plain gradients.
 
-    Weights put into the model: the next `fit` begins again there and warns;
+    If you load other weights, the next `fit` starts again from them and warns;
     `restart` does so by hand. Batch-norm statistics are gathered at y: call
-    `reestimate_batch_norm` before evaluating such a model.
+    `reestimate_batch_norm` before evaluating a model with batch norm.
 
     Example:
 
@@ -86,7 +86,7 @@ class ScheduleFree(Restarts, GradientMethod):
 
     Departures from the paper:
         Its code keeps y and z and rebuilds x when told to; keeping x and z
-        is the same sequence. Any optimizer without momentum may be inside.
+        gives the same sequence. Any optimizer without momentum may be inside.
 
     Cost: no extra pass; one more copy of the weights (4 bytes per weight).
 
@@ -208,7 +208,7 @@ class ScheduleFree(Restarts, GradientMethod):
         slots = [self._slots[i] for i in kept]
         points = [ops.copy(v) for v in moved]
         dtype = self._weight_sum.dtype
-        # Nothing is assigned before all of these are there.
+        # Nothing is assigned until all of these exist.
         gathered = updates.barrier(
             [
                 *gradients,

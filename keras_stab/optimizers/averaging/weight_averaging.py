@@ -74,7 +74,7 @@ class WeightAveraging(LendsWeights, Wrapper):
         relative_std: Float below 0.2887, the width of the averaged stretch
             relative to the length of the run. Defaults to 0.1.
         compensated: Whether to keep what rounding cuts off. A float32 mean
-            of 100,000 weights is otherwise 3e-4 off or more. `None`: for the
+            of 100,000 weights is otherwise off by 3e-4 or more. `None`: for the
             mean of every update. Defaults to `None`.
         name: String or `None`.
 
@@ -84,7 +84,7 @@ class WeightAveraging(LendsWeights, Wrapper):
 
     Updates are counted as `iterations` does: once for a window of gradient
     accumulation, not for a step that a loss scaler skips. The average is
-    float32 (float64 for float64 weights), also of half-precision weights. A
+    float32 (float64 for float64 weights), even for half-precision weights. A
     run that ends before the first average gives a warning.
 
     Example:

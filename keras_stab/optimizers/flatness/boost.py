@@ -7,7 +7,7 @@ from keras_stab.backend import tracing
 
 
 def decay_rates(optimizer, variables, gradients):
-    """By how much of itself decoupled weight decay shortens each variable.
+    """The fraction of each variable that decoupled weight decay takes away.
 
     One scalar per variable, `None` for one that does not decay: it is
     excluded, or has no gradient.
@@ -28,8 +28,8 @@ def boost_step(variable, before, decay, boost, chosen):
 
     Args:
         before: The weights before the step.
-        decay: What of `before` the step took away by decoupled weight decay,
-            which is not boosted; `None` for nothing.
+        decay: The fraction of `before` that decoupled weight decay took away
+            in the step, which is not boosted; `None` for nothing.
         boost: Scalar.
         chosen: Boolean tensor of the variable's shape.
     """

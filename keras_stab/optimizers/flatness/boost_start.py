@@ -1,4 +1,4 @@
-"""From which update on IRE boosts, and when its mask is due."""
+"""When IRE starts to boost, and when its mask is due for a refresh."""
 
 import keras
 
@@ -9,11 +9,11 @@ _NEVER = 2**31 - 1
 
 
 class BoostStart:
-    """The first boosted update: known before, or set while training.
+    """The first boosted update: known in advance, or set during training.
 
     Args:
-        optimizer: Whose variable it becomes.
-        first: Int, or `None` where `set` will tell.
+        optimizer: The optimizer that keeps it as a variable.
+        first: Int, or `None` if `set` will give it later.
     """
 
     def __init__(self, optimizer, first):

@@ -28,7 +28,7 @@ class FlatMask:
     is flat.
 
     Args:
-        optimizer: Whose variables they become.
+        optimizer: The optimizer that keeps them as variables.
         variables: The weights.
         included: One boolean per variable; the others are never flat.
         fraction: Float in (0, 1], the flat fraction.

@@ -68,7 +68,7 @@ class IRE(GradientMethod):
             `warmup_steps` of the inner schedule; or `"manual"`: when
             `start_boost` or the callback `keras_stab.StartBoostAtLoss` says
             so. No published run starts at 0 without a warm-up. Defaults to 0.
-        curvature: What is squared to a score. `"fisher"`: the gradient at
+        curvature: What is squared to give a score. `"fisher"`: the gradient at
             labels drawn from the model's own predictions, which costs one
             more forward and backward pass of `fisher_fraction` of the batch
             every K updates. `"second_moment"`: the running average that the
@@ -81,7 +81,7 @@ class IRE(GradientMethod):
             scores; 0.9 makes masks that change less. Defaults to 0.0.
         fisher_fraction: Float in (0, 1], the part of the batch in the Fisher
             pass. With 1.0 the forward pass of the training gradient is used
-            again, and stays in memory until then, where the inner optimizer
+            again, and stays in memory until then, if the inner optimizer
             takes the gradient of the whole batch. Defaults to 0.25.
         boost_schedule: `"constant"`, or `"learning_rate"`: $\kappa$ times the
             learning rate over its highest value. Defaults to `"constant"`.
@@ -102,7 +102,7 @@ class IRE(GradientMethod):
         ValueError: If an argument is out of range, belongs on the inner
             optimizer, the inner optimizer cannot be used, or the labels of
             the loss cannot be drawn.
-        RuntimeError: If plain gradients are handed to it with
+        RuntimeError: If it is given plain gradients with
             `curvature="fisher"`.
 
     A refresh whose curvature is not finite, or zero everywhere, keeps the old
@@ -228,11 +228,11 @@ class IRE(GradientMethod):
         """Boosts from the next update on; for `start_step="manual"`."""
         if self.start_step != "manual":
             raise ValueError(
-                'The start was set already. Make IRE with start_step="manual" '
+                'The start is already set. Make IRE with start_step="manual" '
                 f"to set it later. Received: start_step={self.start_step!r}"
             )
         if not self.built:
-            raise ValueError("Build the optimizer, or train, before that")
+            raise ValueError("Build the optimizer, or train, first")
         self._start.set(self.completed_updates())
 
     @property
@@ -248,7 +248,7 @@ class IRE(GradientMethod):
         note = None
         step = self.completed_updates()
         if self._draws_labels:
-            # At the first step, not where labels are drawn first.
+            # Checked at the first step, not when labels are first drawn.
             check_losses(oracle.model)
         if self._draws_labels and self.fisher_fraction == 1.0:
             # The Fisher pass sees what the training pass has seen.
@@ -284,7 +284,7 @@ class IRE(GradientMethod):
         return keras.ops.cond(due, refreshed, self._mask.values)
 
     def drawing(self, step: Any) -> AbstractContextManager:
-        """In it a seed for `keras.random`, another one at every update."""
+        """Yields a seed for `keras.random`, a new one at every update."""
         return self._fisher_pass.drawing_from(self._fisher_pass.seed_at(step))
 
     def fisher_roots(

@@ -65,11 +65,11 @@ class SAM(GradientMethod):
         adaptive: `False`: $T = 1$. `True`: $T = |w| + \eta$, but 1 for
             variables named `bias` or `beta`, as in the authors' code.
             `"all"`: $T = |w|$ for every variable. Defaults to `False`.
-        interval: Int of at least 1. Every so many updates, counted from
-            `start_step`, the gradient is SAM's; otherwise it is the plain
+        interval: Int of at least 1. In one of `interval` updates, counted
+            from `start_step`, the gradient is SAM's; otherwise it is the plain
             one. Defaults to 1.
         eta: Float, $\eta$; for `adaptive=True` only. Defaults to 0.01.
-        start_step: Int, updates before the first of SAM. Defaults to 0.
+        start_step: Int, plain updates before SAM starts. Defaults to 0.
         stop_step: Int, the first update that is plain again, or `None`.
         variable_filter: Which variables are perturbed and enter the norm:
             `None` for all, `"normalization"` for those named `gamma`, `beta`
@@ -87,7 +87,7 @@ class SAM(GradientMethod):
     Raises:
         ValueError: If an argument is out of range, belongs on the inner
             optimizer, or the inner optimizer cannot be used.
-        RuntimeError: If plain gradients are handed to it.
+        RuntimeError: If it is given plain gradients.
 
     What training keeps comes from the first pass: batch-norm statistics,
     dropout seeds, metrics, the loss that is logged. The weights are never
@@ -111,7 +111,7 @@ class SAM(GradientMethod):
         batch, not one per device: results do not depend on how many there are.
         With `gradient_accumulation_steps` each micro-batch has its own. On
         PyTorch and TensorFlow a weight that the loss does not depend on is
-        no part of the norm; on JAX its gradient is zero, which is the same.
+        not part of the norm; on JAX its gradient is zero, which is the same.
 
     Cost:
         Two forward and two backward passes instead of one of each;
@@ -339,7 +339,7 @@ def _short_name(variable):
 
 
 def _check_answer(first, second, variables):
-    """A weight that is read past Keras cannot be perturbed."""
+    """Raises for a weight that is read past Keras: it was not perturbed."""
     for one, other, variable in zip(first, second, variables):
         if one is not None and other is None:
             raise ValueError(

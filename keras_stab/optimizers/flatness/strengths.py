@@ -79,14 +79,14 @@ class Strength:
         if self.reference is not None:
             return self.reference
         rate = innermost(optimizer).get_config()["learning_rate"]
-        # The config of a number is its value of now, perhaps already lowered.
+        # The config holds the present value of a number, perhaps lowered.
         arguments = rate["config"] if isinstance(rate, dict) else {}
         for name in _PEAKS:
             if isinstance(arguments.get(name), float):
                 return arguments[name]
         raise ValueError(
             "The highest learning rate is not known: the inner optimizer has "
-            "no schedule that tells it. Pass `reference_learning_rate`"
+            "no schedule that gives it. Pass `reference_learning_rate`"
         )
 
 

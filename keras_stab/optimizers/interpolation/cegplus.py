@@ -86,11 +86,11 @@ class CEGPlus(PhaseOptimizer):
     Departures from the paper:
         None in the rules. The choice of $\gamma$ by a line search
         (CurvatureEG+) is not offered: it evaluates the field of one batch
-        several times, how often is not known before, while an optimizer is
-        handed one gradient of a new batch per call.
+        several times, a number not known in advance, while an optimizer is
+        given one gradient of a new batch per call.
 
-    Cost: two gradients per step, each of a batch of its own; two more copies
-        of the weights. Adaptive: two inner products more.
+    Cost: two gradients per step, each from its own batch; two more copies
+        of the weights. Adaptive: two more inner products.
 
     Convergence: weak Minty solutions with constant $\rho > -1/(2L)$, that
         is $\langle v, z - z^* \rangle \ge \rho \|v\|^2$ for all values v of
@@ -143,8 +143,8 @@ class CEGPlus(PhaseOptimizer):
             )
 
     def _warn_of_small_rates(self, rate):
-        # A schedule or callable has no number to be looked at. No error: a
-        # saved configuration has the rate that training has come down to.
+        # A schedule or callable has no number to check. Not an error: a saved
+        # configuration may hold a rate that has decayed in training.
         is_number = isinstance(rate, (int, float))
         if is_number and self.minty_constant <= -rate / 2 < 0:
             warnings.warn(
@@ -240,13 +240,13 @@ class CEGPlus(PhaseOptimizer):
         """
         if not (self.is_adaptive and self.built):
             raise ValueError(
-                'There are diagnostics of a CEGPlus(alpha="adaptive") that '
+                'Diagnostics exist only for a CEGPlus(alpha="adaptive") that '
                 f"has trained. Received: alpha={self.alpha!r}"
             )
         alpha = float(tracing.read(self._last_alpha[0]))
         if alpha <= 0.0 and self.updates >= 2:
             warnings.warn(
-                "The last step of CEGPlus did not go ahead. Unless the "
+                "The last step of CEGPlus did not go forward. Unless the "
                 "weights are a solution, choose a smaller learning rate, or a "
                 "`minty_constant` above -learning_rate / 2. Received: "
                 f"{alpha=:.3g}",

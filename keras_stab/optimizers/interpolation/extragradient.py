@@ -21,7 +21,7 @@ from keras_stab.types import Tensor
 class ExtraGradient(MeasuredUpdate):
     r"""Extragradient around any optimizer; ExtraAdam with Adam inside.
 
-    With $u$ the update that the inner optimizer makes of a gradient, $P$ the
+    With $u$ the update that the inner optimizer makes from a gradient, $P$ the
     constraints and $s$ the update scale, two calls of `apply` make a step:
 
     $$
@@ -31,7 +31,7 @@ class ExtraGradient(MeasuredUpdate):
     Args:
         inner_optimizer: Keras optimizer, name or config; no method that
             takes several gradients per step. Defaults to `"sgd"`.
-        update_scale: Float in (0, 1], $s$; below 1 it is EG+, which stands
+        update_scale: Float in (0, 1], $s$; below 1 it is EG+, which tolerates
             more nonmonotonicity. Defaults to 1.0.
         moments: `"shared"`: one inner optimizer for both calls (Gidel et
             al.). `"separate"`: extrapolation and update have moments and
@@ -44,7 +44,7 @@ class ExtraGradient(MeasuredUpdate):
             optimizer holds one optimizer per player.
 
     After the first of the two calls the model holds $\bar z$. Evaluate at $z$
-    by the callback `SwapSlowWeights`, or inside `with
+    with the callback `SwapSlowWeights`, or inside `with
     optimizer.swap_weights(model):`.
 
     Example: the game $x y$.
@@ -62,7 +62,7 @@ class ExtraGradient(MeasuredUpdate):
         With constraints both points are projected; `CEGPlus` is the method
         that projects the first only, and the one with a guarantee there.
 
-    Cost: two gradients per step, each of a batch of its own: compare methods
+    Cost: two gradients per step, each from its own batch: compare methods
         by gradients. One more copy of the weights, and with separate moments
         one more of the inner state.
 
@@ -96,8 +96,8 @@ class ExtraGradient(MeasuredUpdate):
             inner = self.inner_optimizer
             if hasattr(innermost(inner), "optimizers"):
                 raise ValueError(
-                    'moments="separate" copies the inner optimizer, and with '
-                    "one for each player callbacks would change the rates of "
+                    'moments="separate" copies the inner optimizer, so if it '
+                    "holds one per player, callbacks would change the rates of "
                     "the originals only. Give each player its own ExtraGradient"
                     '(..., moments="separate"). Received: inner_optimizer of '
                     f"type {type(innermost(inner)).__name__}"

@@ -56,7 +56,7 @@ class Reset(Keep):
             rate = each.get_config().get("learning_rate")
             if isinstance(rate, dict):
                 raise ValueError(
-                    'inner_state="reset" sets the step count back, by which '
+                    'inner_state="reset" sets back the step count, from which '
                     "a schedule reads its rate. Change a float rate from the "
                     "callback keras.callbacks.LearningRateScheduler, or keep "
                     f"the state. Received: {each.name!r} with "

@@ -66,14 +66,14 @@ class Lookahead(LendsWeights, Wrapper):
             that are forgotten, or `"pullback"` an optimizer without momentum.
 
     Slow weights are taken from the model at the start of every cycle. If
-    other weights are put into the model within one, the next `fit` begins a
-    new cycle, with a warning; `restart` does so by hand. Steps are real
+    other weights are put into the model during a cycle, the next `fit` begins
+    a new one, with a warning; `restart` does so by hand. Steps are real
     updates: a window of accumulated gradients is one, a step that a loss
     scaler skips does not count. Batch-norm statistics are those of the fast
     weights.
 
     The model holds the fast weights between two synchronisations. Evaluate
-    with the slow ones by the callback `SwapSlowWeights`, or inside `with
+    the slow ones with the callback `SwapSlowWeights`, or inside `with
     optimizer.swap_weights(model):`.
 
     Example: gradient steps of size 1 in the game $x y$, where they diverge;
@@ -137,7 +137,7 @@ class Lookahead(LendsWeights, Wrapper):
             if self.sync_period % period:
                 raise ValueError(
                     "The period of a Lookahead around another one must be a "
-                    "multiple of that one's, or the inner cycle is cut. "
+                    "multiple of its period, or inner cycles are cut short. "
                     f"Received: sync_period={self.sync_period} around "
                     f"sync_period={period}"
                 )
@@ -152,7 +152,7 @@ class Lookahead(LendsWeights, Wrapper):
             return
         variables = list(variables)
         super().build(variables)
-        # Of the inner optimizer all parts are known only now.
+        # Only now are all parts of the inner optimizer known.
         self._length = self.sync_period * self.evaluations_per_step
         self._position = add_state(self, "position")
         self._slots = [

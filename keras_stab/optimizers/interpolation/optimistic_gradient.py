@@ -17,7 +17,7 @@ from keras_stab.types import Tensor
 class OptimisticGradient(MeasuredUpdate):
     r"""Optimistic gradient steps around any optimizer.
 
-    With $u_t$ the update that the inner optimizer makes of the gradient and
+    With $u_t$ the update that the inner optimizer makes from the gradient and
     $P$ the constraints,
 
     $$

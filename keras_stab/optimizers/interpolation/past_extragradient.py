@@ -14,7 +14,7 @@ class PastExtraGradient(MeasuredUpdate):
     r"""Extragradient with one gradient per step (Popov's method).
 
     The model holds the extrapolated point $\bar z$, the optimizer the iterate
-    $z$. With $u$ the update that the inner optimizer makes of $F(\bar z)$ and
+    $z$. With $u$ the update that the inner optimizer makes from $F(\bar z)$ and
     $P$ the constraints,
 
     $$
@@ -31,9 +31,9 @@ class PastExtraGradient(MeasuredUpdate):
     Raises:
         ValueError: If the inner optimizer averages weights.
 
-    Evaluate at $z$ by the callback `SwapSlowWeights`, or inside `with
+    Evaluate at $z$ with the callback `SwapSlowWeights`, or inside `with
     optimizer.swap_weights(model):`. If other weights are put into the model,
-    the next `fit` begins again at these, with a warning; `restart` does so by
+    the next `fit` starts again from them, with a warning; `restart` does so by
     hand.
 
     Example: the game $x y$.

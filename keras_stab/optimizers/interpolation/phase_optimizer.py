@@ -47,8 +47,8 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether):
         kind = type(self).__name__
         if kwargs.get("weight_decay"):
             raise ValueError(
-                f"{kind} starts every step from an anchor, which decay of the "
-                "weights in between does not reach. Take "
+                f"{kind} starts every step from an anchor, which weight decay "
+                "within the step does not reach. Take "
                 "proximal=keras_stab.constraints.SquaredL2(weight) instead. "
                 f"Received: weight_decay={kwargs['weight_decay']}"
             )
@@ -165,8 +165,8 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether):
         return not self.at_rest()
 
     def begin_again(self) -> None:
-        # The phase is that of the count, by which schedules read their rates:
-        # the step is taken for a whole one.
+        # The phase follows from the count, by which schedules read their
+        # rates: so the step that was cut short counts as a whole one.
         count = self.evaluations_per_step
         steps = -(-self.updates // count)
         keras_internals.set_updates(self, steps * count)

@@ -37,7 +37,7 @@ def checked_proximal(proximal):
 
 
 def _is_operator(operator):
-    """Classes and Keras's regularizers are called, but not as projections."""
+    """Classes and Keras's regularizers are callable, but not projections."""
     if isinstance(operator, (type, keras.regularizers.Regularizer)):
         return False
     return hasattr(operator, "proximal") or callable(operator)
@@ -57,7 +57,7 @@ def operators_of(kind, proximal, variables):
         if len(matching) > 1 or (matching and variable.constraint):
             raise ValueError(
                 f"{variable.path!r} has more than one proximal operator or "
-                "constraint. One after the other they are no proximal "
+                "constraint. Applied in turn they are not a proximal "
                 "operator: keep one of them. Received: "
                 f"patterns {matching}, constraint {variable.constraint!r}"
             )
@@ -76,8 +76,8 @@ def _as_operator(kind, operator, variable):
     if not is_convex(operator):
         raise ValueError(
             f"{kind} needs convex sets, and that of {type(operator).__name__} "
-            "is not convex: the method moves between feasible points, which "
-            "would leave it. Take a set of keras_stab.constraints, for example "
+            "is not convex: the method moves between feasible points, and so "
+            "could leave it. Take a set of keras_stab.constraints, for example "
             f"L2Ball. Received: a constraint on {variable.path!r}"
         )
     if operator is None or hasattr(operator, "proximal"):

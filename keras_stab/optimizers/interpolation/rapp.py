@@ -43,13 +43,13 @@ class RAPP(PhaseOptimizer):
     Args:
         learning_rate: $\gamma$: float, schedule or callable; a step keeps
             the rate of its first gradient. Defaults to 0.1.
-        inner_steps: Int, $\tau$, at least 1: gradients, each of a batch of
-            its own, from one anchor to the next. Defaults to 3.
+        inner_steps: Int, $\tau$, at least 1: gradients, each from its own
+            batch, from one anchor to the next. Defaults to 3.
         relaxation: Float in (0, 1], $\lambda$. Defaults to 0.5.
         proximal: `None` for each variable's own constraint; one operator of
             `keras_stab.constraints` for all; or a dict from regular
             expressions for variable paths to operators. Defaults to `None`.
-        track_diagnostics: Whether to keep what `diagnostics` tells: two more
+        track_diagnostics: Whether to keep what `diagnostics` reports: two more
             norms per gradient. Defaults to `False`.
         name: String or `None`.
         **kwargs: Further arguments of every Keras optimizer: clipping,
@@ -60,7 +60,7 @@ class RAPP(PhaseOptimizer):
             `use_ema` and constraints that are not convex.
 
     Between anchors the model holds the points $w_t$. Evaluate at the anchor
-    by the callback `SwapSlowWeights`, or inside `with
+    with the callback `SwapSlowWeights`, or inside `with
     optimizer.swap_weights(model):`.
 
     Example: the game $x y$, in which gradient steps diverge.
@@ -153,8 +153,8 @@ class RAPP(PhaseOptimizer):
         )
         last = phase == self.inner_steps - 1
         rate = self._step_size.value
-        # Of the last step too the anchors need not be kept: they are the
-        # weights that the next cycle starts from.
+        # In the last step too, keeping them does no harm: the next cycle
+        # starts from the weights.
         many_tensors.assign_each(self, slots, anchors)
         if not self.track_diagnostics and self.is_free(indices):
             part = keras.ops.where(last, self.relaxation, 1.0)
@@ -181,7 +181,7 @@ class RAPP(PhaseOptimizer):
         return many_tensors.each_between(anchors, points, self.relaxation)
 
     def _feasible_at_first(self, indices, values):
-        """Anchors are feasible points, if the initial weights are not."""
+        """Anchors are feasible points, even if the initial weights are not."""
         operators = [self._operators[i] for i in indices]
         if not any(isinstance(o, ConvexSet) for o in operators):
             return values
@@ -223,8 +223,8 @@ class RAPP(PhaseOptimizer):
         """
         if not (self.track_diagnostics and self.built):
             raise ValueError(
-                "There are diagnostics of a RAPP(track_diagnostics=True) that "
-                "has trained. Received: "
+                "Diagnostics exist only for a RAPP(track_diagnostics=True) "
+                "that has trained. Received: "
                 f"track_diagnostics={self.track_diagnostics}"
             )
         figures = {

@@ -221,7 +221,7 @@ class LARS(LayerwiseOptimizer):
         return ratios, defined
 
     def _scale(self, ratios, defined, dtype):
-        """What multiplies the directions; TVLARS puts its factor here."""
+        """What multiplies the directions; TVLARS includes its factor here."""
         del defined, dtype
         return ratios
 

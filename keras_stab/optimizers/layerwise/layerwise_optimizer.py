@@ -95,7 +95,7 @@ class LayerwiseOptimizer(UpdatesTogether):
                 ("exclude_from_weight_decay", self.also_not_decayed),
             )
         )
-        # Those that are assigned their gradient are no weights.
+        # Variables that are assigned their gradient are not weights.
         weights = [not v.overwrite_with_gradient for v in variables]
         self.decayed = [
             weight and not (a or b)
@@ -127,7 +127,7 @@ class LayerwiseOptimizer(UpdatesTogether):
         variables: list[keras.Variable],
         learning_rate: Any,
     ) -> None:
-        """Those that are treated alike together."""
+        """Groups variables that are treated alike, and updates each group."""
         kinds: dict[tuple, list] = {}
         for gradient, variable in zip(gradients, variables):
             index = keras_internals.variable_index(self, variable)

@@ -65,7 +65,7 @@ class TVLARS(LARS):
         ValueError: As `LARS`; also if `decay_rate` or `delay` is missing, or
             an argument contradicts `variant="official"`.
 
-    The clock is `iterations`: updates, not micro-steps of accumulation nor
+    The clock is `iterations`: updates, not accumulated micro-batches nor
     steps that a loss scaler skips; it is saved.
 
     Example:

@@ -43,7 +43,7 @@ def dense_rule(layer, call):
 
 @register_layer_rule(keras.layers.EinsumDense, before_activation=True)
 def einsum_dense_rule(layer, call):
-    """Also inside MultiHeadAttention, which has no weights of its own."""
+    """Also serves MultiHeadAttention, which has no weights of its own."""
     inputs, gradient = call.grouped(call.args[0]), call.grouped(call.gradient)
     equation = expand_ellipsis(layer.equation, len(inputs.shape) - 1)
     answer = []
@@ -60,7 +60,7 @@ def einsum_dense_rule(layer, call):
     scale = layer.lora_alpha / layer.lora_rank
     factors = einsum_lora(equation, a * scale, b, inputs, gradient, call.tokens)
     if factors is not None:
-        # The scale came in with `a`; the gradient by `a` itself needs it too.
+        # The scale came in with `a`; the gradient of `a` itself needs it too.
         by_a, by_b = factors
         by_a = Product(by_a.left, by_a.right * scale, by_a.fold, by_a.tokens)
         answer.append((layer.lora_kernel_a, by_a))

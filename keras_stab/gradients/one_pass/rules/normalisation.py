@@ -34,7 +34,7 @@ register_layer_rule(keras.layers.LayerNormalization)(
 register_layer_rule(keras.layers.GroupNormalization)(
     _normalisation_rule("gamma", "beta")
 )
-# By its moving statistics: in training it mixes rows, which is refused.
+# Only with moving statistics: in training it mixes rows and is refused.
 register_layer_rule(keras.layers.BatchNormalization)(
     _normalisation_rule("gamma", "beta")
 )
