@@ -11,6 +11,9 @@ import keras
 
 from keras_stab.backend import devices
 
+# Where an optimizer with `use_ema` keeps its averages, for `SwapEMAWeights`.
+AVERAGES = "_model_variables_moving_average"
+
 # Losses of `compile` that a model was built without.
 _unused_losses: weakref.WeakSet = weakref.WeakSet()
 

@@ -993,3 +993,24 @@ def test_what_was_saved_loads(row, tmp_path):
     contract.fit(model, x, y)
     contract.fit(again, x, y)
     contract.assert_same_bits(contract.state(model), contract.state(again))
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["nest", "scaled"])
+def test_keras_finds_averages_deep_inside(scaled):
+    """`SwapEMAWeights` looks into one `inner_optimizer` only."""
+    optimizer = keras_stab.GRAIN(keras.optimizers.SGD(0.1, use_ema=True), 2)
+    outer = keras.optimizers.LossScaleOptimizer if scaled else keras_stab.SAM
+    model = contract.compiled(outer(optimizer), contract.classifier())
+    seen = []
+    noting = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(model.get_weights())
+    )
+    swapping = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    x, y = contract.data(2)
+    contract.fit(model, x, y, callbacks=[noting, swapping, noting])
+    assert any(np.any(a != b) for a, b in zip(*seen))
+    averages = getattr(
+        optimizer.inner_optimizer, keras_stab.keras_internals.AVERAGES
+    )
+    for average, weight in zip(averages, model.trainable_variables):
+        np.testing.assert_array_equal(average.numpy(), weight.numpy())

@@ -217,6 +217,14 @@ def test_decayed_variables():
     assert not keras_internals.is_decayed(optimizer, bias)
 
 
+def test_averages_of_an_optimizer():
+    for averages in (False, True):
+        model = compiled_model()
+        optimizer = keras.optimizers.SGD(use_ema=averages)
+        optimizer.build(model.trainable_variables)
+        assert hasattr(optimizer, keras_internals.AVERAGES) == averages
+
+
 def test_every_function_there_is_documented():
     for name, function in inspect.getmembers(
         keras_internals, inspect.isfunction

@@ -135,6 +135,34 @@ def test_best_weights_of_early_stopping(row):
     contract.assert_same_bits(start, trainable_weights(model))
 
 
+LENDING = [row for row in REMEMBERING if row.second_weights]
+
+
+@pytest.mark.parametrize("row", contract.parameters(LENDING))
+def test_best_weights_stay_where_a_later_callback_lends_others(row):
+    model = contract.compiled(
+        row.build(keras.optimizers.SGD(0.05)),
+        contract.classifier(dropout=False),
+    )
+    stopping = keras.callbacks.EarlyStopping(
+        monitor="epoch", mode="min", restore_best_weights=True
+    )
+    logging = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: logs.update(epoch=epoch)
+    )
+    swapping = (
+        keras_stab.AveragedWeights(swap_on_epoch=True)
+        if row.second_weights == "average"
+        else keras_stab.SwapSlowWeights(swap_on_epoch=True)
+    )
+    fit(model, 0, 7, epochs=4, callbacks=[logging, stopping, swapping])
+    contract.assert_same_bits(stopping.best_weights, model.get_weights())
+    model.optimizer.learning_rate = 0.0
+    start = trainable_weights(model)
+    fit(model, 3, 6)
+    contract.assert_same_bits(start, trainable_weights(model))
+
+
 @ROWS
 def test_own_weights_are_no_others(row, tmp_path):
     """After evaluation, saving, loading, and training by other means."""

@@ -7,6 +7,8 @@ import keras
 
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_count
+from keras_stab.backend import tracing
+from keras_stab.backend.fingerprint import fingerprint
 from keras_stab.batch_norm import moving_statistics
 from keras_stab.batch_norm import reestimate_batch_norm
 from keras_stab.evaluation import averaging_methods
@@ -38,6 +40,8 @@ class SwapWeights(keras.callbacks.Callback):
         self._warned = False
         self._statistics = None
         self._swapped_in_test = False
+        # Of the weights that were lent at the end of an epoch.
+        self._lent: int | None = None
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._swapped_in_test = self._lend()
@@ -56,16 +60,28 @@ class SwapWeights(keras.callbacks.Callback):
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
+        self._lent = None
         return_trained_weights(self.model, self._methods())
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        if self.swap_on_epoch:
-            self._lend()
+        if self.swap_on_epoch and self._lend():
+            self._lent = self._fingerprint()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        return_trained_weights(self.model, self._methods())
+        methods = self._methods()
+        lent, self._lent = self._lent, None
+        if lent is not None and lent != self._fingerprint():
+            # An `EarlyStopping` earlier in the list has restored its best
+            # weights, which the trained ones must not overwrite.
+            for method in methods:
+                method.forget_trained_weights()
+        return_trained_weights(self.model, methods)
+
+    def _fingerprint(self):
+        variables = self.model.trainable_variables
+        return fingerprint([tracing.read(v) for v in variables])
 
     def _methods(self):
         """The methods that lend; at least one."""

@@ -5,6 +5,13 @@ from typing import Any
 
 import keras
 
+from keras_stab import keras_internals
+
+# What callbacks of Keras look for inside of one `inner_optimizer`, and what
+# no optimizer may have that does not need it: the rates of a `MultiOptimizer`
+# and the averages of `use_ema`.
+_WHERE_THERE_IS_ONE = ("optimizers", keras_internals.AVERAGES)
+
 
 class _Forwarded:
     """An attribute of the inner optimizer, under the same name."""
@@ -59,10 +66,8 @@ class ForwardsToInner:
         return self.inner_optimizer.iterations
 
     def __getattr__(self, name: str) -> Any:
-        # Keras's callbacks reach the rates of a `MultiOptimizer` through an
-        # attribute that no other optimizer may have.
         inner = vars(self).get("inner_optimizer")
-        if name == "optimizers" and hasattr(inner, name):
+        if name in _WHERE_THERE_IS_ONE and hasattr(inner, name):
             return getattr(inner, name)
         raise AttributeError(
             f"{type(self).__name__!r} object has no attribute {name!r}"

@@ -135,6 +135,10 @@ class LendsWeights(Restarts):
             if value is not None:
                 updates.exchange(variable, value)
 
+    def forget_trained_weights(self) -> None:
+        """Drops what is set aside: the model goes on from what it holds."""
+        self._aside = None
+
     @contextlib.contextmanager
     def swap_weights(self, model: keras.Model) -> Iterator[keras.Model]:
         """Puts the evaluation weights into the model, then the trained ones.
