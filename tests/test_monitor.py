@@ -291,9 +291,6 @@ def test_bad_arguments(arguments, message):
         keras_stab.StabilityMonitor(**arguments)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="a generator of PyTorch's"
-)
 def test_a_shuffled_probe_leaves_the_training_as_it_is():
     import torch
 
