@@ -15,10 +15,23 @@ import numpy as np
 import pytest
 import reference
 from interpolation_cases import float64 as double_precision
+from marks import ON_TORCH
+from marks import quick
+from marks import slow_but_on_torch
 
 import keras_stab
 
 ROWS = pytest.mark.parametrize("row", contract.parameters(contract.ROWS))
+# For what a row keeps and saves: on PyTorch all, elsewhere one of those that
+# do the same.
+OWN_ROWS = pytest.mark.parametrize(
+    "row",
+    contract.parameters(
+        r
+        for r in contract.ROWS
+        if ON_TORCH or r.name not in contract.DO_AS_OTHERS
+    ),
+)
 WHOLE_ROWS = pytest.mark.parametrize(
     "row",
     contract.parameters((r for r in contract.ROWS if not r.nested), whole=True),
@@ -280,7 +293,7 @@ def forwards_to(inner, optimizer, updates):
     assert len(own) == len(set(map(id, optimizer.variables)))
 
 
-@ROWS
+@OWN_ROWS
 def test_what_is_kept_equals_itself(row):
     """JAX on several processes compares what it loads, and NaN is unequal."""
     x, y = contract.data(4)
@@ -296,7 +309,7 @@ def test_what_is_kept_equals_itself(row):
         assert unknown == (["gradient_noise"] if across else [])
 
 
-@ROWS
+@OWN_ROWS
 def test_a_state_loaded_before_the_optimizer_is_built(row, tmp_path):
     """It is loaded, or Keras's warning says that it is not."""
     x, y = contract.data(4)
@@ -333,7 +346,7 @@ def test_a_state_loaded_before_the_optimizer_is_built(row, tmp_path):
     contract.assert_same_bits(contract.state(model), contract.state(built))
 
 
-@ROWS
+@OWN_ROWS
 def test_set_weights_of_an_optimizer(row):
     """As Keras's own test has it, with the variables of another one."""
     x, y = contract.data(4)
@@ -582,7 +595,10 @@ DOUBLE_RATE = 0.125
 
 
 @pytest.mark.parametrize(
-    "make", [double_linear] if JAX_OR_TORCH else [double_linear, linear_model]
+    "make",
+    [double_linear]
+    if JAX_OR_TORCH
+    else [double_linear, pytest.param(linear_model, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize(
     "row",
@@ -795,7 +811,11 @@ FREEZE_WAYS = (
 @pytest.mark.filterwarnings("error:Gradients do not exist")
 @pytest.mark.parametrize("run_eagerly", FREEZE_WAYS)
 @pytest.mark.parametrize(
-    "frozen, before", [("kernel", 12), ("bias", 12), ("kernel", 13)]
+    "frozen, before",
+    quick(
+        [("kernel", 12), ("bias", 12), ("kernel", 13)],
+        lambda case: case == ("kernel", 13),
+    ),
 )
 @ROWS
 def test_a_layer_frozen_without_a_new_compile(row, frozen, before, run_eagerly):
@@ -871,6 +891,7 @@ def test_scales_of_float8_layers_are_those_of_the_stock_optimizer(row):
         np.testing.assert_allclose(actual, wanted, rtol=1e-4)
 
 
+@slow_but_on_torch
 @FLOAT8_ROWS
 def test_scales_of_float8_layers_count_as_no_weights(row):
     """In no norm, Gram matrix, mask, average or window.
@@ -972,7 +993,7 @@ def test_callback(row, name, tmp_path, record_property):
     record_property("support", outcome)
 
 
-@ROWS
+@OWN_ROWS
 def test_what_was_saved_loads(row, tmp_path):
     """A schedule in a callback may end a hair below 0."""
     rate = 0.3 - 0.1 * 3
