@@ -22,16 +22,33 @@ from marks import slow_but_on_torch
 import keras_stab
 
 ROWS = pytest.mark.parametrize("row", contract.parameters(contract.ROWS))
-# For what a row keeps and saves: on PyTorch all, elsewhere one of those that
-# do the same.
-OWN_ROWS = pytest.mark.parametrize(
-    "row",
-    contract.parameters(
-        r
-        for r in contract.ROWS
-        if ON_TORCH or r.name not in contract.DO_AS_OTHERS
-    ),
+# For what does not depend on the backend's arithmetic: on PyTorch every row,
+# elsewhere one of each family; the others run with the slow tests.
+OF_EACH_FAMILY = (
+    "GRAIN-4",
+    "GRAIN-batches",
+    "SAM",
+    "IRE",
+    "LARS",
+    "WeightAveraging",
+    "ScheduleFree",
+    "Lookahead",
+    "RAPP",
 )
+
+
+def one_of_each_family(rows):
+    return [
+        param
+        if ON_TORCH or param.values[0].name in OF_EACH_FAMILY
+        else pytest.param(
+            *param.values, id=param.id, marks=[*param.marks, pytest.mark.slow]
+        )
+        for param in contract.parameters(rows)
+    ]
+
+
+OWN_ROWS = pytest.mark.parametrize("row", one_of_each_family(contract.ROWS))
 WHOLE_ROWS = pytest.mark.parametrize(
     "row",
     contract.parameters((r for r in contract.ROWS if not r.nested), whole=True),
@@ -817,7 +834,7 @@ FREEZE_WAYS = (
         lambda case: case == ("kernel", 13),
     ),
 )
-@ROWS
+@OWN_ROWS
 def test_a_layer_frozen_without_a_new_compile(row, frozen, before, run_eagerly):
     """It stands still, and the other one is trained as if it were alone."""
     batches, kernel, bias = regression((12,) * (before + 6))
@@ -864,7 +881,7 @@ def test_a_layer_frozen_without_a_new_compile(row, frozen, before, run_eagerly):
 
 FLOAT8_ROWS = pytest.mark.parametrize(
     "row",
-    contract.parameters(
+    one_of_each_family(
         r for r in contract.ROWS if r.name not in contract.DO_AS_OTHERS
     ),
 )

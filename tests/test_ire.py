@@ -10,6 +10,7 @@ import small_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from marks import slow_but_on_torch
 
 import keras_stab
 from keras_stab.backend import products
@@ -415,6 +416,7 @@ def test_unknown_losses_are_refused(loss):
         model.train_on_batch(x, np.zeros((5, 1), "float32"))
 
 
+@slow_but_on_torch
 @pytest.mark.parametrize("start_step", [99, "manual"])
 def test_unknown_losses_are_refused_at_the_first_step(start_step):
     """Not from inside of a branch, when labels are drawn first."""

@@ -299,7 +299,7 @@ def test_metrics_by_name(tmp_path):
         ({"a": "good"}, "must be a number"),
         ({"a": np.ones((2, 2))}, "a list of numbers"),
         ({"a": 1.0, "predictions": [0.2, 0.7]}, "whole numbers"),
-        ({"a": 1.0, "predictions": [[0.2], [0.7]]}, "Make classes of"),
+        ({"a": 1.0, "predictions": [[0.2], [0.7]]}, "into classes"),
         (
             {"a": 1.0, "predictions": [0, 1], "targets": [0]},
             "do not belong together",

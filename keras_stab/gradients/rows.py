@@ -126,9 +126,10 @@ def stack_groups(data, groups):
         # -1 even where B/K is known: otherwise TensorFlow's graph optimizer
         # would let this run before the checks of lengths.
         shape = tuple(leaf.shape)
+        empty = shape[0] is not None and 0 in shape
+        rows = shape[0] // groups if empty else -1
         if None in shape[1:]:
             shape = tuple(keras.ops.shape(leaf))
-        rows = leaf.shape[0] // groups if 0 in shape else -1
         shape = (rows, groups) + shape[1:]
         return products.swapaxes(products.reshape(leaf, shape), 0, 1)
 
