@@ -28,6 +28,17 @@ def inner_optimizer(row):
     )
 
 
+class Failing(keras.callbacks.Callback):
+    """Raises at a moment of `fit`, `evaluate` or `predict`."""
+
+    def __init__(self, moment):
+        super().__init__()
+        setattr(self, moment, self.fail)
+
+    def fail(self, *args, **kwargs):
+        raise KeyError("on purpose")
+
+
 class Fitted:
     """The compiled model of a row, and its first state."""
 

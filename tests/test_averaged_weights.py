@@ -6,6 +6,7 @@ import contract
 import keras
 import numpy as np
 import pytest
+from callback_cases import Failing
 
 import keras_stab
 
@@ -252,15 +253,6 @@ def test_a_call_that_raises_swaps_back(model, call, good_batches):
         getattr(model, call)(
             batches(), verbose=0, callbacks=[keras_stab.AveragedWeights(X)]
         )
-
-
-class Failing(keras.callbacks.Callback):
-    def __init__(self, moment):
-        super().__init__()
-        setattr(self, moment, self.fail)
-
-    def fail(self, *args, **kwargs):
-        raise KeyError("on purpose")
 
 
 @pytest.mark.parametrize("moment", ["on_test_batch_end", "on_epoch_end"])

@@ -7,6 +7,7 @@ import contract
 import keras
 import numpy as np
 import pytest
+from callback_cases import Failing
 from marks import slow_but_on_torch
 
 import keras_stab
@@ -252,15 +253,6 @@ def test_the_mixin_trains_without_installation(uninstalled):
         mixed(keras_stab.GRAIN(keras.optimizers.SGD(0.1)))
     )
     contract.assert_same_bits(weights_of_both, weights)
-
-
-class Failing(keras.callbacks.Callback):
-    def __init__(self, moment):
-        super().__init__()
-        setattr(self, moment, self.fail)
-
-    def fail(self, *args, **kwargs):
-        raise KeyError("on purpose")
 
 
 def averaged(make):

@@ -12,6 +12,7 @@ from keras_stab.backend import updates
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.optimizers.restart import Restarts
+from keras_stab.optimizers.state import slot_name
 from keras_stab.optimizers.state import widest_dtype
 
 
@@ -176,7 +177,7 @@ def _add_slots(optimizer, variable, groups):
         shape=(groups, *variable.shape),
         dtype=widest_dtype([variable]),
         layout=_slot_layout(variable),
-        name=variable.path.replace("/", "_") + "_window",
+        name=slot_name(variable, "window"),
     )
 
 

@@ -16,6 +16,7 @@ from keras_stab.nesting import whole_nest
 from keras_stab.numerics.ascent import global_norm
 from keras_stab.optimizers.lending import lent_weights
 from keras_stab.optimizers.restart import Restarts
+from keras_stab.optimizers.state import flat_path
 
 
 @dataclasses.dataclass
@@ -174,7 +175,7 @@ class LendsWeights(Restarts):
         if aside is None:
             return {}
         return {
-            _name(variable): keras.ops.copy(value)
+            flat_path(variable): keras.ops.copy(value)
             for variable, value in zip(
                 self._variables_aside(model, aside.statistics),
                 [*aside.weights, *aside.statistics],
@@ -191,10 +192,10 @@ class LendsWeights(Restarts):
             return
         found = [
             None
-            if _name(variable) not in values
+            if flat_path(variable) not in values
             else keras.ops.copy(
                 keras.ops.convert_to_tensor(
-                    values[_name(variable)], variable.dtype
+                    values[flat_path(variable)], variable.dtype
                 )
             )
             for variable in self._variables_aside(model, True)
@@ -260,10 +261,6 @@ class LendsWeights(Restarts):
                 for i in sorted(statistics)
             ],
         )
-
-
-def _name(variable):
-    return variable.path.replace("/", "_")
 
 
 def lenders(optimizer, kind=LendsWeights):

@@ -21,12 +21,22 @@ def add_slot(optimizer, variable, name, dtype, initializer="zeros"):
     """The same in the shape of a weight, spread over devices like it."""
     return add_state(
         optimizer,
-        f"{variable.path.replace('/', '_')}_{name}",
+        slot_name(variable, name),
         variable.shape,
         dtype,
         initializer,
         keras_internals.layout(variable),
     )
+
+
+def slot_name(variable, kind):
+    """The name that Keras gives a slot of this kind for a weight."""
+    return f"{flat_path(variable)}_{kind}"
+
+
+def flat_path(variable):
+    """The path of a variable, as a name without folders."""
+    return variable.path.replace("/", "_")
 
 
 def moving(gradients, variables, slots):

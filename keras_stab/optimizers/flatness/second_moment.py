@@ -3,6 +3,7 @@
 import keras
 
 from keras_stab.optimizers.layerwise.lamb import LAMB
+from keras_stab.optimizers.state import slot_name
 
 WITH_SECOND_MOMENT = (
     keras.optimizers.Adam,
@@ -26,7 +27,7 @@ def second_moment_roots(optimizer, variables):
             roots.append(None)
             continue
         slot = next(slots, None)
-        name = variable.path.replace("/", "_") + "_velocity"
+        name = slot_name(variable, "velocity")
         if slot is None or not slot.path.endswith(name):
             raise ValueError(
                 f"{type(optimizer).__name__} keeps no second moment under the "
