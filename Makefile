@@ -12,9 +12,9 @@ BACKENDS ?= tensorflow jax torch
 DEMO_BACKEND := $(or $(KERAS_BACKEND),jax)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# Two processes; more gain nothing where the backends use every core. By file:
-# the tests of one may share what takes long to make.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes; more gain nothing where the backends use every core. By group,
+# mostly a file: see `tests/conftest.py`.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 # Each guide and the data that it wants, below the folder `DATA`.
 GUIDES := demo averaging:fashion_mnist flat_minima:fashion_mnist \
   large_batch:fashion_mnist faster_pretraining:tinyshakespeare/input.txt \

@@ -40,8 +40,8 @@ if keras.backend.backend() == "tensorflow":
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+import support  # noqa: E402
 from support import pytest_addoption  # noqa: E402,F401
-from support import pytest_collection_modifyitems  # noqa: E402,F401
 from support import pytest_configure  # noqa: E402,F401
 
 # The same examples every time, so that a failure is one of the change that
@@ -49,6 +49,20 @@ from support import pytest_configure  # noqa: E402,F401
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+def pytest_collection_modifyitems(config, items):
+    """What runs in one process: a file, or one test of the contract.
+
+    The tests of a file may share what takes long to make; those of the
+    contract take as long as all others together and share nothing.
+    """
+    support.pytest_collection_modifyitems(config, items)
+    for item in items:
+        group = item.path.stem
+        if group == "test_contract":
+            group = item.originalname
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)
