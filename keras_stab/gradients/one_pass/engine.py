@@ -11,7 +11,10 @@ from keras_stab.backend import devices
 from keras_stab.backend import differentiation
 from keras_stab.backend import products
 from keras_stab.gradients import rows
+from keras_stab.gradients.one_pass.contributions import Stored
 from keras_stab.gradients.one_pass.contributions import join
+from keras_stab.gradients.one_pass.group_forward import GroupForward
+from keras_stab.gradients.one_pass.group_forward import with_enough_rows
 from keras_stab.gradients.one_pass.group_losses import GroupLosses
 from keras_stab.gradients.one_pass.layer_rules import contributions
 from keras_stab.gradients.one_pass.units import Recorder
@@ -36,6 +39,7 @@ def one_pass(oracle, layout, examined):
     Raises:
         Refusal: If the answer would be wrong for this model and loss.
     """
+    with_enough_rows(layout, examined.by_group)
     x, y, sample_weight = layout.batch
     losses = GroupLosses(oracle, layout)
     calls = []
@@ -43,12 +47,19 @@ def one_pass(oracle, layout, examined):
     def run(tap):
         values = [keras.ops.stop_gradient(v) for v in oracle.values]
         scope = oracle.scope(values, oracle.non_trainable, oracle.carried)
+        by_group = GroupForward(examined.by_group, layout, scope, tap)
         recorder = Recorder(
-            examined.units, scope, tap, layout.spread, examined.without_rows
+            examined.units,
+            scope,
+            tap,
+            layout.spread,
+            examined.without_rows,
+            by_group=by_group,
         )
         with scope:
             with recorder.listening():
                 y_pred = oracle.predict(x)
+            by_group.finish(oracle.state_pool())
             _check_rows(recorder.calls, y_pred)
             if scope.losses:
                 raise Refusal("a layer adds a loss of the batch (add_loss)")
@@ -73,7 +84,8 @@ def one_pass(oracle, layout, examined):
         y_pred=layout.restore(evaluation.y_pred),
         masks=layout.restore(evaluation.masks),
     )
-    remaining = iter(losses.for_each_row(gradients))
+    copies = [c.weights is not None for c in calls for _ in c.outputs]
+    remaining = iter(losses.for_each_row(gradients, copies))
     by_variable = {}
     for call, (inputs, outputs) in zip(calls, tensors):
         call.args, call.kwargs = call.with_tensors(inputs)
@@ -82,10 +94,12 @@ def one_pass(oracle, layout, examined):
         cotangents = [next(remaining) for _ in call.outputs]
         if all(c is None for c in cotangents):
             continue
-        kind = LayerCall if call.shapes is None else CallWithoutRows
-        answer = contributions(
-            kind(oracle, layout, call, _unscaled(oracle, cotangents))
-        )
+        cotangents = _unscaled(oracle, cotangents)
+        if call.weights is not None:
+            answer = _of_copies(call.weights, cotangents, layout)
+        else:
+            kind = LayerCall if call.shapes is None else CallWithoutRows
+            answer = contributions(kind(oracle, layout, call, cotangents))
         for key, contribution in answer.items():
             if key in by_variable:
                 contribution = join(by_variable[key], contribution)
@@ -93,6 +107,16 @@ def one_pass(oracle, layout, examined):
     regularised = losses.regularisation_gradients()
     answer = OnePassGradients(oracle, layout, by_variable, regularised)
     return evaluation, answer
+
+
+def _of_copies(variables, gradients, layout):
+    """The contributions of a layer that ran group by group."""
+    tokens = layout.size if layout.is_static else NOMINAL_ROWS
+    return {
+        id(variable): Stored(gradient, tokens)
+        for variable, gradient in zip(variables, gradients)
+        if gradient is not None
+    }
 
 
 def _check_rows(calls, y_pred):
