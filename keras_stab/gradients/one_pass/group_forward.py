@@ -10,6 +10,7 @@ import keras
 
 from keras_stab import keras_internals
 from keras_stab.backend import tracing
+from keras_stab.gradients.one_pass.contributions import Stored
 from keras_stab.gradients.one_pass.layer_rules import find_group_forward
 from keras_stab.gradients.one_pass.units import OPAQUE
 from keras_stab.gradients.one_pass.units import Refusal
@@ -46,6 +47,15 @@ def with_enough_rows(layout, layers):
         layout.batch = tracing.checked(layout.batch, [(enough, message)])
     elif not enough:
         raise ValueError(f"{message}, a batch of {layout.size} rows")
+
+
+def of_copies(variables, gradients, tokens):
+    """The contributions of a layer that ran group by group."""
+    return {
+        id(variable): Stored(gradient, tokens)
+        for variable, gradient in zip(variables, gradients)
+        if gradient is not None
+    }
 
 
 class GroupForward:

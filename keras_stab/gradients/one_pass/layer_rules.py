@@ -104,7 +104,7 @@ _GROUP_FORWARDS: dict[type, Callable] = {}
 
 def find_group_forward(layer):
     """The function of `register_group_forward` for a layer, or `None`."""
-    overridden: set[str] = set()
+    overridden = set()
     for parent in type(layer).__mro__:
         if parent in _GROUP_FORWARDS:
             functions = {n for n, f in vars(parent).items() if callable(f)}
