@@ -25,9 +25,11 @@ Y = np.arange(8) % 2
 class Lengths(keras.Model):
     """Counts characters and spaces; a model with its own data path."""
 
+    renorm = False
+
     def __init__(self):
         super().__init__()
-        self.norm = layers.BatchNormalization()
+        self.norm = layers.BatchNormalization(renorm=self.renorm)
         self.head = layers.Dense(2)
 
     def call(self, x, training=False):
@@ -117,7 +119,8 @@ def test_everything_that_takes_data():
         np.testing.assert_array_equal(values, new[name])
 
 
-def test_plan(capsys):
+def test_plan(capsys, monkeypatch):
+    monkeypatch.setattr(Lengths, "renorm", True)
     plans = []
     for model, x in ((make(), TEXTS), (make(Plain), COUNTS)):
         plan = keras_stab.GRAIN("sgd", groups=2).plan(model, x, Y)

@@ -413,6 +413,14 @@ class PenaltyInLoss(OwnPenalty):
         return squared_error(y, y_pred) + penalty
 
 
+class OwnNorm(layers.BatchNormalization):
+    def __init__(self):
+        super().__init__(name="own")
+
+    def call(self, inputs, training=None, mask=None):
+        return 2.0 * super().call(inputs, training=training, mask=mask)
+
+
 def sequence_model(middle):
     inputs = keras.Input((4, 5))
     x = layers.Dense(6, name="first")(middle(inputs))
@@ -429,7 +437,17 @@ def rematerialised():
 
 
 REFUSED = {
-    "batch_norm": (lambda: small_model(layers.BatchNormalization()), "batch_n"),
+    "renorm": (
+        lambda: small_model(layers.BatchNormalization(renorm=True)),
+        "statistics of the whole batch",
+    ),
+    "own_batch_norm": (lambda: small_model(OwnNorm()), "'own'.*whole batch"),
+    "batch_norm_in_a_loop": (
+        lambda: sequence_model(
+            layers.TimeDistributed(layers.BatchNormalization())
+        ),
+        "statistics of the whole batch",
+    ),
     "row_mean": (lambda: small_model(RowMean()), "'last'.*other rows"),
     "mixed_output": (
         lambda: keras.Sequential([small_model(), RowMean()]),

@@ -285,10 +285,12 @@ def test_arguments_of_a_call(name):
     )
 
 
-def test_batch_norm_in_training_is_named():
+def test_batch_norm_that_is_refused_is_named():
     for layer in (
-        layers.BatchNormalization(name="norm"),
-        layers.BatchNormalization(center=False, scale=False, name="norm"),
+        layers.BatchNormalization(renorm=True, name="norm"),
+        layers.BatchNormalization(
+            renorm=True, center=False, scale=False, name="norm"
+        ),
     ):
         model = sequence_model(lambda x, norm: norm(x), layer)
         optimizer = keras_stab.GRAIN("sgd")

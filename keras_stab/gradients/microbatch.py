@@ -8,6 +8,7 @@ from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.gradients import rows
 from keras_stab.gradients.groups import GroupGradients
+from keras_stab.gradients.pooling import rows_check
 from keras_stab.gradients.pooling import shift_seeds
 from keras_stab.gradients.pooling import weighted_sum
 from keras_stab.numerics.norms import in_full_precision
@@ -253,12 +254,4 @@ def _check_model(oracle, size, groups):
 
 def _batch_norm_checks(oracle, size, groups):
     name = oracle.state_pool().flat_batch_norm
-    if name is None:
-        return []
-    message = (
-        f"Layer {name!r} (BatchNormalization) would normalise a group of one "
-        "row, whose variance is zero. Use batches of at least twice as many "
-        "rows as groups and drop a short last batch, or fewer groups. "
-        f"Received: groups={groups}"
-    )
-    return [(size >= 2 * groups, message)]
+    return [] if name is None else [rows_check(name, size, groups)]

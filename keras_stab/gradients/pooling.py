@@ -90,6 +90,38 @@ class StatePool:
             merged.append(keras.ops.cast(mean, variable.dtype))
         return merged
 
+    def merge_stacks(self, variables, before, stacks, shares):
+        """As `merge`, for some variables whose values are known at once.
+
+        Args:
+            variables: List of variables.
+            before: Their stored values.
+            stacks: One tensor `(K, *shape)` for each.
+            shares: p_k, a tensor `(K,)`.
+        """
+        finite = {
+            id(variable): keras.ops.where(
+                keras.ops.isfinite(stack), stack, stored
+            )
+            for variable, stored, stack in zip(variables, before, stacks)
+        }
+        positions = {id(v): i for i, v in enumerate(self._variables)}
+        merged = []
+        for variable in variables:
+            stack = finite[id(variable)]
+            value = _weighted_mean(shares, stack)
+            position = positions.get(id(variable))
+            if position in self._moving_mean_of:
+                index, momentum = self._moving_mean_of[position]
+                means = finite[id(self._variables[index])]
+                if momentum != 1:
+                    centre = _weighted_mean(shares, means)
+                    squares = keras.ops.square(means - centre)
+                    between = _weighted_mean(shares, squares)
+                    value = value + between / (1.0 - momentum)
+            merged.append(keras.ops.cast(value, variable.dtype))
+        return merged
+
     def _or_stored(self, i, value, stored):
         if value is None or not _is_float(self._variables[i]):
             return value
@@ -101,6 +133,23 @@ class StatePool:
         centre = weighted_sum(shares, means)
         squares = [keras.ops.square(m - centre) for m in means]
         return weighted_sum(shares, squares) / (1.0 - momentum)
+
+
+def _weighted_mean(shares, stack):
+    shares = keras.ops.cast(shares, stack.dtype)
+    shape = (-1,) + (1,) * (len(stack.shape) - 1)
+    return keras.ops.sum(keras.ops.reshape(shares, shape) * stack, axis=0)
+
+
+def rows_check(name, size, groups):
+    """A condition and its message: no group of batch-norm has only one row."""
+    message = (
+        f"Layer {name!r} (BatchNormalization) would normalise a group of one "
+        "row, whose variance is zero. Use batches of at least twice as many "
+        "rows as groups and drop a short last batch, or fewer groups. "
+        f"Received: groups={groups}"
+    )
+    return size >= 2 * groups, message
 
 
 def _is_float(variable):

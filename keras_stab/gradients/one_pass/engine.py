@@ -12,17 +12,19 @@ from keras_stab.backend import differentiation
 from keras_stab.backend import products
 from keras_stab.gradients import rows
 from keras_stab.gradients.one_pass.contributions import join
+from keras_stab.gradients.one_pass.group_forward import GroupForward
+from keras_stab.gradients.one_pass.group_forward import of_copies
+from keras_stab.gradients.one_pass.group_forward import with_enough_rows
 from keras_stab.gradients.one_pass.group_losses import GroupLosses
+from keras_stab.gradients.one_pass.layer_calls import NOMINAL_ROWS
+from keras_stab.gradients.one_pass.layer_calls import CallWithoutRows
+from keras_stab.gradients.one_pass.layer_calls import LayerCall
 from keras_stab.gradients.one_pass.layer_rules import contributions
 from keras_stab.gradients.one_pass.units import Recorder
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.one_pass.units import floating
-from keras_stab.gradients.one_pass.units import without_activation
 from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
-
-# What the choice of formulas assumes when TensorFlow leaves the batch open.
-NOMINAL_ROWS = 64
 
 
 def one_pass(oracle, layout, examined):
@@ -36,6 +38,7 @@ def one_pass(oracle, layout, examined):
     Raises:
         Refusal: If the answer would be wrong for this model and loss.
     """
+    with_enough_rows(layout, examined.by_group)
     x, y, sample_weight = layout.batch
     losses = GroupLosses(oracle, layout)
     calls = []
@@ -43,12 +46,19 @@ def one_pass(oracle, layout, examined):
     def run(tap):
         values = [keras.ops.stop_gradient(v) for v in oracle.values]
         scope = oracle.scope(values, oracle.non_trainable, oracle.carried)
+        by_group = GroupForward(examined.by_group, layout, scope, tap)
         recorder = Recorder(
-            examined.units, scope, tap, layout.spread, examined.without_rows
+            examined.units,
+            scope,
+            tap,
+            layout.spread,
+            examined.without_rows,
+            by_group=by_group,
         )
         with scope:
             with recorder.listening():
                 y_pred = oracle.predict(x)
+            by_group.finish(oracle.state_pool())
             _check_rows(recorder.calls, y_pred)
             if scope.losses:
                 raise Refusal("a layer adds a loss of the batch (add_loss)")
@@ -73,7 +83,8 @@ def one_pass(oracle, layout, examined):
         y_pred=layout.restore(evaluation.y_pred),
         masks=layout.restore(evaluation.masks),
     )
-    remaining = iter(losses.for_each_row(gradients))
+    copies = [c.weights is not None for c in calls for _ in c.outputs]
+    remaining = iter(losses.for_each_row(gradients, copies))
     by_variable = {}
     for call, (inputs, outputs) in zip(calls, tensors):
         call.args, call.kwargs = call.with_tensors(inputs)
@@ -82,10 +93,13 @@ def one_pass(oracle, layout, examined):
         cotangents = [next(remaining) for _ in call.outputs]
         if all(c is None for c in cotangents):
             continue
-        kind = LayerCall if call.shapes is None else CallWithoutRows
-        answer = contributions(
-            kind(oracle, layout, call, _unscaled(oracle, cotangents))
-        )
+        cotangents = _unscaled(oracle, cotangents)
+        if call.weights is not None:
+            tokens = layout.size if layout.is_static else NOMINAL_ROWS
+            answer = of_copies(call.weights, cotangents, tokens)
+        else:
+            kind = LayerCall if call.shapes is None else CallWithoutRows
+            answer = contributions(kind(oracle, layout, call, cotangents))
         for key, contribution in answer.items():
             if key in by_variable:
                 contribution = join(by_variable[key], contribution)
@@ -120,117 +134,6 @@ def _unscaled(oracle, gradients):
 
 def _divided(tensor, scale):
     return tensor / keras.ops.cast(scale, tensor.dtype)
-
-
-class LayerCall:
-    """What a layer rule is given: one call of one layer, for all rows.
-
-    Attributes:
-        args, kwargs: What the layer was called with.
-        outputs: Its floating outputs, a list.
-        gradient: Of the sum of the group losses, with respect to the output.
-        gradients: The same, one for each of `outputs`.
-        groups: K.
-    """
-
-    is_same_for_all = False
-
-    def __init__(self, oracle, layout, call, gradients):
-        self.unit = call.unit
-        self.args, self.kwargs = call.args, call.kwargs
-        self.outputs = call.outputs
-        self.gradients = gradients
-        self.gradient = gradients[0]
-        self.groups = layout.groups
-        self._oracle, self._layout = oracle, layout
-
-    def grouped(self, tensor):
-        """From `(B, ...)` to `(K, n, ...)`, short groups padded with zeros."""
-        return self._layout.stack(tensor)
-
-    def tokens(self, positions):
-        """Rows times positions in a row, as far as known while tracing."""
-        size = self._layout.size
-        if not self._layout.is_static:
-            return NOMINAL_ROWS * positions
-        leading = self.outputs[0].shape[0] or size
-        return max(leading, size) * positions
-
-    def value(self, variable):
-        """The value of a trainable variable at which gradients are taken."""
-        index = self._index(variable)
-        return self._oracle.values[index]
-
-    def rerun(self, replaced, args, kwargs):
-        """The floating outputs of the layer with other values of variables.
-
-        Before the activation, if the rule wants that.
-
-        Args:
-            replaced: Pairs of a variable and its value.
-        """
-        oracle = self._oracle
-        scope = oracle.scope(
-            oracle.values, oracle.non_trainable, oracle.carried
-        )
-        with scope, without_activation(self.unit):
-            for variable, value in replaced:
-                scope.add_update((variable, value))
-            outputs = self.unit.layer(*args, **kwargs)
-        return floating(outputs)
-
-    def group(self, k):
-        """Arguments and gradients of the rows of group k."""
-        leading = self.outputs[0].shape[0]
-
-        def cut(leaf):
-            if keras.ops.is_tensor(leaf) and (
-                len(leaf.shape) > 0 and leaf.shape[0] == leading
-            ):
-                return self._layout.group(leaf, k)
-            return leaf
-
-        args, kwargs = keras.tree.map_structure(cut, (self.args, self.kwargs))
-        return (
-            args,
-            kwargs,
-            [
-                None if g is None else self._layout.group(g, k)
-                for g in self.gradients
-            ],
-        )
-
-    def _index(self, variable):
-        for index, own in enumerate(self._oracle.variables):
-            if own is variable:
-                return index
-        raise ValueError(f"Not a trained variable: {variable.path}")
-
-
-class CallWithoutRows(LayerCall):
-    """A call whose output is the same for all rows: positions, say.
-
-    The model went on with a copy for every row. So the gradient for the
-    output is, for each group, the sum over the copies of its rows.
-    """
-
-    is_same_for_all = True
-
-    def __init__(self, oracle, layout, call, gradients):
-        super().__init__(oracle, layout, call, gradients)
-        self._sums = [
-            None if g is None else products.sum_over(layout.stack(g), 1)
-            for g in gradients
-        ]
-        self._shapes = call.shapes
-
-    def group(self, k):
-        """All arguments, and the gradients of group k."""
-        cotangents = [
-            None if total is None else products.reshape(total[k], shape)
-            for total, shape in zip(self._sums, self._shapes)
-        ]
-        return self.args, self.kwargs, cotangents
 
 
 class OnePassGradients:

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
+from keras_stab.gradients.one_pass.group_forward import find_group_layers
 from keras_stab.gradients.one_pass.trial_run import TrialRun
 from keras_stab.gradients.one_pass.trial_run import fixed_rows
 from keras_stab.gradients.one_pass.trial_run import made_up
@@ -25,8 +26,11 @@ _TOLERANCE = 1e-5
 
 
 # The units of a model, and, by its position in the order of the calls, the
-# shapes of the outputs of each call that is the same for all rows.
-Examined = collections.namedtuple("Examined", ["units", "without_rows"])
+# shapes of the outputs of each call that is the same for all rows; and the
+# layers that run group by group, as `find_group_layers` has them.
+Examined = collections.namedtuple(
+    "Examined", ["units", "without_rows", "by_group"]
+)
 
 
 def examine(oracle):
@@ -44,7 +48,7 @@ def examine(oracle):
         raise Refusal(f"a trial run on made-up rows failed: {_told(error)}")
     if without_rows:
         trial.check_copies(without_rows)
-    return Examined(trial.units, without_rows)
+    return Examined(trial.units, without_rows, trial.ran_by_group)
 
 
 class _Trial:
@@ -52,9 +56,13 @@ class _Trial:
 
     def __init__(self, oracle, units):
         self.oracle, self.units = oracle, units
+        self.group_layers = find_group_layers(oracle.model)
+        self.ran_by_group = []
         fixed = fixed_rows(oracle.model)
         self.grows = not fixed
-        self.count = fixed or _ROWS
+        # Two rows normalised by their own statistics are 1 and -1, whatever
+        # they were before.
+        self.count = fixed or _ROWS * (2 if self.group_layers else 1)
 
     def compare_rows(self):
         """The outputs for some rows must not depend on the others.
@@ -65,7 +73,8 @@ class _Trial:
         """
         count, (rows, changed) = self.count, self._batches()
         shapes, differences = self._compare(
-            [TrialRun(rows), TrialRun(changed)], [(0, 1, slice(0, None, 2))]
+            [self._run(rows), self._run(changed)],
+            [(0, 1, slice(0, None, 2))],
         )
         without_rows = self._compare_shapes(shapes) if self.grows else {}
         for index, call in enumerate(shapes):
@@ -92,11 +101,13 @@ class _Trial:
         rows, changed = self._batches()
         last = 2 % self.count
         others = [i for i in range(self.count) if i != last]
+        if self.ran_by_group:  # those of its own group may matter
+            others = others[1 - last % 2 :: 2]
         runs = [
-            TrialRun(rows),
-            TrialRun(rows, without_rows),
-            TrialRun(changed, without_rows, others[::2]),
-            TrialRun(rows, without_rows, others),
+            self._run(rows),
+            self._run(rows, without_rows),
+            self._run(changed, without_rows, others[::2]),
+            self._run(rows, without_rows, others),
         ]
         pairs = [
             (0, 1, slice(None)),
@@ -114,6 +125,9 @@ class _Trial:
                 f"the output of {name} is the same for all rows, and the model "
                 f"does not take a copy of it for each row: {_told(error)}"
             ) from error
+
+    def _run(self, batch, without_rows=(), changed=()):
+        return TrialRun(batch, without_rows, changed, self.group_layers)
 
     def _batches(self):
         """Made-up rows, and the same with rows 1, 3, ... replaced."""
@@ -145,6 +159,7 @@ class _Trial:
                 with devices.replayed(random_state):
                     records.append(run(self.oracle, self.units, self.count))
             shapes[:] = _shapes(records[0])
+            self.ran_by_group = runs[0].ran_by_group
             return [
                 self._difference(records[one][i], records[other][i], kept)
                 for i in range(len(shapes))
@@ -190,7 +205,7 @@ class _Trial:
             The calls whose inputs and outputs do not grow at all.
         """
         count, grown = self.count, []
-        more = TrialRun(self._made_up_rows(count + 1))
+        more = self._run(self._made_up_rows(count + 1))
 
         def run():
             records = more(self.oracle, self.units, count + 1)

@@ -92,16 +92,26 @@ class GroupLosses:
         )
         return total, loss + penalty
 
-    def for_each_row(self, gradients):
-        """Brings gradients of tapped tensors to the scale of group losses."""
+    def for_each_row(self, gradients, by_group):
+        """Brings gradients of tapped tensors to the scale of group losses.
+
+        Args:
+            gradients: List of tensors; `None` stays.
+            by_group: For each, whether it is of copies for the K groups and
+                not of rows.
+        """
         layout = self._layout
         if not self._at_once:
             return gradients
         if layout.sorted:
             return [None if g is None else g * layout.groups for g in gradients]
         return [
-            None if g is None else layout.times_row_factors(g)
-            for g in gradients
+            None
+            if g is None
+            else layout.times_group_factors(g)
+            if copies
+            else layout.times_row_factors(g)
+            for g, copies in zip(gradients, by_group)
         ]
 
     def regularisation_gradients(self):

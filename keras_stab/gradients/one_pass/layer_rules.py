@@ -81,6 +81,40 @@ def register_layer_rule(
     return register
 
 
+def register_group_forward(layer_type):
+    """Tells the one-pass engine how to run a layer group by group.
+
+    For a layer that mixes the rows of a batch. It serves layers of this type,
+    and of subclasses that override nothing but their constructor and config.
+
+    The decorated function `forward(layer, call, *args, **kwargs)` gets what
+    the layer was called with, for all rows, and a `GroupCall`. It returns the
+    outputs for all rows, or `NotImplemented` where the layer runs as usual.
+    """
+
+    def register(forward):
+        _GROUP_FORWARDS[layer_type] = forward
+        return forward
+
+    return register
+
+
+_GROUP_FORWARDS: dict[type, Callable] = {}
+
+
+def find_group_forward(layer):
+    """The function of `register_group_forward` for a layer, or `None`."""
+    overridden = set()
+    for parent in type(layer).__mro__:
+        if parent in _GROUP_FORWARDS:
+            functions = {n for n, f in vars(parent).items() if callable(f)}
+            if overridden & functions - {"__init__", "get_config"}:
+                return None
+            return _GROUP_FORWARDS[parent]
+        overridden.update(vars(parent))
+    return None
+
+
 def find_rule(layer):
     """`(rule, whether it wants S before the activation)` of a layer."""
     for parent in type(layer).__mro__:

@@ -12,19 +12,21 @@ class Layout:
 
     When K divides B, the rows are put group by group once, at the input, so
     that every layer sees K blocks. Otherwise they stay where they are and
-    each tensor is padded with rows of zeros when its groups are formed.
+    each tensor is padded with rows of zeros when its groups are formed (also
+    with `sorts=False`).
 
     A tensor inside the model may have B c leading rows, c for each row of the
     batch (a reshape of `[B, T, d]` to `[B T, d]` has).
     """
 
-    def __init__(self, batch, groups):
+    def __init__(self, batch, groups, sorts=True):
         self.groups = groups
         self.size = rows.batch_size(*batch)
         rows.check_not_empty(self.size)
         self.sizes = rows.group_sizes(self.size, groups)
         self.is_static = rows.is_static(self.size)
-        self.sorted = self.is_static and self.size % groups == 0
+        self.is_even = self.is_static and self.size % groups == 0
+        self.sorted = self.is_even and sorts
         # A step that runs eagerly may be given arrays.
         self.batch = rows.as_tensors(batch)
         conditions = rows.length_checks(batch)
@@ -67,6 +69,41 @@ class Layout:
         tensor = products.swapaxes(tensor, 0, 1)
         return products.reshape(tensor, (self.groups, -1) + rest)
 
+    def unstack(self, tensor):
+        """From `[K, n c, ...]`, padded, back to `[B c, ...]`."""
+        rest = tuple(tensor.shape[2:])
+        if self.sorted:
+            return products.reshape(tensor, (-1, *rest))
+        length = tensor.shape[1] or keras.ops.shape(tensor)[1]
+        positions = length // self._longest()
+        shape = (self.groups, self._longest(), positions, *rest)
+        tensor = products.swapaxes(products.reshape(tensor, shape), 0, 1)
+        return products.reshape(tensor, (-1, *rest))[: self.size * positions]
+
+    def members(self, stacked):
+        """Which rows of a tensor `[K, n c, ...]` are none of padding, `[K, n c,
+        1, ...]`; `None` where all are.
+        """
+        if self.is_even:
+            return None
+        longest = self._longest()
+        index = keras.ops.arange(longest * self.groups, dtype="int32")
+        own = products.reshape(index < self.size, (longest, self.groups))
+        own = products.swapaxes(own, 0, 1)[:, :, None]
+        length = stacked.shape[1] or keras.ops.shape(stacked)[1]
+        shape = (self.groups, longest, length // longest)
+        own = keras.ops.broadcast_to(own, shape)
+        ones = (1,) * (len(stacked.shape) - 2)
+        return products.reshape(own, (self.groups, -1, *ones))
+
+    def shares(self):
+        """The part of the rows that each group has, `[K]`."""
+        sizes = keras.ops.cast(self.sizes, "float32")
+        return sizes / keras.ops.cast(self.size, "float32")
+
+    def _longest(self):
+        return (self.size + self.groups - 1) // self.groups
+
     def spread(self, tensor):
         """A copy of the tensor for each row; see `spread_over`."""
         return spread_over(tensor, self.size)
@@ -82,6 +119,13 @@ class Layout:
         shape = (-1,) + (1,) * (len(by_row.shape) - 1)
         by_row = by_row * products.reshape(factors, shape)
         return rows.merge_first_axes(by_row)
+
+    def times_group_factors(self, stack):
+        """Multiplies slice k of `[K, ...]` by B / n_k; an empty one stays."""
+        sizes = keras.ops.maximum(keras.ops.cast(self.sizes, stack.dtype), 1)
+        factors = keras.ops.cast(self.size, stack.dtype) / sizes
+        shape = (-1,) + (1,) * (len(stack.shape) - 1)
+        return stack * products.reshape(factors, shape)
 
     def restore(self, data):
         """Outputs of the model, back in the order of the rows."""

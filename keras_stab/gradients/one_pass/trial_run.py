@@ -4,6 +4,8 @@ import keras
 import numpy as np
 
 from keras_stab import keras_internals
+from keras_stab.gradients.one_pass.group_forward import GroupForward
+from keras_stab.gradients.one_pass.layout import Layout
 from keras_stab.gradients.one_pass.layout import spread_over
 from keras_stab.gradients.one_pass.units import RecordedCall
 from keras_stab.gradients.one_pass.units import Recorder
@@ -19,11 +21,17 @@ class TrialRun:
         batch: Inputs of the model.
         without_rows: The calls whose outputs are spread over the rows.
         changed: Rows whose copies of these are changed.
+        group_layers: As `find_group_layers` returns them; they run on two
+            groups, the even and the odd rows.
+
+    Attributes:
+        ran_by_group: Those that did so.
     """
 
-    def __init__(self, batch, without_rows=(), changed=()):
+    def __init__(self, batch, without_rows=(), changed=(), group_layers=()):
         self.batch, self.without_rows = batch, without_rows
-        self.changed = changed
+        self.changed, self.group_layers = changed, group_layers
+        self.ran_by_group = []
 
     def __call__(self, oracle, units, count):
         """The recorded calls; the last is that of the model itself."""
@@ -39,19 +47,30 @@ class TrialRun:
             noise[[i for i in range(count) if i not in self.changed]] = 0.0
             return copies + keras.ops.cast(noise, copies.dtype)
 
+        def tap(tensor):
+            return tensor
+
+        batch = as_tensors(self.batch)
+        layout = Layout((batch, None, None), 2, sorts=False)
+        by_group = GroupForward(self.group_layers, layout, scope, tap)
         recorder = Recorder(
             units,
             scope,
-            lambda tensor: tensor,
+            tap,
             spread,
             self.without_rows,
             examines=True,
+            by_group=by_group,
         )
-        batch = as_tensors(self.batch)
         whole = RecordedCall(None, (), {})
         with scope, recorder.listening():
             whole.outputs = floating(oracle.predict(batch))
         _refuse_batch_norm(model, scope)
+        self.ran_by_group = [
+            (layer, forward)
+            for layer, forward in self.group_layers
+            if id(layer) in by_group.ran
+        ]
         return [*recorder.calls, whole]
 
 

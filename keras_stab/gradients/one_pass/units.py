@@ -11,7 +11,7 @@ from keras_stab.gradients.one_pass import layer_rules
 from keras_stab.gradients.one_pass import rules  # noqa: F401  registers them
 
 # They call the layers inside them in a loop, or on reshaped rows.
-_OPAQUE = (keras.layers.RNN, keras.layers.Wrapper)
+OPAQUE = (keras.layers.RNN, keras.layers.Wrapper)
 
 
 class Refusal(ValueError):
@@ -55,7 +55,7 @@ def find_units(model, variables):
         own = {id(v) for v in layer.trainable_variables} & set(wanted)
         inner = keras_internals.all_layers(layer)
         below = {id(v) for x in inner for v in x.trainable_variables}
-        opaque = isinstance(layer, _OPAQUE) or bool(
+        opaque = isinstance(layer, OPAQUE) or bool(
             (own - below) and (own & below)
         )
         mine = own if opaque else own - below
@@ -110,12 +110,21 @@ class Recorder:
             has them.
         examines: Whether to notice draws of random numbers that Keras does
             not know of.
+        by_group: `GroupForward` of the layers that run group by group.
     """
 
     def __init__(
-        self, units, scope, tap, spread=None, without_rows=(), examines=False
+        self,
+        units,
+        scope,
+        tap,
+        spread=None,
+        without_rows=(),
+        examines=False,
+        by_group=None,
     ):
         self.calls = []
+        self._by_group = by_group
         self._examines = examines
         self._spread, self._without_rows = spread, without_rows
         self._units, self._scope, self._tap = units, scope, tap
@@ -123,22 +132,40 @@ class Recorder:
     @contextlib.contextmanager
     def listening(self):
         """Shadows `call` of each unit's layer, on the instance."""
-        self._scope.guard(v for unit in self._units for v in unit.variables)
+        guarded = [v for unit in self._units for v in unit.variables]
+        layers = [] if self._by_group is None else self._by_group.layers
+        if layers:
+            guarded += self._by_group.guarded()
+        self._scope.guard(guarded)
+        units = {id(unit.layer): unit for unit in self._units}
         try:
+            for layer, forward in layers:
+                vars(layer)["call"] = self._by_group.call_of(
+                    layer, forward, units.get(id(layer))
+                )
             for unit in self._units:
                 vars(unit.layer)["call"] = self._around(unit, unit.layer.call)
             yield self
         finally:
             for unit in self._units:
                 vars(unit.layer).pop("call", None)
+            for layer, _ in layers:
+                vars(layer).pop("call", None)
 
     def _around(self, unit, original):
+        runs_by_group = self._by_group is not None and any(
+            layer is unit.layer for layer, _ in self._by_group.layers
+        )
+
         def call(*args, **kwargs):
             draws = self._scope.draws
             random_state = devices.random_state() if self._examines else None
             with self._scope.allowing(unit.variables):
                 with without_activation(unit) as activation:
                     outputs = original(*args, **kwargs)
+            if runs_by_group and self._by_group.last is not None:
+                self._record_weights(unit, outputs, self._by_group.last)
+                return outputs
             if len(args) != 1:
                 args, kwargs = _bound(original, args, kwargs)
             record = RecordedCall(unit, args, kwargs)
@@ -157,6 +184,18 @@ class Recorder:
             return activation(tapped) if unit.before_activation else tapped
 
         return call
+
+    def _record_weights(self, unit, outputs, group_call):
+        """Of a layer that ran group by group: copies of its weights.
+
+        A trial run compares what it put out instead.
+        """
+        record = RecordedCall(unit, (), {})
+        record.weights = [variable for variable, _ in group_call.weights]
+        record.outputs = [copies for _, copies in group_call.weights]
+        if self._examines:
+            record.outputs = floating(outputs)
+        self.calls.append(record)
 
     def _with_rows(self, record, outputs):
         """The outputs spread over the rows, unless the inputs were already."""
@@ -186,11 +225,13 @@ class RecordedCall:
         shapes: Those of the outputs before they were spread over the rows;
             `None` where they were not.
         draws: Whether random numbers were drawn in it.
+        weights: Of a layer that ran group by group, the variables whose
+            copies, one for each group, stand in for the outputs; else `None`.
     """
 
     def __init__(self, unit, args, kwargs):
         self.unit, self.args, self.kwargs = unit, args, kwargs
-        self.outputs = self.shapes = None
+        self.outputs = self.shapes = self.weights = None
         self.draws = False
 
     def tensors(self):

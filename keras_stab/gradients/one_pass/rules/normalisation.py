@@ -34,8 +34,4 @@ register_layer_rule(keras.layers.LayerNormalization)(
 register_layer_rule(keras.layers.GroupNormalization)(
     _normalisation_rule("gamma", "beta")
 )
-# Only with moving statistics: in training it mixes rows and is refused.
-register_layer_rule(keras.layers.BatchNormalization)(
-    _normalisation_rule("gamma", "beta")
-)
 register_layer_rule(keras.layers.RMSNormalization)(_normalisation_rule("scale"))

@@ -1,0 +1,121 @@
+"""What a layer rule is given: one call of one layer, for all rows."""
+
+import keras
+
+from keras_stab.backend import products
+from keras_stab.gradients.one_pass.units import floating
+from keras_stab.gradients.one_pass.units import without_activation
+
+# What the choice of formulas assumes when TensorFlow leaves the batch open.
+NOMINAL_ROWS = 64
+
+
+class LayerCall:
+    """What a layer rule is given: one call of one layer, for all rows.
+
+    Attributes:
+        args, kwargs: What the layer was called with.
+        outputs: Its floating outputs, a list.
+        gradient: Of the sum of the group losses, with respect to the output.
+        gradients: The same, one for each of `outputs`.
+        groups: K.
+    """
+
+    is_same_for_all = False
+
+    def __init__(self, oracle, layout, call, gradients):
+        self.unit = call.unit
+        self.args, self.kwargs = call.args, call.kwargs
+        self.outputs = call.outputs
+        self.gradients = gradients
+        self.gradient = gradients[0]
+        self.groups = layout.groups
+        self._oracle, self._layout = oracle, layout
+
+    def grouped(self, tensor):
+        """From `(B, ...)` to `(K, n, ...)`, short groups padded with zeros."""
+        return self._layout.stack(tensor)
+
+    def tokens(self, positions):
+        """Rows times positions in a row, as far as known while tracing."""
+        size = self._layout.size
+        if not self._layout.is_static:
+            return NOMINAL_ROWS * positions
+        leading = self.outputs[0].shape[0] or size
+        return max(leading, size) * positions
+
+    def value(self, variable):
+        """The value of a trainable variable at which gradients are taken."""
+        index = self._index(variable)
+        return self._oracle.values[index]
+
+    def rerun(self, replaced, args, kwargs):
+        """The floating outputs of the layer with other values of variables.
+
+        Before the activation, if the rule wants that.
+
+        Args:
+            replaced: Pairs of a variable and its value.
+        """
+        oracle = self._oracle
+        scope = oracle.scope(
+            oracle.values, oracle.non_trainable, oracle.carried
+        )
+        with scope, without_activation(self.unit):
+            for variable, value in replaced:
+                scope.add_update((variable, value))
+            outputs = self.unit.layer(*args, **kwargs)
+        return floating(outputs)
+
+    def group(self, k):
+        """Arguments and gradients of the rows of group k."""
+        leading = self.outputs[0].shape[0]
+
+        def cut(leaf):
+            if keras.ops.is_tensor(leaf) and (
+                len(leaf.shape) > 0 and leaf.shape[0] == leading
+            ):
+                return self._layout.group(leaf, k)
+            return leaf
+
+        args, kwargs = keras.tree.map_structure(cut, (self.args, self.kwargs))
+        return (
+            args,
+            kwargs,
+            [
+                None if g is None else self._layout.group(g, k)
+                for g in self.gradients
+            ],
+        )
+
+    def _index(self, variable):
+        for index, own in enumerate(self._oracle.variables):
+            if own is variable:
+                return index
+        raise ValueError(f"Not a trained variable: {variable.path}")
+
+
+class CallWithoutRows(LayerCall):
+    """A call whose output is the same for all rows: positions, say.
+
+    The model went on with a copy for every row. So the gradient for the
+    output is, for each group, the sum over the copies of its rows.
+    """
+
+    is_same_for_all = True
+
+    def __init__(self, oracle, layout, call, gradients):
+        super().__init__(oracle, layout, call, gradients)
+        self._sums = [
+            None if g is None else products.sum_over(layout.stack(g), 1)
+            for g in gradients
+        ]
+        self._shapes = call.shapes
+
+    def group(self, k):
+        """All arguments, and the gradients of group k."""
+        cotangents = [
+            None if total is None else products.reshape(total[k], shape)
+            for total, shape in zip(self._sums, self._shapes)
+        ]
+        return self.args, self.kwargs, cotangents

@@ -1,0 +1,250 @@
+"""Batch-norm by the one-pass engine, against the microbatch engine."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from marks import quick
+
+from keras_stab import keras_internals
+from keras_stab.backend import tracing
+from keras_stab.gradients.oracle import GradientOracle
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def array(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(tensor), "float64")
+
+
+def answers(model, data, groups, engine):
+    """What an engine gives for a batch, as arrays."""
+    plans = []
+
+    def ask(data):
+        oracle = GradientOracle(model, *data)
+        gradients = oracle.group_gradients(groups, engine)
+        plans.append(gradients.plan)
+        weights = keras.ops.arange(1, groups + 1, dtype="float32") / groups
+        outcome = oracle.outcome
+        return (
+            gradients.gram(),
+            [g for g in gradients.combine(weights) if g is not None],
+            outcome.loss,
+            outcome.y_pred,
+            [value for value in outcome.state if value is not None],
+        )
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        ask = jax.jit(ask)
+    data = keras.tree.map_structure(keras.ops.convert_to_tensor, data)
+    with tracing.no_gradients():
+        found = ask((*data, None)[:3])
+    assert plans[-1].engine == engine
+    return keras.tree.map_structure(array, found)
+
+
+def assert_engines_agree(model, data, groups=3, tolerance=1e-5):
+    if not model.compiled:
+        model.compile("sgd", "mse")
+    keras_internals.build_for(model, data)
+    one, other = (
+        answers(model, data, groups, engine)
+        for engine in ("one_pass", "microbatch")
+    )
+    names = ("Gram matrix", "gradient", "loss", "outputs", "state")
+    for name, mine, theirs in zip(names, one, other):
+        mine, theirs = (keras.tree.flatten(part) for part in (mine, theirs))
+        assert len(mine) == len(theirs) > 0, name
+        largest = max(np.abs(t).max() for t in theirs)
+        for a, b in zip(mine, theirs):
+            np.testing.assert_allclose(
+                a, b, rtol=0, atol=tolerance * max(largest, 1.0), err_msg=name
+            )
+
+
+def randomised(model):
+    """Weights and statistics that no initializer gives."""
+    rng = np.random.default_rng(3)
+    for layer in keras_internals.all_layers(model):
+        if isinstance(layer, layers.BatchNormalization):
+            layer.set_weights(
+                [rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()]
+            )
+    return model
+
+
+def flat(**options):
+    return keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(6),
+            layers.BatchNormalization(momentum=0.8, **options),
+            layers.ReLU(),
+            layers.Dense(4),
+            layers.BatchNormalization(name="second"),
+            layers.Dense(3),
+        ]
+    )
+
+
+def images(data_format="channels_last", axis=-1):
+    shape = (6, 6, 2) if data_format == "channels_last" else (2, 6, 6)
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.BatchNormalization(axis=axis),
+            layers.Conv2D(4, 3, activation="tanh", data_format=data_format),
+            layers.BatchNormalization(axis=axis, epsilon=0.1),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+
+
+def called_twice():
+    inputs = keras.Input((5,))
+    norm = layers.BatchNormalization(momentum=0.6)
+    x = norm(layers.Dense(4)(inputs))
+    x = norm(layers.Dense(4, activation="tanh")(x))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+class TrainedThenUsed(keras.Model):
+    """The second call reads what the first has stored."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = layers.Dense(4), layers.Dense(3)
+        self.norm = layers.BatchNormalization(momentum=0.5)
+
+    def call(self, x, training=False):
+        x = self.norm(self.first(x), training=training)
+        return self.last(self.norm(x * 2.0 + 1.0, training=False))
+
+
+def nested():
+    inner = keras.Sequential(
+        [layers.Dense(4), layers.BatchNormalization(momentum=0.7)]
+    )
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, layers.Dense(3)(inner(layers.ReLU()(inputs))))
+
+
+class Scaled(layers.Layer):
+    """Owns a weight besides the layer inside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = layers.BatchNormalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+
+    def call(self, x, training=False):
+        return self.norm(x, training=training) * self.scale
+
+
+def composite():
+    return keras.Sequential(
+        [keras.Input((5,)), layers.Dense(4), Scaled(), layers.Dense(3)]
+    )
+
+
+def masked():
+    inputs = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(5, 3, mask_zero=True)(inputs)
+    x = layers.BatchNormalization()(x)
+    x = layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+class Reshaped(layers.Layer):
+    """Other rows of the same elements."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def call(self, x):
+        return keras.ops.reshape(x, (-1, self.width))
+
+    def compute_output_shape(self, shape):
+        return (None, self.width)
+
+
+def merged_rows():
+    """Batch-norm sees several rows for each row of the batch."""
+    inputs = keras.Input((4, 5))
+    x = Reshaped(5)(inputs)
+    x = layers.BatchNormalization()(layers.Dense(6)(x))
+    x = Reshaped(24)(x)
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def middle_axis():
+    inputs = keras.Input((4, 5))
+    x = layers.BatchNormalization(axis=1)(layers.Dense(6)(inputs))
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def frozen():
+    model = flat()
+    model.get_layer("second").trainable = False
+    return model
+
+
+def regularised():
+    return flat(gamma_regularizer="l2", beta_regularizer="l1")
+
+
+MODELS = {
+    "flat": flat,
+    "without_scale": lambda: flat(scale=False),
+    "without_weights": lambda: flat(scale=False, center=False),
+    "regularised": regularised,
+    "images": images,
+    "middle_axis": middle_axis,
+    "called_twice": called_twice,
+    "trained_then_used": TrainedThenUsed,
+    "nested": nested,
+    "composite": composite,
+    "masked": masked,
+    "merged_rows": merged_rows,
+    "frozen": frozen,
+}
+if keras.backend.backend() == "tensorflow":  # which alone accepts it
+    MODELS["synchronized"] = lambda: flat(synchronized=True)
+else:  # whose convolutions on CPUs know this format
+    MODELS["channels_first"] = lambda: images("channels_first", 1)
+EVERYWHERE = {"flat", "images", "called_twice", "masked", "synchronized"}
+
+
+def rows_for(model, count):
+    rng = np.random.default_rng(1)
+    inputs = getattr(model, "inputs", None)
+    shape = tuple(inputs[0].shape[1:]) if inputs else (5,)
+    if inputs and "int" in inputs[0].dtype:
+        x = rng.integers(0, 5, (count, *shape)).astype("int32")
+    else:
+        x = rng.normal(size=(count, *shape)).astype("float32")
+    return x, rng.normal(size=(count, 3)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    "name, rows",
+    quick(
+        [(name, rows) for name in MODELS for rows in (12, 10)],
+        lambda case: case[0] in EVERYWHERE and case[1] == 10,
+    ),
+)
+def test_engines_agree(name, rows):
+    """In groups of equal and of unequal size."""
+    keras.utils.set_random_seed(2)
+    model = MODELS[name]()
+    data = rows_for(model, rows)
+    model(data[0])
+    assert_engines_agree(randomised(model), data)
