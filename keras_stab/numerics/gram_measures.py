@@ -1,7 +1,7 @@
 """What a Gram matrix of group gradients tells about a training step.
 
-As in `min_norm`, `xp` is `keras.ops` or `numpy`: on an eager backend the
-whole K x K computation runs on the host.
+As in `min_norm`, a NumPy array is measured on the host, where an eager backend
+runs the whole K x K computation.
 """
 
 import keras
@@ -52,45 +52,76 @@ def gram_measures(gram, solution, present, rows):
     Returns:
         Tensor or array of shape `(len(GROUP_MEASURES),)`.
     """
-    xp = np if isinstance(gram, np.ndarray) else keras.ops
-    if xp is keras.ops:
-        gram = in_full_precision(gram)
-        rows = keras.ops.cast(rows, gram.dtype)
-    included = xp.logical_not(solution.excluded)
-    member = indicator(xp, included, gram)
+    if isinstance(gram, np.ndarray):
+        return np.array(_on_host(gram, solution, present, rows), "float64")
+    ops = keras.ops
+    gram = in_full_precision(gram)
+    rows = ops.cast(rows, gram.dtype)
+    included = ops.logical_not(solution.excluded)
+    member = indicator(ops, included, gram)
     pairs = included[:, None] & included[None, :]
-    clean = xp.where(pairs, gram, 0.0)
-    count = xp.sum(member)
-    safe_count = xp.maximum(count, 1.0)
-    others = xp.maximum(count - 1.0, 1.0)
-    squares = xp.diagonal(clean)
-    mean_square = xp.sum(squares) / safe_count
-    with_mean = xp.sum(clean, axis=1) / safe_count
-    mean_norm_squared = xp.maximum(xp.sum(with_mean) / safe_count, 0.0)
-    norm_squared = xp.maximum(solution.norm_squared, 0.0)
+    clean = ops.where(pairs, gram, 0.0)
+    count = ops.sum(member)
+    safe_count = ops.maximum(count, 1.0)
+    others = ops.maximum(count - 1.0, 1.0)
+    squares = ops.diagonal(clean)
+    mean_square = ops.sum(squares) / safe_count
+    with_mean = ops.sum(clean, axis=1) / safe_count
+    mean_norm_squared = ops.maximum(ops.sum(with_mean) / safe_count, 0.0)
+    norm_squared = ops.maximum(solution.norm_squared, 0.0)
     # By rounding, the ratio may pass 1 when the mean is the minimum.
-    ratio = norm_squared / xp.where(
+    ratio = norm_squared / ops.where(
         mean_norm_squared > 0, mean_norm_squared, 1.0
     )
-    root = xp.sqrt(xp.where(included, squares, 1.0))
+    root = ops.sqrt(ops.where(included, squares, 1.0))
     cosines = clean / root[:, None] / root[None, :]
-    off_diagonal = xp.arange(clean.shape[0])
+    off_diagonal = ops.arange(clean.shape[0])
     off_diagonal = off_diagonal[:, None] != off_diagonal[None, :]
-    broken = xp.logical_not(xp.isfinite(xp.diagonal(gram)))
+    broken = ops.logical_not(ops.isfinite(ops.diagonal(gram)))
     values = [
         solution.residual,
-        xp.sqrt(xp.minimum(ratio, 1.0)),
-        xp.sum(indicator(xp, solution.weights > 1e-4, gram)),
-        xp.sum(xp.where(with_mean < 0, member, 0.0)) / safe_count,
-        xp.min(xp.where(off_diagonal & pairs, cosines, 1.0)),
-        xp.sum(1.0 - member),
-        xp.sum(indicator(xp, xp.logical_and(present, broken), gram)),
+        ops.sqrt(ops.minimum(ratio, 1.0)),
+        ops.sum(indicator(ops, solution.weights > 1e-4, gram)),
+        ops.sum(ops.where(with_mean < 0, member, 0.0)) / safe_count,
+        ops.min(ops.where(off_diagonal & pairs, cosines, 1.0)),
+        ops.sum(1.0 - member),
+        ops.sum(indicator(ops, ops.logical_and(present, broken), gram)),
         (count * mean_norm_squared - mean_square) / others,
         rows * (mean_square - mean_norm_squared) / others,
     ]
-    if xp is np:
-        return np.array(values, dtype="float64")
-    return keras.ops.stack([keras.ops.cast(v, "float32") for v in values])
+    return ops.stack([ops.cast(v, "float32") for v in values])
+
+
+def _on_host(gram, solution, present, rows):
+    """The same figures; only groups that take part enter the arithmetic."""
+    groups = len(gram)
+    broken = np.count_nonzero(present & ~np.isfinite(gram.diagonal()))
+    chosen = (~solution.excluded).nonzero()[0]
+    if len(chosen) < groups:
+        gram = gram[chosen[:, None], chosen]
+    count = max(len(chosen), 1)
+    others = max(count - 1, 1)
+    squares = gram.diagonal()
+    mean_square = squares.sum() / count
+    with_mean = gram.sum(axis=1) / count
+    mean_norm_squared = max(with_mean.sum() / count, 0.0)
+    # Of `np`, which keep NaN. By rounding, the ratio may pass 1 when the mean
+    # is the minimum.
+    ratio = np.maximum(solution.norm_squared, 0.0) / (mean_norm_squared or 1.0)
+    root = np.sqrt(squares)
+    cosines = gram / root[:, None] / root
+    cosines.flat[:: len(root) + 1] = 1.0
+    return (
+        solution.residual,
+        np.sqrt(np.minimum(ratio, 1.0)),
+        np.count_nonzero(solution.weights > 1e-4),
+        np.count_nonzero(with_mean < 0) / count,
+        cosines.min(initial=1.0),
+        groups - len(chosen),
+        broken,
+        (count * mean_norm_squared - mean_square) / others,
+        rows * (mean_square - mean_norm_squared) / others,
+    )
 
 
 def weight_entropy(weights):

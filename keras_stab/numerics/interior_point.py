@@ -78,11 +78,8 @@ def solve_in_graph(problem):
     return state[2]
 
 
-def solve_on_host(problem, precision="float64"):
+def iterate_on_host(problem, precision="float64"):
     """Weights from NumPy arrays: stops when the certificate is reached."""
-    weights = _all_active(problem)
-    if weights is not None:
-        return weights
     state = _start(np, problem)
     with np.errstate(all="ignore"):  # late iterations may divide 0 by 0
         for _ in range(_DOUBLE["iterations"]):
@@ -90,21 +87,6 @@ def solve_on_host(problem, precision="float64"):
             if state[3] <= _RESIDUAL[precision]:
                 break
     return state[2]
-
-
-def _all_active(problem):
-    """The usual case on the host: every group has a positive weight."""
-    try:
-        y = np.linalg.solve(problem.matrix, problem.scale)
-    except np.linalg.LinAlgError:
-        return None
-    total = np.sum(y * problem.scale)
-    if not np.all(y >= 0) or not total > 0:
-        return None
-    weights = y * problem.scale / total
-    if certificate(np, problem, weights) > 1e-10:
-        return None
-    return weights
 
 
 def _start(xp, problem):

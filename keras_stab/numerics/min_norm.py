@@ -1,8 +1,7 @@
 """The min-norm point of a convex hull, from the Gram matrix of its points.
 
-The same lines serve tensors of any backend (inside the compiled step, in full
-precision) and NumPy arrays (on the host, in float64): `xp` is `keras.ops` or
-`numpy`.
+Tensors of any backend are solved by the lines here, inside the compiled step
+and in full precision; NumPy arrays on the host, in float64.
 """
 
 from typing import Any
@@ -17,9 +16,8 @@ from keras_stab.numerics.interior_point import identity_like
 from keras_stab.numerics.interior_point import indicator
 from keras_stab.numerics.interior_point import quadratic
 from keras_stab.numerics.interior_point import solve_in_graph
-from keras_stab.numerics.interior_point import solve_on_host
 from keras_stab.numerics.interior_point import uniform
-from keras_stab.numerics.norms import common_dtype
+from keras_stab.numerics.min_norm_on_host import min_norm_on_host
 from keras_stab.numerics.norms import in_full_precision
 
 MAX_GROUPS = 64
@@ -38,56 +36,54 @@ class MinNormSolution(NamedTuple):
 def solve_min_norm(gram, zero_groups, nonfinite, present=None):
     """The pure computation under `keras_stab.min_norm_weights`."""
     groups = check_min_norm(gram, zero_groups, nonfinite)
-    xp = np if isinstance(gram, np.ndarray) else keras.ops
-    precision = common_dtype([gram])
-    if xp is np:
-        gram = gram.astype("float64")
-        present = np.ones(groups, bool) if present is None else present
-        present = np.asarray(present, bool)
-    else:
-        gram = in_full_precision(keras.ops.convert_to_tensor(gram))
-        if present is None:
-            present = keras.ops.ones((groups,), dtype="bool")
-    gram = (gram + xp.transpose(gram)) / 2
-    diagonal = xp.diagonal(gram)
-    finite = xp.logical_and(present, xp.isfinite(diagonal))
-    clean = xp.where(finite[:, None] & finite[None, :], gram, 0.0)
-    diagonal = xp.diagonal(clean)
-    largest = xp.max(diagonal)
+    if isinstance(gram, np.ndarray):
+        return MinNormSolution(
+            *min_norm_on_host(
+                gram, _NEGLIGIBLE, zero_groups, nonfinite, present
+            )
+        )
+    ops = keras.ops
+    gram = in_full_precision(ops.convert_to_tensor(gram))
+    if present is None:
+        present = ops.ones((groups,), dtype="bool")
+    gram = (gram + ops.transpose(gram)) / 2
+    diagonal = ops.diagonal(gram)
+    finite = ops.logical_and(present, ops.isfinite(diagonal))
+    clean = ops.where(finite[:, None] & finite[None, :], gram, 0.0)
+    diagonal = ops.diagonal(clean)
+    largest = ops.max(diagonal)
     # The first condition keeps an all-zero hull out when _NEGLIGIBLE * largest
     # underflows to 0.
-    included = xp.logical_and(diagonal > 0, diagonal > _NEGLIGIBLE * largest)
+    included = ops.logical_and(diagonal > 0, diagonal > _NEGLIGIBLE * largest)
 
-    root = xp.sqrt(xp.where(included, diagonal, 1.0))
-    smallest = xp.min(xp.where(included, root, xp.max(root)))
-    problem = _scaled(xp, clean, included, root, smallest)
+    root = ops.sqrt(ops.where(included, diagonal, 1.0))
+    smallest = ops.min(ops.where(included, root, ops.max(root)))
+    problem = _scaled(clean, included, root, smallest)
     if groups == 1:
-        weights = indicator(xp, included, gram)
+        weights = indicator(ops, included, gram)
     elif groups == 2:
-        weights = _two_groups(xp, clean, included)
-    elif xp is np:
-        weights = solve_on_host(problem, precision)
+        weights = _two_groups(clean, included)
     else:
         weights = solve_in_graph(problem)
 
-    any_included = xp.any(included)
-    residual = xp.where(any_included, certificate(xp, problem, weights), 0.0)
-    curvature = quadratic(xp, problem, weights)[0]
-    norm_squared = xp.where(any_included, curvature * smallest**2, 0.0)
+    any_included = ops.any(included)
+    residual = ops.where(any_included, certificate(ops, problem, weights), 0.0)
+    curvature = quadratic(ops, problem, weights)[0]
+    norm_squared = ops.where(any_included, curvature * smallest**2, 0.0)
 
-    zero = xp.logical_and(finite, xp.logical_not(included))
-    settled = xp.where(any_included, False, True)
+    zero = ops.logical_and(finite, ops.logical_not(included))
+    settled = ops.where(any_included, False, True)
     if zero_groups == "literal":
-        settled = xp.logical_or(settled, xp.any(zero))
-    weights = xp.where(settled, uniform(xp, zero, gram), weights)
-    norm_squared = xp.where(settled, 0.0, norm_squared)
-    residual = xp.where(settled, 0.0, residual)
+        settled = ops.logical_or(settled, ops.any(zero))
+    weights = ops.where(settled, uniform(ops, zero, gram), weights)
+    norm_squared = ops.where(settled, 0.0, norm_squared)
+    residual = ops.where(settled, 0.0, residual)
     if nonfinite == "propagate":
-        broken = xp.any(xp.logical_and(present, xp.logical_not(finite)))
-        weights = xp.where(broken, uniform(xp, present, gram), weights)
-        norm_squared = xp.where(broken, float("nan"), norm_squared)
+        broken = ops.any(ops.logical_and(present, ops.logical_not(finite)))
+        weights = ops.where(broken, uniform(ops, present, gram), weights)
+        norm_squared = ops.where(broken, float("nan"), norm_squared)
     return MinNormSolution(
-        weights, residual, norm_squared, xp.logical_not(included)
+        weights, residual, norm_squared, ops.logical_not(included)
     )
 
 
@@ -117,31 +113,33 @@ def check_min_norm(gram, zero_groups, nonfinite):
     return shape[0]
 
 
-def _scaled(xp, gram, included, root, smallest):
+def _scaled(gram, included, root, smallest):
     """Takes the scales out: only angles and norm ratios in (0, 1] remain."""
+    ops = keras.ops
     pairs = included[:, None] & included[None, :]
     # Two divisions: the product of two roots may overflow or underflow.
-    correlation = xp.clip(gram / root[:, None] / root[None, :], -1.0, 1.0)
-    identity = identity_like(xp, root)
-    correlation = xp.where(pairs, correlation, 0.0)
-    correlation = xp.where(identity > 0, 1.0, correlation)
-    scale = xp.where(included, smallest / root, 0.0)
+    correlation = ops.clip(gram / root[:, None] / root[None, :], -1.0, 1.0)
+    identity = identity_like(ops, root)
+    correlation = ops.where(pairs, correlation, 0.0)
+    correlation = ops.where(identity > 0, 1.0, correlation)
+    scale = ops.where(included, smallest / root, 0.0)
     matrix = correlation + scale[:, None] * scale[None, :]
     return Problem(correlation, scale, matrix, included)
 
 
-def _two_groups(xp, gram, included):
+def _two_groups(gram, included):
+    ops = keras.ops
     # Both numerators from differences: 1 - lambda_1 would lose the weight of
     # the longer vector when the norms differ by many orders of magnitude.
-    first = xp.maximum(gram[1, 1] - gram[0, 1], 0.0)
-    second = xp.maximum(gram[0, 0] - gram[0, 1], 0.0)
+    first = ops.maximum(gram[1, 1] - gram[0, 1], 0.0)
+    second = ops.maximum(gram[0, 0] - gram[0, 1], 0.0)
     total = first + second
-    safe = xp.where(total > 0, total, 1.0)
-    both = xp.stack(
+    safe = ops.where(total > 0, total, 1.0)
+    both = ops.stack(
         [
-            xp.where(total > 0, first / safe, 0.5),
-            xp.where(total > 0, second / safe, 0.5),
+            ops.where(total > 0, first / safe, 0.5),
+            ops.where(total > 0, second / safe, 0.5),
         ]
     )
-    single = indicator(xp, included, gram)
-    return xp.where(xp.all(included), both, single)
+    single = indicator(ops, included, gram)
+    return ops.where(ops.all(included), both, single)
