@@ -1,6 +1,6 @@
 """The models whose train steps are timed, and made-up data for them.
 
-Keras is imported inside functions only: see `step_time.py`.
+Keras is imported inside functions only: see `timing/measure.py`.
 """
 
 CLASSES = 10
@@ -14,6 +14,7 @@ def build_model(name):
     keras.utils.set_random_seed(1)
     makers = {
         "mlp": _mlp,
+        "bn_mlp": lambda: _mlp(batch_norm=True),
         "wide": _wide,
         "cnn": lambda: _residual(1),
         "resnet": lambda: _residual(3),
@@ -24,12 +25,16 @@ def build_model(name):
     return makers[name]()
 
 
-def _mlp():
+def _mlp(batch_norm=False):
     from keras import layers
 
-    inputs = layers.Input((784,))
-    x = layers.Dense(512, activation="relu")(inputs)
-    x = layers.Dense(512, activation="relu")(x)
+    x = inputs = layers.Input((784,))
+    for _ in range(2):
+        if batch_norm:
+            x = layers.BatchNormalization()(layers.Dense(512)(x))
+            x = layers.ReLU()(x)
+        else:
+            x = layers.Dense(512, activation="relu")(x)
     return _classifier(inputs, x)
 
 
@@ -137,5 +142,6 @@ def make_data(name, rows):
     if name in ("transformer", "encoder", "lora"):
         shape = (rows, TOKENS)
         return random.integers(0, VOCABULARY, shape).astype("int32"), labels
-    shape = (784,) if name in ("mlp", "wide") else (32, 32, 3)
+    flat = name in ("mlp", "bn_mlp", "wide")
+    shape = (784,) if flat else (32, 32, 3)
     return random.standard_normal((rows, *shape), dtype="float32"), labels

@@ -16,9 +16,10 @@ import statistics
 import time
 from pathlib import Path
 
-import step_time
 from models import build_model
 from models import make_data
+from timing import results as files
+from timing import workers
 
 TARGET = 1.3
 MODELS = {"mlp": 256, "cnn": 64, "transformer": 64}
@@ -30,7 +31,7 @@ def measure(options):
         "models": {
             name: _measure_model(name, options) for name in options["models"]
         },
-        "versions": step_time.probe(options)["versions"],
+        "versions": workers.versions(),
     }
 
 
@@ -162,15 +163,15 @@ def to_markdown(results):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--backends", nargs="+", default=list(step_time.BACKENDS))
+    add("--backends", nargs="+", default=list(workers.BACKENDS))
     add("--models", nargs="+", choices=MODELS, default=list(MODELS))
     add("--products", type=int, default=20)
     add("--repeats", type=int, default=5)
-    default = step_time.RESULTS / "sharpness_time_cpu.json"
+    default = files.RESULTS / "sharpness_time_cpu.json"
     add("--output", type=Path, default=default)
     options = parser.parse_args(arguments)
     results = {
-        "machine": step_time.describe_machine("cpu"),
+        "machine": workers.describe_machine("cpu"),
         "products": options.products,
         "entries": {},
     }
@@ -179,11 +180,11 @@ def main(arguments=None):
         "repeats": options.repeats,
         "models": options.models,
     }
-    for backend, answer in step_time.answers(__file__, options.backends, asked):
+    for backend, answer in workers.answers(__file__, options.backends, asked):
         results["entries"][backend] = answer
-    step_time.write(results, options.output, to_markdown)
+    files.write(results, options.output, to_markdown)
     print(f"Written: {options.output}")
 
 
 if __name__ == "__main__":
-    step_time.run_script(measure, main)
+    workers.run_script({"measure": measure}, main)

@@ -13,7 +13,8 @@ import statistics
 import time
 from pathlib import Path
 
-import step_time
+from timing import results as files
+from timing import workers
 
 WIDTH = 3163
 
@@ -99,18 +100,18 @@ def to_markdown(results):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--backends", nargs="+", default=list(step_time.BACKENDS))
+    add("--backends", nargs="+", default=list(workers.BACKENDS))
     add("--repeats", type=int, default=15)
-    default = step_time.RESULTS / "swap_time_cpu.json"
+    default = files.RESULTS / "swap_time_cpu.json"
     add("--output", type=Path, default=default)
     options = parser.parse_args(arguments)
-    results = {"machine": step_time.describe_machine("cpu"), "entries": {}}
+    results = {"machine": workers.describe_machine("cpu"), "entries": {}}
     asked = {"repeats": options.repeats}
-    for backend, answer in step_time.answers(__file__, options.backends, asked):
+    for backend, answer in workers.answers(__file__, options.backends, asked):
         results["entries"][backend] = answer
-    step_time.write(results, options.output, to_markdown)
+    files.write(results, options.output, to_markdown)
     print(f"Written: {options.output}")
 
 
 if __name__ == "__main__":
-    step_time.run_script(measure, main)
+    workers.run_script({"measure": measure}, main)

@@ -1,20 +1,37 @@
-"""benchmarks/step_time.py: its numbers and words, on made-up times."""
+"""benchmarks/step_time.py: its arms, numbers and words, on made-up times."""
 
 import copy
 import json
+import re
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 from scripts import load_script
 
+import keras_stab
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "step_time.py"
-COMBINATION = ("jax", "mlp", 64)
+# As when it is run: its folder is where it imports from.
+sys.path.insert(0, str(SCRIPT.parent))
+
+from timing import arms  # noqa: E402
+from timing import markdown  # noqa: E402
+from timing import measure  # noqa: E402
+from timing import ratios  # noqa: E402
+from timing import results as files  # noqa: E402
+
+TIME = {"kind": "time", "backend": "jax", "workload": "mlp 64", "threads": 1}
+COMPILED = {
+    "kind": "compiled",
+    "backend": "torch",
+    "workload": "mlp 64",
+    "arm": "sam",
+}
 SETTINGS = {
-    "steps": 3,
-    "repeats": 3,
+    "turns": 3,
     "seconds": 1.0,
-    "groups": [4, 8],
     "method": 1,
     "source": "abc",
     "processor": "Abacus",
@@ -31,289 +48,348 @@ MACHINE = {
 }
 
 
+def turns_of(*turns):
+    """Both kinds of times, every step at place 0."""
+    turns = [[(0, seconds) for seconds in turn] for turn in turns]
+    return {"cpu": turns, "wall": turns}
+
+
 @pytest.fixture(scope="module")
 def script():
-    # As when it is run: its folder is where it imports from.
-    sys.path.insert(0, str(SCRIPT.parent))
     return load_script(SCRIPT)
 
 
 @pytest.fixture
 def times():
-    """Medians of the repeats: stock 10, 10, 20 ms; K = 4 11, 12, 21 ms."""
+    """AdamW 10 ms in quiet turns; GRAIN a tenth and two tenths more."""
     return {
-        "stock": [[0.010, 0.010, 0.500], [0.009, 0.010, 0.011], [0.020]],
-        "stock_again": [[0.010], [0.010], [0.020]],
-        "grain_4": [[0.011, 0.011, 0.900], [0.012, 0.011, 0.013], [0.021]],
-        "grain_8": [[0.020], [0.012], [0.020]],
+        "adamw": turns_of([0.010] * 4, [0.010] * 4, [0.030] * 4),
+        "adamw_again": turns_of([0.010] * 4, [0.010] * 4, [0.030] * 4),
+        "grain_4": turns_of([0.011] * 4, [0.011] * 4, [0.036] * 4),
+        "grain_8": turns_of([0.012] * 4, [0.012] * 4, [0.033] * 4),
     }
 
 
 @pytest.fixture
-def results(script, times):
-    entry = dict(zip(("backend", "model", "batch"), COMBINATION))
-    entry.update(
-        settings=copy.deepcopy(SETTINGS),
-        weights=669706,
-        steps=7,
-        company=0.01,
-        traced_again=False,
-        arms=script.summarise(times),
-        memory={"stock": {"kind": "resident", "process": 900, "steps": 4.2}},
-    )
+def results(times):
+    entry = {
+        "job": dict(TIME),
+        "settings": copy.deepcopy(SETTINGS),
+        "arms": ratios.summarise(times),
+        "company": 0.01,
+        "traced_again": False,
+    }
     for figures in entry["arms"].values():
         figures["first_step_seconds"] = 1.5
     return {"machine": MACHINE, "entries": [entry]}
 
 
-def slow_down(results, arm, ratio):
-    results["entries"][0]["arms"][arm]["ratio"] = ratio
+def set_ratio(results, arm, ratio):
+    results["entries"][0]["arms"][arm]["cpu"]["ratio"] = ratio
+
+
+def rows_of(text, label):
+    rows = [line for line in text.splitlines() if f"| {label} |" in line]
+    return [[c.strip() for c in row.strip("|").split("|")] for row in rows]
+
+
+# ---- Arms -----------------------------------------------------------------
+
+
+def test_every_arm_has_an_optimizer_of_its_own():
+    made = {
+        name: arm.make(keras.optimizers, keras_stab)
+        for name, arm in arms.ARMS.items()
+    }
+    for name, optimizer in made.items():
+        assert isinstance(optimizer, keras.optimizers.Optimizer)
+        ours = type(optimizer).__module__.startswith("keras_stab")
+        assert ours == (name in arms.METHODS)
+    configurations = {
+        re.sub(r"'name': '\w+'", "", str(optimizer.get_config()))
+        for optimizer in made.values()
+    }
+    assert len(configurations) == len(made) - 1  # AdamW is there twice
+
+
+def test_every_method_is_in_the_table():
+    timed = {
+        type(arms.ARMS[name].make(keras.optimizers, keras_stab))
+        for name in arms.WORKLOADS[0].all_arms
+    }
+    methods = {
+        thing
+        for thing in vars(keras_stab).values()
+        if isinstance(thing, type)
+        and issubclass(thing, keras.optimizers.Optimizer)
+    }
+    # It is SGD in a WeightAveraging.
+    assert methods - timed == {keras_stab.AveragedSGD}
+
+
+def test_what_is_named_exists():
+    for workload in arms.ALL_WORKLOADS:
+        names = {*workload.arms, *workload.memory, *workload.compiled}
+        assert names <= set(arms.ARMS)
+        assert {arms.ARMS[n].base or n for n in names} <= set(workload.all_arms)
+    for name, targets in arms.TARGETS.items():
+        (workload,) = [w for w in arms.ALL_WORKLOADS if w.name == name]
+        assert set(targets) <= set(workload.arms)
+    periods = {arm.period for arm in arms.ARMS.values()}
+    assert all(measure.TURN >= 3 * p or measure.TURN % p == 0 for p in periods)
 
 
 # ---- Numbers --------------------------------------------------------------
 
 
-def test_ratio_is_the_median_over_repeats_of_ratios_of_medians(script, times):
-    figures = script.summarise(times)["grain_4"]
-    assert figures["ratios"] == pytest.approx([1.1, 1.2, 1.05])
-    assert figures["ratio"] == pytest.approx(1.1)
-    assert figures["lowest"] == pytest.approx(1.05)
-    assert figures["highest"] == pytest.approx(1.2)
+def test_a_ratio_is_one_of_first_quartiles(times):
+    figures = ratios.summarise(times)["grain_4"]
+    assert figures["steps"] == 12
+    assert figures["cpu"]["ratio"] == pytest.approx(1.1)
+    assert figures["cpu"]["milliseconds"] == pytest.approx(11.0)
 
 
-def test_milliseconds_are_the_median_of_all_steps(script, times):
-    figures = script.summarise(times)
-    assert figures["grain_4"]["milliseconds"] == pytest.approx(12.0)
-    assert figures["stock"]["milliseconds"] == pytest.approx(10.0)
+def test_paired_ratios_bear_a_busy_turn(times):
+    assert ratios.summarise(times)["grain_4"]["wall"]["paired"] == (
+        pytest.approx(1.1)
+    )
+    for kinds in times.values():
+        kinds["wall"][1] = [(p, 3 * s) for p, s in kinds["wall"][1]]
+    assert ratios.summarise(times)["grain_8"]["wall"]["paired"] == (
+        pytest.approx(1.2)
+    )
 
 
-def test_a_busy_spell_of_all_arms_leaves_the_ratio(script, times):
-    before = script.summarise(times)["grain_8"]["ratios"]
-    for repeats in times.values():
-        repeats[1] = [3 * seconds for seconds in repeats[1]]
-    after = script.summarise(times)["grain_8"]["ratios"]
-    assert after == pytest.approx(before)
+def test_noise_is_the_second_stock_optimizer_over_the_first(times):
+    times["adamw_again"] = turns_of(*[[0.012] * 4] * 3)
+    figures = ratios.summarise(times)
+    assert figures["adamw_again"]["cpu"]["ratio"] == pytest.approx(1.2)
+    # The others are measured against both.
+    assert figures["grain_4"]["cpu"]["ratio"] == pytest.approx(1.0)
 
 
-def test_stock_is_its_own_measure(script, times):
-    figures = script.summarise(times)
-    assert figures["stock"]["ratios"] == [1.0, 1.0, 1.0]
-    assert figures["stock_again"]["ratio"] == pytest.approx(1.0)
+def test_places_in_a_cycle_count_alike_and_bases_differ():
+    cycle = [[(i % 3, 0.005 if i % 3 == 2 else 0.002) for i in range(10)]]
+    times = {
+        "adamw": turns_of([0.004] * 10),
+        "sgd": turns_of([0.002] * 10),
+        "rapp": {"cpu": cycle, "wall": cycle},
+    }
+    assert ratios.summarise(times)["rapp"]["cpu"]["ratio"] == (
+        pytest.approx(1.5)
+    )
 
 
-@pytest.mark.parametrize("seconds_a_step", [1e-4, 0.03, 0.4, 3.0, 60.0])
-def test_plan_keeps_to_the_time(script, seconds_a_step):
-    turn, turns = script.plan(seconds_a_step, 200, 3, 80.0)
-    assert turns >= 1
-    shortest, longest = script.SHORTEST_TURN, script.LONGEST_TURN
-    assert shortest <= turn <= longest
-    spent = 3 * turns * (turn + 1) * seconds_a_step
-    assert spent <= 80.0 or (turn, turns) == (shortest, 1)
-    if seconds_a_step < 0.1:
-        assert turn * turns >= 200
+def test_the_first_line_of_an_error():
+    assert measure.first_line(ValueError("\n No rule\nfor it")) == (
+        "ValueError: No rule"
+    )
+    assert measure.first_line(KeyError()) == "KeyError: "
 
 
-def test_plan_makes_no_more_steps_than_wanted(script):
-    assert script.plan(1e-4, 3, 1, 80.0) == (3, 1)
-    assert script.plan(1e-4, 20, 1, 80.0) == (10, 2)
+def test_the_solver_is_measured():
+    answer = measure.measure_solver({"groups": [2, 8], "problems": 3})
+    for figures in answer["solver"].values():
+        assert figures["milliseconds"] > 0
+        assert figures["gap"] < 1e-6
 
 
 # ---- Resuming -------------------------------------------------------------
 
 
-def test_finished_combinations_are_skipped(script, results):
-    assert not script.needs_time(results, COMBINATION, SETTINGS)
-    assert script.needs_time(results, ("jax", "mlp", 256), SETTINGS)
-    assert script.needs_time(results, ("torch", "mlp", 64), SETTINGS)
+def test_jobs():
+    jobs = files.make_jobs(arms.WORKLOADS, ["jax", "torch"], [1, "all"])
+    assert TIME in jobs and COMPILED in jobs
+    assert len({json.dumps(job) for job in jobs}) == len(jobs)
+    compiled = [job for job in jobs if job["kind"] == "compiled"]
+    assert {job["backend"] for job in compiled} == {"torch"}
+    (solver,) = [job for job in jobs if job["kind"] == "solver"]
+    assert solver == {"kind": "solver", "backend": "jax"}
+    assert files.make_jobs(arms.WORKLOADS, ["jax"], [1], ["solver"]) == [solver]
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 4}, {"source": "abd"}, {"versions": {"jax": "1.1"}}]
+    "change", [{"turns": 4}, {"source": "abd"}, {"versions": {"jax": "1.1"}}]
 )
-def test_other_settings_are_measured_anew(script, results, change):
-    settings = {**SETTINGS, **change}
-    assert script.needs_time(results, COMBINATION, settings)
-    assert script.needs_memory(results, COMBINATION, "stock", settings)
+def test_other_settings_are_measured_anew(results, change):
+    assert not files.is_missing(results, TIME, SETTINGS)
+    assert files.is_missing(results, TIME, {**SETTINGS, **change})
+    assert files.is_missing(results, {**TIME, "threads": "all"}, SETTINGS)
 
 
-def test_failures_are_tried_again(script, results):
-    (entry,) = results["entries"]
-    entry["memory"]["stock"] = {"error": "out of memory"}
-    assert script.needs_memory(results, COMBINATION, "stock", SETTINGS)
-    del entry["arms"]
-    entry["error"] = "no such layer"
-    assert script.needs_time(results, COMBINATION, SETTINGS)
-    assert script.errors(entry) == ["no such layer", "out of memory"]
-
-
-def test_memory_is_skipped_arm_by_arm(script, results):
-    assert not script.needs_memory(results, COMBINATION, "stock", SETTINGS)
-    assert script.needs_memory(results, COMBINATION, "grain_4", SETTINGS)
+def test_failures_are_tried_again_but_not_what_does_not_compile(results):
+    files.put(results, TIME, SETTINGS, {"error": "no such layer"})
+    files.put(results, COMPILED, SETTINGS, {"error": "no answer"})
+    assert files.is_missing(results, TIME, SETTINGS)
+    assert not files.is_missing(results, COMPILED, SETTINGS)
+    (failure,) = files.failures(results)
+    assert failure == "time jax mlp 64 1: no such layer"
 
 
 @pytest.mark.parametrize("name", ["method", "source", "processor", "cores"])
-def test_results_of_other_code_or_machines_go(script, results, name):
+def test_results_of_other_code_or_machines_go(results, name):
     entries = results["entries"]
-    assert script.current(entries, SETTINGS) == entries
-    assert script.current(entries, {**SETTINGS, name: "other"}) == []
+    assert files.current(entries, SETTINGS) == entries
+    assert files.current(entries, {**SETTINGS, name: "other"}) == []
 
 
-def test_source_is_code_without_comments(script, tmp_path):
+def test_source_is_code_without_comments(tmp_path):
     file = tmp_path / "method.py"
     file.write_text("x = 1\n")
-    before = script.source_digest(tmp_path)
+    before = files.source_digest(tmp_path)
     file.write_text("# One.\nx  =  1\n")
-    assert script.source_digest(tmp_path) == before
+    assert files.source_digest(tmp_path) == before
     file.write_text("x = 2\n")
-    assert script.source_digest(tmp_path) != before
+    assert files.source_digest(tmp_path) != before
 
 
-def test_resumed_run_starts_only_what_is_missing(
+def test_a_resumed_run_starts_only_what_is_missing(
     script, results, tmp_path, monkeypatch
 ):
-    answers = {
-        "time": {"error": "no such layer"},
-        "memory": {"kind": "resident", "process": 1.0},
-    }
     started = []
 
-    def run_worker(task, options):
-        arm = options.get("arm")
-        started.append((task, options["model"], options["batch"], arm))
-        return dict(answers[task])
+    def run_worker(task, options, path):
+        started.append((task, options["model"], options["batch"]))
+        assert path == str(SCRIPT)
+        return {"error": "no such layer"}
 
-    monkeypatch.setattr(script, "run_worker", run_worker)
+    monkeypatch.setattr(script.workers, "run_worker", run_worker)
     path = tmp_path / "results.json"
-    plans = {COMBINATION: SETTINGS, ("jax", "cnn", 64): SETTINGS}
-    script.measure(results, path, plans)
-    assert sorted(started, key=str) == sorted(
-        [
-            ("time", "cnn", 64, None),
-            ("memory", "mlp", 64, "grain_4"),
-            ("memory", "mlp", 64, "grain_8"),
-            ("memory", "cnn", 64, "stock"),
-            ("memory", "cnn", 64, "grain_4"),
-            ("memory", "cnn", 64, "grain_8"),
-        ],
-        key=str,
-    )
+    wide = {**TIME, "workload": "wide 256", "threads": "all"}
+    plans = [(job, SETTINGS) for job in (TIME, wide, COMPILED)]
+    script.run(results, path, plans)
+    assert started == [("time", "wide", 256), ("compiled", "mlp", 64)]
     assert json.loads(path.read_text()) == results
-
     started.clear()
-    script.measure(results, path, plans)
-    assert started == [("time", "cnn", 64, None)]
+    script.run(results, path, plans)
+    assert started == [("time", "wide", 256)]
 
 
-def test_an_entry_takes_the_place_of_the_old_one(script, results):
-    fresh = {"backend": "jax", "model": "mlp", "batch": 64, "new": True}
-    for backend, batch in (("torch", 64), ("jax", 256)):
-        script.put_entry(
-            results, {"backend": backend, "model": "mlp", "batch": batch}
-        )
-    script.put_entry(results, fresh)
-    assert results["entries"][0] is fresh
-    assert [script.key(e) for e in results["entries"]] == [
-        ("jax", "mlp", 64),
-        ("jax", "mlp", 256),
-        ("torch", "mlp", 64),
-    ]
+def test_what_a_worker_is_told(script):
+    options = script.worker_options(TIME, SETTINGS)
+    assert options["arms"][:3] == ["adamw", "adamw_again", "grain_4"]
+    every = script.worker_options({**TIME, "threads": "all"}, SETTINGS)
+    assert every["seconds"] == options["seconds"] / 2
+    job = {"kind": "solver", "backend": "jax"}
+    assert script.worker_options(job, SETTINGS)["groups"] == [8, 64]
+    assert script.worker_options(COMPILED, SETTINGS)["arm"] == "sam"
+
+
+def test_options(script):
+    options = script.parse([])
+    assert sorted(options.backends) == ["jax", "tensorflow", "torch"]
+    assert options.threads == [1, "all"]
+    assert script.workloads(options) == list(arms.WORKLOADS)
+    asked = script.parse(["--models", "wide", "mlp", "--threads", "1"])
+    assert asked.threads == [1]
+    names = [workload.name for workload in script.workloads(asked)]
+    assert names == ["mlp 64", "mlp 256", "wide 256"]
+    assert script.parse(["--quick"]).turns == 1
 
 
 # ---- Markdown -------------------------------------------------------------
 
 
-def test_misses_are_marked_in_plain_words(script, results):
-    slow_down(results, "grain_4", 1.2501)
-    slow_down(results, "grain_8", 1.15)
-    text = script.to_markdown(results)
-    assert "**1 of 2 ratios are above their target:**" in text
-    assert "jax, mlp, batch 64, K = 4: 1.25, missed the target of 1.25" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("| mlp")]
-    assert "1.25 (1.05 to 1.20), **missed**" in row
-    assert "1.15 (1.00 to 2.00), met" in row
+def test_targets_are_met_or_missed(results):
+    set_ratio(results, "grain_4", 1.1001)
+    set_ratio(results, "grain_8", 1.10)
+    text = markdown.to_markdown(results)
+    assert "of 2 targets 1 are missed" in text
+    assert rows_of(text, "GRAIN, K = 4")[0][3:] == [
+        "-",
+        "-",
+        "1.10 (1.10, **missed**)",
+    ]
+    assert rows_of(text, "GRAIN, K = 8")[0][-1] == "1.10 (1.10, met)"
 
 
-def test_targets_met_are_said_too(script, results):
-    slow_down(results, "grain_4", 1.0)
-    slow_down(results, "grain_8", 1.0)
-    text = script.to_markdown(results)
-    assert "All 2 ratios are within their target." in text
-    assert "missed" not in text
+def test_all_figures_of_a_backend(results):
+    memory = {"kind": "memory", **{n: TIME[n] for n in ("backend", "workload")}}
+    files.put(
+        results,
+        {**memory, "arm": "grain_8"},
+        SETTINGS,
+        {"process": 900.0, "steps": 4.2},
+    )
+    results["entries"][0]["arms"]["grain_8"]["engine"] = "one_pass"
+    (cells,) = rows_of(markdown.to_markdown(results), "GRAIN, K = 8")[1:]
+    assert cells == [
+        "mlp 64",
+        "GRAIN, K = 8",
+        "12",
+        "12.0",
+        "1.20 (1.20)",
+        "1.20 (1.20)",
+        "-",
+        "-",
+        "-",
+        "1.5: 1.00 (2.00, met)",
+        "4 (900)",
+        "one pass",
+    ]
 
 
-def test_one_table_a_backend(script, results):
-    other = {**copy.deepcopy(results["entries"][0]), "backend": "torch"}
-    other["settings"]["versions"] = {"torch": "2.0"}
-    script.put_entry(results, other)
-    lines = script.to_markdown(results).splitlines()
+def test_one_table_a_backend(results):
+    entry = copy.deepcopy(results["entries"][0])
+    answer = {name: entry[name] for name in ("arms", "company")}
+    settings = {**SETTINGS, "versions": {"torch": "2.0"}}
+    files.put(results, {**TIME, "backend": "torch"}, settings, answer)
+    lines = markdown.to_markdown(results).splitlines()
     headings = [line for line in lines if line.startswith("## ")]
-    assert headings == ["## jax", "## torch"]
-    assert "jax 1.0." in lines
-    assert "torch 2.0." in lines
-    tables = [line for line in lines if line.startswith("|")]
-    assert len({line.count("|") for line in tables}) == 1
+    assert headings == ["## torch", "## jax"]
+    assert "jax 1.0." in lines and "torch 2.0." in lines
 
 
-def test_cells_of_a_table(script, results):
-    text = script.to_markdown(results)
-    (row,) = [line for line in text.splitlines() if line.startswith("| mlp")]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:6] == [
-        "mlp",
-        "669,706",
-        "64",
-        "7",
-        "10.0",
-        "1.00 (1.00 to 1.00)",
+def test_failures_are_shown(results):
+    results["entries"][0]["arms"]["grain_8"] = {"error": "ValueError: no"}
+    wide = {**TIME, "workload": "wide 256"}
+    files.put(results, wide, SETTINGS, {"error": "Trace\nKeyError: 'x'"})
+    text = markdown.to_markdown(results)
+    assert "**Failed:** time jax wide 256 1: KeyError: 'x'" in text
+    assert "failed: ValueError: no" in text
+    assert files.failures(results) == [
+        "time jax mlp 64 1: ValueError: no",
+        "time jax wide 256 1: Trace\nKeyError: 'x'",
     ]
-    assert cells[-2:] == ["1.5 / 1.5 / 1.5", "4 (900) / - / -"]
 
 
-def test_failures_are_shown(script, results):
-    (entry,) = results["entries"]
-    failed = {**entry, "batch": 256, "memory": {"stock": {"error": "killed"}}}
-    del failed["arms"]
-    script.put_entry(results, failed)
-    rows = [
-        line
-        for line in script.to_markdown(results).splitlines()
-        if line.startswith("| mlp")
-    ]
-    assert "| failed |" in rows[1]
-    assert rows[1].count("|") == rows[0].count("|")
-    assert "| failed / - / - |" in rows[1]
+def test_what_does_not_compile_is_said(results):
+    answer = {"arms": {"sam": {"error": "Unsupported: a branch"}}}
+    files.put(results, COMPILED, SETTINGS, answer)
+    (cells,) = rows_of(markdown.to_markdown(results), "SAM")
+    assert cells[2] == "no: Unsupported: a branch"
+    step = {"cpu": {"milliseconds": 9.0, "ratio": 1.5}}
+    step["first_step_seconds"] = 30.0
+    eager = {"cpu": {"milliseconds": 18.0}}
+    answer = {"arms": {"adamw": step, "sam": step, "eager": eager}}
+    files.put(results, COMPILED, SETTINGS, answer)
+    (cells,) = rows_of(markdown.to_markdown(results), "SAM")
+    assert cells[2:] == ["yes", "1.50", "0.50", "30 (AdamW 30)"]
 
 
-def test_a_busy_machine_is_confessed(script, results):
-    assert "busy" not in script.to_markdown(results)
+def test_the_solver_has_targets(results):
+    figures = {"8": {"milliseconds": 0.25, "gap": 1e-9}}
+    job = {"kind": "solver", "backend": "jax"}
+    files.put(results, job, SETTINGS, {"solver": figures})
+    text = markdown.to_markdown(results)
+    assert "| 8 | 0.25 (0.10, **missed**) | 1.0e-09 |" in text
+
+
+def test_a_busy_machine_is_confessed(results):
+    assert "busy" not in markdown.to_markdown(results)
     results["entries"][0]["company"] = 0.4
-    text = script.to_markdown(results)
+    text = markdown.to_markdown(results)
     assert "**The machine was busy:** other processes took up to 40%" in text
 
 
-def test_tracing_anew_is_confessed(script, results):
-    assert "anew" not in script.to_markdown(results)
+def test_tracing_anew_is_confessed(results):
+    assert "again while" not in markdown.to_markdown(results)
     results["entries"][0]["traced_again"] = True
-    text = script.to_markdown(results)
-    assert "a step again while it was timed:** jax mlp 64." in text
+    text = markdown.to_markdown(results)
+    assert "a step again while it was timed:** time jax mlp 64 1." in text
 
 
-def test_nothing_measured_is_no_success(script):
-    text = script.to_markdown({"machine": MACHINE, "entries": []})
+def test_nothing_measured_is_no_success():
+    text = markdown.to_markdown({"machine": MACHINE, "entries": []})
     assert "Nothing was timed yet." in text
-    assert "within" not in text
-
-
-# ---- Options --------------------------------------------------------------
-
-
-def test_options(script):
-    options = script.parse([])
-    assert options.backends == ["jax", "tensorflow", "torch"]
-    assert options.batches == [64, 256]
-    assert options.groups == [4, 8]
-    assert options.steps * options.repeats >= 200
-    quick = script.parse(["--quick", "--backends", "jax", "torch"])
-    assert quick.backends == ["jax", "torch"]
-    assert quick.steps < 10
-    assert quick.batches == [64]
+    assert "met" not in text.split("How to read it")[0]

@@ -133,7 +133,7 @@ class IRE(GradientMethod):
     Cost:
         During an update one copy of the weights and a few operations on
         each; one byte per weight is kept, with `curvature_momentum` four.
-        `benchmarks/method_time.py` measures it.
+        `benchmarks/step_time.py` measures it.
 
     References:
         - Wang, He, Wang, Wang, Huang, Wang, Li, E, Wu, 2024, "Improving

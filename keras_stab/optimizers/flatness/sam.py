@@ -116,7 +116,7 @@ class SAM(GradientMethod):
     Cost:
         Two forward and two backward passes instead of one of each;
         `interval=k` divides what is added by k. During a step one copy of the
-        weights; nothing is kept. `benchmarks/method_time.py` measures it.
+        weights; nothing is kept. `benchmarks/step_time.py` measures it.
 
     References:
         - Foret, Kleiner, Mobahi, Neyshabur, 2020, "Sharpness-Aware

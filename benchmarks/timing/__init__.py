@@ -1,0 +1,1 @@
+"""What `step_time.py` and the other benchmarks are made of."""
