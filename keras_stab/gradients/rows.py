@@ -9,7 +9,9 @@ dimension is unknown while the step is traced.
 """
 
 import keras
+import numpy as np
 
+from keras_stab.backend import devices
 from keras_stab.backend import products
 from keras_stab.backend import tracing
 
@@ -38,6 +40,8 @@ def length_checks(batch):
 
     An empty list where all lengths are known: `batch_size` compared those.
     """
+    if devices.KNOWS_SHAPES:
+        return []
     lengths = _lengths(*batch)
     if None not in lengths.values():
         return []
@@ -64,6 +68,12 @@ def _lengths(x, y, sample_weight):
     lengths = {}
     batch = {"x": x, "y": y, "sample_weight": sample_weight}
     for name, part in batch.items():
+        if part is None:
+            continue
+        if keras.ops.is_tensor(part):  # without tree operations
+            _check_leaf(name, part)
+            lengths[name] = part.shape[0]
+            continue
         for path, leaf in keras.tree.flatten_with_path(part):
             if leaf is not None:
                 label = name + "".join(f"[{key!r}]" for key in path)
@@ -108,9 +118,9 @@ def group_sizes(size, groups):
 
 
 def present(sizes):
-    """Boolean tensor `(K,)`, `False` for a group without rows."""
+    """Booleans `(K,)`, `False` for a group without rows; an array if known."""
     if all(is_static(n) for n in sizes):
-        return keras.ops.convert_to_tensor([n > 0 for n in sizes], "bool")
+        return np.array([n > 0 for n in sizes])
     return keras.ops.stack([n > 0 for n in sizes])
 
 

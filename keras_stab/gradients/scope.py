@@ -17,7 +17,10 @@ class RecordingScope(keras.StatelessScope):
     """
 
     def __init__(self, mapping):
-        super().__init__(mapping, collect_losses=True)
+        super().__init__(collect_losses=True)
+        # Tensors that are known to fit; the base class would convert and
+        # compare each of them.
+        self.state_mapping.update((id(v), value) for v, value in mapping)
         self.assigned = {}
         self.draws = 0
         self.strays = []

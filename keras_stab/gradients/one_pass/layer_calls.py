@@ -16,7 +16,8 @@ class LayerCall:
     Attributes:
         args, kwargs: What the layer was called with.
         outputs: Its floating outputs, a list.
-        gradient: Of the sum of the group losses, with respect to the output.
+        gradient: Of the sum of the group losses, with respect to the output,
+            up to a factor for each group (`GroupLosses.factors`).
         gradients: The same, one for each of `outputs`.
         groups: K.
     """
