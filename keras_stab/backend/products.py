@@ -239,6 +239,13 @@ def kth_smallest(patterns, k, otherwise):
 # small operation.
 
 
+def as_float(size):
+    """A float32 scalar of a number of rows."""
+    if isinstance(size, int):
+        return np.float32(size)
+    return keras.ops.cast(size, "float32")
+
+
 def beside(array, tensor):
     """A tensor of a small array, with the dtype and device of another one."""
     if BACKEND == "torch":

@@ -31,7 +31,7 @@ def batch_size(x, y=None, sample_weight=None):
     if static:
         return next(iter(static.values()))
     if lengths:
-        return keras.ops.shape(_first_leaf(x, y, sample_weight))[0]
+        return keras.ops.shape(leaves((x, y, sample_weight))[0])[0]
     raise ValueError("The batch holds no data. Received: x=None")
 
 
@@ -45,15 +45,15 @@ def length_checks(batch):
     lengths = _lengths(*batch)
     if None not in lengths.values():
         return []
-    leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
-    first = keras.ops.shape(leaves[0])[0]
+    first, *others = leaves(batch)
+    first = keras.ops.shape(first)[0]
     message = (
         f"{_ONE_ROW_PER_SAMPLE}. Received: parts of different length among "
         f"{', '.join(lengths)}"
     )
     return [
         (keras.ops.equal(keras.ops.shape(leaf)[0], first), message)
-        for leaf in leaves[1:]
+        for leaf in others
     ]
 
 
@@ -80,11 +80,6 @@ def _lengths(x, y, sample_weight):
                 _check_leaf(label, leaf)
                 lengths[label] = leaf.shape[0]
     return lengths
-
-
-def _first_leaf(*batch):
-    leaves = keras.tree.flatten(batch)
-    return next(leaf for leaf in leaves if leaf is not None)
 
 
 def _check_leaf(label, leaf):
@@ -204,11 +199,21 @@ def spread(data, count, size):
 
 def map_tensors(function, data):
     """Applies a function to every tensor of a structure; keeps `None`."""
-    if data is None or keras.ops.is_tensor(data):  # without tree operations
+    # The usual cases without tree operations, which take as long as a layer.
+    if data is None or keras.ops.is_tensor(data):
         return None if data is None else function(data)
+    if type(data) is tuple:
+        return tuple(map_tensors(function, part) for part in data)
     return keras.tree.map_structure(
         lambda leaf: None if leaf is None else function(leaf), data
     )
+
+
+def leaves(data):
+    """The parts of a nested structure that are not `None`, as a list."""
+    if data is None or keras.ops.is_tensor(data):  # without tree operations
+        return [] if data is None else [data]
+    return [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
 
 
 def as_tensors(data):

@@ -43,7 +43,7 @@ def one_pass(oracle, layout, examined):
     calls = []
 
     def run(tap):
-        values = [keras.ops.stop_gradient(v) for v in oracle.values]
+        values = [differentiation.constant(v) for v in oracle.values]
         scope = oracle.scope(values, oracle.non_trainable, oracle.carried)
         by_group = GroupForward(examined.by_group, layout, scope, tap)
         recorder = Recorder(

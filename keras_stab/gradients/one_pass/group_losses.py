@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.backend import jacobians
+from keras_stab.gradients import rows
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.numerics.norms import in_full_precision
 
@@ -86,12 +87,12 @@ class GroupLosses:
                     own = keras_internals.compute_loss(self._model, *parts)
                     total = total + own
                     loss = loss + (size / layout.size) * own
-        penalty = sum(
+        penalties = [
             v.regularizer(value)
             for v, value in zip(oracle.variables, oracle.values)
             if v.regularizer is not None
-        )
-        return total, loss + penalty
+        ]
+        return total, loss + sum(penalties) if penalties else loss
 
     def factors(self):
         """What gradients by the rows of each group must be multiplied by.
@@ -129,7 +130,7 @@ class GroupLosses:
 
     def _check_outputs(self, y_pred):
         size = self._layout.size
-        for leaf in keras.tree.flatten(y_pred):
+        for leaf in rows.leaves(y_pred):
             leading = leaf.shape[0] if len(leaf.shape) else 0
             if self._layout.is_static and leading != size:
                 raise Refusal(
@@ -144,7 +145,7 @@ class GroupLosses:
             and all(map(_is_row_wise, losses))
             and all(
                 len(leaf.shape) > 1 and keras_internals.get_mask(leaf) is None
-                for leaf in keras.tree.flatten(y_pred)
+                for leaf in rows.leaves(y_pred)
             )
         )
 
