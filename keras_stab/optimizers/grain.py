@@ -184,11 +184,8 @@ class GRAIN(HasWindow, GradientMethod):
         else:
             note = self.handed_over
             super().apply_in_order(gradients, variables)
-        many_tensors.assign_each(
-            self,
-            [self._weights, self._figures],
-            [note[0], finite_figures(note[1])],
-        )
+        values = note[0], finite_figures(note[1])
+        many_tensors.assign_each(self, [self._weights, self._figures], values)
 
     def diagnostics(self) -> dict[str, Any]:
         """The weights and figures of the last step, read from the device.

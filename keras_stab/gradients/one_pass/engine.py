@@ -9,7 +9,6 @@ import keras
 
 from keras_stab.backend import devices
 from keras_stab.backend import differentiation
-from keras_stab.backend import products
 from keras_stab.gradients.one_pass.contributions import join
 from keras_stab.gradients.one_pass.gradients import OnePassGradients
 from keras_stab.gradients.one_pass.group_forward import GroupForward
