@@ -27,6 +27,13 @@ class RecordingScope(keras.StatelessScope):
         self._guarded = {}
         self._allowed = set()
 
+    @classmethod
+    def of(cls, mapping):
+        """A scope with the `state_mapping` of another one."""
+        scope = cls(())
+        scope.state_mapping.update(mapping)
+        return scope
+
     def guard(self, variables):
         """Notes reads of these variables as strays from here on."""
         self._guarded = {id(v): v for v in variables}

@@ -56,7 +56,8 @@ def one_pass(oracle, layout, examined):
         with scope:
             with recorder.listening():
                 y_pred = oracle.predict(x)
-            by_group.finish(oracle.state_pool())
+            if examined.by_group:
+                by_group.finish(oracle.state_pool())
             _check_rows(recorder.calls, y_pred)
             if scope.losses:
                 raise Refusal("a layer adds a loss of the batch (add_loss)")

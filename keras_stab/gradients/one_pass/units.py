@@ -237,10 +237,10 @@ class RecordedCall:
 
     def tensors(self):
         """Every tensor that came in."""
-        if len(self.args) == 1 and not self.kwargs:  # without tree operations
-            if keras.ops.is_tensor(self.args[0]):
-                return [self.args[0]]
-        leaves = keras.tree.flatten((self.args, self.kwargs))
+        leaves = [*self.args, *self.kwargs.values()]
+        nested = any(isinstance(leaf, (tuple, list, dict)) for leaf in leaves)
+        if nested or not devices.EAGER:  # in the order of `with_tensors`
+            leaves = keras.tree.flatten((self.args, self.kwargs))
         return [leaf for leaf in leaves if keras.ops.is_tensor(leaf)]
 
     def with_tensors(self, tensors):
