@@ -17,6 +17,8 @@ EAGER = BACKEND == "torch"
 # tensors made in a differentiated function do not outlive it, and a loop over
 # groups is one operation.
 FUNCTIONAL = BACKEND == "jax"
+# Whether every dimension of a batch is known while Python sees a step.
+KNOWS_SHAPES = BACKEND != "tensorflow"
 
 if BACKEND not in ("tensorflow", "jax", "torch"):
     raise ImportError(

@@ -203,7 +203,8 @@ def leaves_of(values):
 
 def _detached(structure):
     if torch.is_tensor(structure):
-        return structure.detach()
+        # What is a constant already stays the same object.
+        return structure.detach() if structure.requires_grad else structure
     # By hand: for a small step keras.tree takes as long as an operation.
     if isinstance(structure, list):
         return [_detached(part) for part in structure]
@@ -216,3 +217,10 @@ def _detached(structure):
     return keras.tree.map_structure(
         lambda t: t.detach() if torch.is_tensor(t) else t, structure
     )
+
+
+def constant(value):
+    """The same tensor, a constant to differentiation."""
+    if BACKEND == "torch":  # without the checks of Keras
+        return value.detach()
+    return keras.ops.stop_gradient(value)

@@ -1,6 +1,6 @@
 """Products of matrices and groups, in the precision that each needs."""
 
-import contextlib
+import math
 
 import keras
 import numpy as np
@@ -38,7 +38,7 @@ def unpack_group(combined, shapes):
     """One list of gradients, from one combination of a packed form."""
     if BACKEND != "torch" or not combined:
         return combined
-    sizes = [int(np.prod(shape)) for shape in shapes]
+    sizes = [math.prod(shape) for shape in shapes]
     pieces = torch.split(combined[0], sizes)
     return [p.reshape(tuple(s)) for p, s in zip(pieces, shapes)]
 
@@ -61,8 +61,8 @@ def inner_products(stack, other=None):
             precision=jax.lax.Precision.HIGHEST,
         )
     groups = stack.shape[0]
-    matrix = keras.ops.reshape(stack, (groups, -1))
-    right = matrix if with_self else keras.ops.reshape(other, (1, -1))
+    matrix = reshape(stack, (groups, -1))
+    right = matrix if with_self else reshape(other, (1, -1))
     if BACKEND == "jax":
         highest = jax.lax.Precision.HIGHEST
         products = jnp.matmul(matrix, right.T, precision=highest)
@@ -76,7 +76,7 @@ def inner_products(stack, other=None):
         else:
             products = tf.matmul(matrix, right, transpose_b=True)
     else:
-        with _highest_precision():
+        with highest_precision():
             products = matrix @ right.T
     return products if with_self else products[:, 0]
 
@@ -95,7 +95,7 @@ def exact_products(left, right):
         if _uses_tensor_float_32():
             left, right = tf.cast(left, "float64"), tf.cast(right, "float64")
         return tf.cast(tf.matmul(left, right, transpose_b=True), dtype)
-    with _highest_precision():
+    with highest_precision():
         if left.dim() == 3 and left.shape[0] == 1:  # faster than a batch
             return (left[0] @ right[0].mT)[None]
         return left @ right.mT
@@ -139,72 +139,26 @@ def total(matrices):
     return sum(matrices[1:], matrices[0])
 
 
-@contextlib.contextmanager
-def _highest_precision():
-    """Full float32 in matrix products of PyTorch."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+class highest_precision:
+    """Full float32 in matrix products of PyTorch, where it is not so anyway.
+
+    A class, since a generator takes as long as a small product.
+    """
+
+    def __enter__(self):
+        self._before = torch.get_float32_matmul_precision()
+        if self._before != "highest":
+            torch.set_float32_matmul_precision("highest")
+
+    def __exit__(self, *_):
+        if self._before != "highest":
+            torch.set_float32_matmul_precision(self._before)
 
 
 def _uses_tensor_float_32():
     return tf.config.experimental.tensor_float_32_execution_enabled() and (
         bool(tf.config.list_physical_devices("GPU"))
     )
-
-
-def weighted_rows(weights, tensor, axis=0):
-    """Multiplies slices by weights; one of weight 0 may hold NaN."""
-    column = reshape(weights, _column(tensor, axis))
-    if BACKEND == "torch":
-        if bool((weights != 0).all()):  # on the host: see `on_small_matrix`
-            return tensor * column.to(tensor.device, tensor.dtype)
-        column = column.to(tensor.device)
-    product = tensor * keras.ops.cast(column, tensor.dtype)
-    return keras.ops.where(
-        column != 0, product, keras.ops.zeros((), tensor.dtype)
-    )
-
-
-def without_dropped(weights, tensor, axis=0):
-    """The same tensor with slices of weight 0, which may hold NaN, zeroed."""
-    if BACKEND == "torch" and bool((weights != 0).all()):
-        return tensor
-    kept = reshape(weights != 0, _column(tensor, axis))
-    if BACKEND == "torch":
-        kept = kept.to(tensor.device)
-    return keras.ops.where(kept, tensor, keras.ops.zeros((), tensor.dtype))
-
-
-def _column(tensor, axis):
-    shape = [1] * len(tensor.shape)
-    shape[axis] = -1
-    return shape
-
-
-def combine(weights, stack):
-    """The weighted sum of slices; one of weight 0 may hold NaN."""
-    if BACKEND == "torch":
-        # The weights come from the host (`on_small_matrix`): no read here.
-        chosen = torch.nonzero(weights.cpu())[:, 0]
-        if len(chosen) < len(weights):
-            weights = weights[chosen]
-            stack = stack[chosen.to(stack.device)]
-        weights = weights.to(stack.device, stack.dtype)
-        return torch.tensordot(weights, stack, dims=1)
-    weights = keras.ops.cast(weights, stack.dtype)
-    if BACKEND == "jax":
-        # Slice by slice: XLA on CPUs takes 100 times longer for the sum over
-        # the leading axis.
-        return sum(
-            jnp.where(weights[k] != 0, weights[k] * stack[k], 0.0)
-            for k in range(stack.shape[0])
-        )
-    column = tf.reshape(weights, (-1,) + (1,) * (len(stack.shape) - 1))
-    return tf.reduce_sum(tf.math.multiply_no_nan(stack, column), axis=0)
 
 
 def on_small_matrix(function, *arrays):
@@ -215,14 +169,19 @@ def on_small_matrix(function, *arrays):
     on the host, the one read of a step (K x K floats).
 
     Args:
-        function: From arrays to a nested structure of arrays.
+        function: From arrays to a tuple of arrays.
         arrays: The matrix, and others. Floats come back in its precision.
     """
     if BACKEND != "torch":
         return tracing.as_kernel(function)(
             *[keras.ops.convert_to_tensor(a) for a in arrays]
         )
-    arrays = [keras.ops.convert_to_numpy(a) for a in arrays]
+    arrays = [
+        in_full_precision(a.detach()).cpu().numpy()
+        if torch.is_tensor(a)
+        else np.asarray(a)
+        for a in arrays
+    ]
     dtype = "float64" if arrays[0].dtype == np.float64 else "float32"
 
     def to_tensor(value):
@@ -231,7 +190,7 @@ def on_small_matrix(function, *arrays):
             value = value.astype(dtype)
         return torch.from_numpy(value)  # stays on the host: K numbers
 
-    return keras.tree.map_structure(to_tensor, function(*arrays))
+    return tuple(to_tensor(value) for value in function(*arrays))
 
 
 def as_looked_up(ids, rows, size):
@@ -256,6 +215,14 @@ def as_looked_up(ids, rows, size):
     )
 
 
+def segment_sum(tensor, ids, count):
+    """`keras.ops.segment_sum`, of ids from 0 to `count - 1`."""
+    if BACKEND == "torch":
+        zeros = tensor.new_zeros((count, *tensor.shape[1:]))
+        return zeros.index_add_(0, ids, tensor)
+    return keras.ops.segment_sum(tensor, ids, num_segments=count)
+
+
 def kth_smallest(patterns, k, otherwise):
     """The k-th smallest entry of several int32 tensors.
 
@@ -268,8 +235,22 @@ def kth_smallest(patterns, k, otherwise):
     return otherwise(patterns, k)
 
 
-# These three are `keras.ops` without its checks, which on PyTorch take as long
-# as a small operation.
+# These are `keras.ops` without its checks, which on PyTorch take as long as a
+# small operation.
+
+
+def as_float(size):
+    """A float32 scalar of a number of rows."""
+    if isinstance(size, int):
+        return np.float32(size)
+    return keras.ops.cast(size, "float32")
+
+
+def beside(array, tensor):
+    """A tensor of a small array, with the dtype and device of another one."""
+    if BACKEND == "torch":
+        return torch.as_tensor(array, dtype=tensor.dtype, device=tensor.device)
+    return keras.ops.cast(array, tensor.dtype)
 
 
 def reshape(tensor, shape):

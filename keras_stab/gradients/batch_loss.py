@@ -164,7 +164,7 @@ class BatchLoss:
         return Evaluation(
             loss=loss,
             y_pred=y_pred,
-            masks=keras.tree.map_structure(_mask_for_metrics, y_pred),
+            masks=_masks_for_metrics(y_pred),
             state=[
                 scope.assigned_value(v)
                 for v in self.model.non_trainable_variables
@@ -222,11 +222,15 @@ class BatchLoss:
                 self.carried_variables.append(variable)
 
 
-def _mask_for_metrics(tensor):
-    """The mask that metrics will see; Keras's own step on JAX loses it."""
-    if devices.FUNCTIONAL:
-        return None
-    return keras_internals.get_mask(tensor)
+def _masks_for_metrics(outputs):
+    """The masks that metrics will see; Keras's own step on JAX loses them."""
+
+    def mask(tensor):
+        return None if devices.FUNCTIONAL else keras_internals.get_mask(tensor)
+
+    if keras.ops.is_tensor(outputs):  # without tree operations
+        return mask(outputs)
+    return keras.tree.map_structure(mask, outputs)
 
 
 def _loss_scale(optimizer):

@@ -4,8 +4,6 @@ import contextlib
 import warnings
 import weakref
 
-import keras
-
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_count
 from keras_stab.backend import devices
@@ -16,14 +14,15 @@ from keras_stab.gradients.one_pass.layout import Layout
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.plan import Plan
 from keras_stab.gradients.rows import is_static
+from keras_stab.gradients.rows import leaves
 
 ENGINES = ("auto", "microbatch", "one_pass")
 
 # Below this share of a stock step, one pass saves too little.
 _WORTHWHILE = 0.05
 
-# What was found out about a model, so that no step repeats it: `Examined`, or
-# why it was refused.
+# What was found out about a model, so that no step repeats it: `Examined`; for
+# a number of rows the `Plan`; or why it was refused.
 _found: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -81,13 +80,16 @@ def _one_pass(oracle, groups, engine):
     with _remembered(known, key):
         if key not in known:
             known[key] = examine(oracle)
-    with _remembered(known, (key, size, groups, engine)):
-        evaluation, answer = one_pass(oracle, layout, known[key])
-        plan = Plan("one_pass", "asked for", groups, answer.works())
-        if engine == "auto":
-            plan.reason = _preference(plan)
+    key = key, size, groups, engine
+    with _remembered(known, key):
+        evaluation, answer = one_pass(oracle, layout, known[key[0]])
+        if key not in known:
+            plan = Plan("one_pass", "asked for", groups, answer.works())
+            if engine == "auto":
+                plan.reason = _preference(plan)
+            known[key] = plan
     oracle.record(evaluation)
-    return answer, plan
+    return answer, known[key]
 
 
 @contextlib.contextmanager
@@ -103,9 +105,9 @@ def _remembered(known, key):
 
 
 def _key(oracle):
-    leaves = [t for t in keras.tree.flatten(oracle.batch[0]) if t is not None]
+    inputs = leaves(oracle.batch[0])
     return (
-        tuple((tuple(t.shape[1:]), str(t.dtype)) for t in leaves),
+        tuple((tuple(t.shape[1:]), str(t.dtype)) for t in inputs),
         tuple(id(v) for v in oracle.variables),
         keras_internals.compile_identity(oracle.model),
     )

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_stab.backend import group_weights
 from keras_stab.backend import products
 from keras_stab.gradients import rows
 
@@ -12,7 +13,8 @@ class GroupGradients:
     Attributes:
         sizes: Rows in each group, a list of K ints, or scalar tensors when
             the batch dimension is unknown.
-        present: Boolean tensor `(K,)`, `False` for a group without rows.
+        present: Booleans `(K,)`, `False` for a group without rows; an array
+            where the sizes are known.
         rows: Rows in the batch.
     """
 
@@ -46,7 +48,7 @@ class GroupGradients:
                 when its gradient is not finite.
         """
         weights = weights[: self._evaluated()]
-        combined = [products.combine(weights, s) for s in self._packed]
+        combined = [group_weights.combine(weights, s) for s in self._packed]
         combined = iter(products.unpack_group(combined, self._present_shapes()))
         answer = []
         for variable, shape in zip(self._oracle.variables, self._shapes):

@@ -9,7 +9,9 @@ dimension is unknown while the step is traced.
 """
 
 import keras
+import numpy as np
 
+from keras_stab.backend import devices
 from keras_stab.backend import products
 from keras_stab.backend import tracing
 
@@ -29,7 +31,7 @@ def batch_size(x, y=None, sample_weight=None):
     if static:
         return next(iter(static.values()))
     if lengths:
-        return keras.ops.shape(_first_leaf(x, y, sample_weight))[0]
+        return keras.ops.shape(leaves((x, y, sample_weight))[0])[0]
     raise ValueError("The batch holds no data. Received: x=None")
 
 
@@ -38,18 +40,20 @@ def length_checks(batch):
 
     An empty list where all lengths are known: `batch_size` compared those.
     """
+    if devices.KNOWS_SHAPES:
+        return []
     lengths = _lengths(*batch)
     if None not in lengths.values():
         return []
-    leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
-    first = keras.ops.shape(leaves[0])[0]
+    first, *others = leaves(batch)
+    first = keras.ops.shape(first)[0]
     message = (
         f"{_ONE_ROW_PER_SAMPLE}. Received: parts of different length among "
         f"{', '.join(lengths)}"
     )
     return [
         (keras.ops.equal(keras.ops.shape(leaf)[0], first), message)
-        for leaf in leaves[1:]
+        for leaf in others
     ]
 
 
@@ -64,17 +68,18 @@ def _lengths(x, y, sample_weight):
     lengths = {}
     batch = {"x": x, "y": y, "sample_weight": sample_weight}
     for name, part in batch.items():
+        if part is None:
+            continue
+        if keras.ops.is_tensor(part):  # without tree operations
+            _check_leaf(name, part)
+            lengths[name] = part.shape[0]
+            continue
         for path, leaf in keras.tree.flatten_with_path(part):
             if leaf is not None:
                 label = name + "".join(f"[{key!r}]" for key in path)
                 _check_leaf(label, leaf)
                 lengths[label] = leaf.shape[0]
     return lengths
-
-
-def _first_leaf(*batch):
-    leaves = keras.tree.flatten(batch)
-    return next(leaf for leaf in leaves if leaf is not None)
 
 
 def _check_leaf(label, leaf):
@@ -108,9 +113,9 @@ def group_sizes(size, groups):
 
 
 def present(sizes):
-    """Boolean tensor `(K,)`, `False` for a group without rows."""
+    """Booleans `(K,)`, `False` for a group without rows; an array if known."""
     if all(is_static(n) for n in sizes):
-        return keras.ops.convert_to_tensor([n > 0 for n in sizes], "bool")
+        return np.array([n > 0 for n in sizes])
     return keras.ops.stack([n > 0 for n in sizes])
 
 
@@ -194,11 +199,21 @@ def spread(data, count, size):
 
 def map_tensors(function, data):
     """Applies a function to every tensor of a structure; keeps `None`."""
-    if data is None or keras.ops.is_tensor(data):  # without tree operations
+    # The usual cases without tree operations, which take as long as a layer.
+    if data is None or keras.ops.is_tensor(data):
         return None if data is None else function(data)
+    if type(data) is tuple:
+        return tuple(map_tensors(function, part) for part in data)
     return keras.tree.map_structure(
         lambda leaf: None if leaf is None else function(leaf), data
     )
+
+
+def leaves(data):
+    """The parts of a nested structure that are not `None`, as a list."""
+    if data is None or keras.ops.is_tensor(data):  # without tree operations
+        return [] if data is None else [data]
+    return [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
 
 
 def as_tensors(data):

@@ -17,12 +17,22 @@ class RecordingScope(keras.StatelessScope):
     """
 
     def __init__(self, mapping):
-        super().__init__(mapping, collect_losses=True)
+        super().__init__(collect_losses=True)
+        # Tensors that are known to fit; the base class would convert and
+        # compare each of them.
+        self.state_mapping.update((id(v), value) for v, value in mapping)
         self.assigned = {}
         self.draws = 0
         self.strays = []
         self._guarded = {}
         self._allowed = set()
+
+    @classmethod
+    def of(cls, mapping):
+        """A scope with the `state_mapping` of another one."""
+        scope = cls(())
+        scope.state_mapping.update(mapping)
+        return scope
 
     def guard(self, variables):
         """Notes reads of these variables as strays from here on."""

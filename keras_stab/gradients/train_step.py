@@ -13,6 +13,7 @@ from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
+from keras_stab.gradients.rows import leaves
 from keras_stab.nesting import nest
 
 
@@ -79,14 +80,17 @@ def _step(model, data):
                 oracle.variables,
             )
         _keep(oracle, outcome)
-        first_input = next(i for i in keras.tree.flatten(x) if i is not None)
+        first_input = leaves(x)[0]
         keras_internals.loss_tracker(model).update_state(
             devices.whole_loss(outcome.loss),
             sample_weight=keras.ops.shape(first_input)[0],
         )
-        keras.tree.map_structure(
-            keras_internals.set_mask, outcome.y_pred, outcome.masks
-        )
+        if keras.ops.is_tensor(outcome.y_pred):  # without tree operations
+            keras_internals.set_mask(outcome.y_pred, outcome.masks)
+        else:
+            keras.tree.map_structure(
+                keras_internals.set_mask, outcome.y_pred, outcome.masks
+            )
         return model.compute_metrics(
             x, y, outcome.y_pred, sample_weight=sample_weight
         )

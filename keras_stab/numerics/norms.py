@@ -26,6 +26,12 @@ def _name(dtype):
     return keras.backend.standardize_dtype(dtype)
 
 
+@functools.cache
+def is_float_dtype(dtype):
+    """Whether a dtype is a floating one; remembered, as above."""
+    return keras.backend.is_float_dtype(dtype)
+
+
 def ratio_or_one(numerator, denominator, defined):
     """The quotient where `defined`, 1 elsewhere; never divides by zero."""
     safe = keras.ops.where(

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_stab.backend import devices
+from keras_stab.backend import group_weights
 from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
@@ -138,7 +139,7 @@ class BatchWindow:
             answer = []
             for gradient, variable in zip(gradients, variables):
                 if not variable.overwrite_with_gradient:
-                    combined = products.combine(weights, next(slots).value)
+                    combined = group_weights.combine(weights, next(slots).value)
                     if gradient is not None:
                         gradient = ops.cast(combined, variable.dtype)
                 answer.append(gradient)

@@ -8,6 +8,9 @@ import keras
 
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
+from keras_stab.backend import many_tensors
+from keras_stab.backend import products
+from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.gradients.engines import ENGINES
 from keras_stab.gradients.oracle import GradientOracle
@@ -150,6 +153,7 @@ class GRAIN(HasWindow, GradientMethod):
     def wants_oracle(self) -> bool:
         return self.across is None and self.groups > 1
 
+    @tracing.outside_of_compilation
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         if not self.wants_oracle:
             return super().estimate(oracle)
@@ -158,7 +162,7 @@ class GRAIN(HasWindow, GradientMethod):
         weights, measures = min_norm_weights_and_measures(
             groups.gram(),
             groups.present,
-            keras.ops.cast(groups.rows, "float32"),
+            products.as_float(groups.rows),
             self.zero_groups,
             oracle.nonfinite,
         )
@@ -182,8 +186,8 @@ class GRAIN(HasWindow, GradientMethod):
         else:
             note = self.handed_over
             super().apply_in_order(gradients, variables)
-        self._weights.assign(note[0])
-        self._figures.assign(finite_figures(note[1]))
+        values = note[0], finite_figures(note[1])
+        many_tensors.assign_each(self, [self._weights, self._figures], values)
 
     def diagnostics(self) -> dict[str, Any]:
         """The weights and figures of the last step, read from the device.

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from operator import is_
 from typing import Any
 
 import keras
@@ -165,6 +166,10 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
         A model's trainable variables may now be fewer than those that
         the optimizer was built with: a layer may have been frozen since.
         """
+        values, variables = list(values), list(variables)
+        built = keras_internals.built_variables(self)
+        if len(variables) == len(built) and all(map(is_, variables, built)):
+            return values
         position = keras_internals.positions(self)
         ordered = [None] * len(position)
         for value, variable in zip(values, variables):

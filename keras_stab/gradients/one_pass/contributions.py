@@ -11,6 +11,7 @@ import math
 
 import keras
 
+from keras_stab.backend import group_weights
 from keras_stab.backend import products
 from keras_stab.gradients.one_pass.token_products import all_tokens
 from keras_stab.gradients.one_pass.token_products import ghost_gram
@@ -42,7 +43,7 @@ class Stored:
         return products.inner_products(self._stack)
 
     def combine(self, weights):
-        return products.combine(weights, self._stack)
+        return group_weights.combine(weights, self._stack)
 
     def inner(self, tensor):
         return products.inner_products(self._stack, tensor)
@@ -69,7 +70,7 @@ class Product:
         outputs = right.shape[3]
         self.tokens = groups * rows if tokens is None else tokens
         self.work = matrix_work(self.tokens, inputs, outputs, heads, groups)
-        self._stack = None
+        self._heads = None
 
     def joined(self, other):
         """The contribution of both uses: their tokens, side by side."""
@@ -81,21 +82,27 @@ class Product:
         )
 
     def stack(self):
-        if self._stack is None:
+        return self.fold(self._unfolded())
+
+    def _unfolded(self):
+        """The K gradients as they come, `(K, H, d, p)`."""
+        if self._heads is None:
             heads = products.weight_product(self.left, self.right)
-            self._stack = self.fold(products.swapaxes(heads, 0, 1))
-        return self._stack
+            self._heads = products.swapaxes(heads, 0, 1)
+        return self._heads
 
     def gram(self):
         if self.work.choice == "store":
-            return products.inner_products(self.stack())
+            return products.inner_products(self._unfolded())
         return ghost_gram(self.left, self.right, self.tokens)
 
     def combine(self, weights):
         if self.work.choice == "store":
-            return products.combine(weights, self.stack())
-        left = products.without_dropped(weights, self.left, axis=1)
-        right = products.weighted_rows(weights, self.right, axis=1)
+            whole = group_weights.combine(weights, self._unfolded())
+            return self.fold(whole[None])[0]
+        left, right = group_weights.weighted_factors(
+            weights, self.left, self.right
+        )
         product = products.weight_product(all_tokens(left), all_tokens(right))
         return self.fold(product[None])[0]
 
@@ -155,11 +162,11 @@ class Scattered:
         return products.inner_products(self._sum(ranks, count))
 
     def combine(self, weights):
-        rows = products.weighted_rows(weights, self.rows)
-        return keras.ops.segment_sum(
+        rows = group_weights.weighted_rows(weights, self.rows)
+        return products.segment_sum(
             products.reshape(rows, (-1, rows.shape[2])),
             products.reshape(self.ids, (-1,)),
-            num_segments=self.size,
+            self.size,
         )
 
     def inner(self, tensor):
@@ -171,10 +178,10 @@ class Scattered:
         """The table of each group, `(K, size, d)`."""
         first = keras.ops.arange(self._groups, dtype="int32")[:, None] * size
         width = self.rows.shape[2]
-        summed = keras.ops.segment_sum(
+        summed = products.segment_sum(
             products.reshape(self.rows, (-1, width)),
             products.reshape(ids + first, (-1,)),
-            num_segments=self._groups * size,
+            self._groups * size,
         )
         return products.reshape(summed, (self._groups, size, width))
 

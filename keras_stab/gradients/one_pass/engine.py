@@ -9,9 +9,8 @@ import keras
 
 from keras_stab.backend import devices
 from keras_stab.backend import differentiation
-from keras_stab.backend import products
-from keras_stab.gradients import rows
 from keras_stab.gradients.one_pass.contributions import join
+from keras_stab.gradients.one_pass.gradients import OnePassGradients
 from keras_stab.gradients.one_pass.group_forward import GroupForward
 from keras_stab.gradients.one_pass.group_forward import of_copies
 from keras_stab.gradients.one_pass.group_forward import with_enough_rows
@@ -23,7 +22,6 @@ from keras_stab.gradients.one_pass.layer_rules import contributions
 from keras_stab.gradients.one_pass.units import Recorder
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.one_pass.units import floating
-from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
 
 
@@ -44,7 +42,7 @@ def one_pass(oracle, layout, examined):
     calls = []
 
     def run(tap):
-        values = [keras.ops.stop_gradient(v) for v in oracle.values]
+        values = [differentiation.constant(v) for v in oracle.values]
         scope = oracle.scope(values, oracle.non_trainable, oracle.carried)
         by_group = GroupForward(examined.by_group, layout, scope, tap)
         recorder = Recorder(
@@ -58,7 +56,8 @@ def one_pass(oracle, layout, examined):
         with scope:
             with recorder.listening():
                 y_pred = oracle.predict(x)
-            by_group.finish(oracle.state_pool())
+            if examined.by_group:
+                by_group.finish(oracle.state_pool())
             _check_rows(recorder.calls, y_pred)
             if scope.losses:
                 raise Refusal("a layer adds a loss of the batch (add_loss)")
@@ -83,8 +82,7 @@ def one_pass(oracle, layout, examined):
         y_pred=layout.restore(evaluation.y_pred),
         masks=layout.restore(evaluation.masks),
     )
-    copies = [c.weights is not None for c in calls for _ in c.outputs]
-    remaining = iter(losses.for_each_row(gradients, copies))
+    remaining = iter(gradients)
     by_variable = {}
     for call, (inputs, outputs) in zip(calls, tensors):
         call.args, call.kwargs = call.with_tensors(inputs)
@@ -105,7 +103,9 @@ def one_pass(oracle, layout, examined):
                 contribution = join(by_variable[key], contribution)
             by_variable[key] = contribution
     regularised = losses.regularisation_gradients()
-    answer = OnePassGradients(oracle, layout, by_variable, regularised)
+    answer = OnePassGradients(
+        oracle, layout, by_variable, losses.factors(), regularised
+    )
     return evaluation, answer
 
 
@@ -134,62 +134,3 @@ def _unscaled(oracle, gradients):
 
 def _divided(tensor, scale):
     return tensor / keras.ops.cast(scale, tensor.dtype)
-
-
-class OnePassGradients:
-    """`GroupGradients` whose gradients need not exist one by one."""
-
-    def __init__(self, oracle, layout, by_variable, regularised):
-        self.sizes = layout.sizes
-        self.rows = layout.size
-        self.present = rows.present(layout.sizes)
-        self._oracle = oracle
-        self._by_variable = by_variable
-        self._regularised = regularised
-
-    def gram(self):
-        """Inner products of the group gradients, `(K, K)`."""
-        groups = len(self.sizes)
-        dtype = common_dtype(self._oracle.values)
-        zeros = keras.ops.zeros((groups, groups), dtype)
-        total = products.total(
-            [zeros, *(c.gram() for c in self._by_variable.values())]
-        )
-        present = keras.ops.cast(self.present, total.dtype)
-        for key, gradient in self._regularised.items():
-            own = keras.ops.sum(keras.ops.square(gradient))
-            own = keras.ops.cast(own, total.dtype)
-            total = total + own * present[:, None] * present[None, :]
-            if key in self._by_variable:
-                cross = self._by_variable[key].inner(gradient)
-                cross = keras.ops.cast(cross, total.dtype)
-                total = total + cross[:, None] + cross[None, :]
-        return total
-
-    def combine(self, weights):
-        """The combination `sum_k weights[k] g_k`, one tensor per variable."""
-        answer = []
-        whole = keras.ops.sum(weights)
-        for variable, value in zip(self._oracle.variables, self._oracle.values):
-            gradient = None
-            if id(variable) in self._by_variable:
-                gradient = self._by_variable[id(variable)].combine(weights)
-            if id(variable) in self._regularised:
-                term = self._regularised[id(variable)]
-                term = products.weighted_rows(whole[None], term[None])[0]
-                gradient = term if gradient is None else gradient + term
-            if gradient is None and devices.FUNCTIONAL:
-                gradient = keras.ops.zeros_like(value)
-            if gradient is not None:
-                gradient = products.reshape(gradient, variable.shape)
-                gradient = keras.ops.cast(gradient, variable.dtype)
-            answer.append(gradient)
-        return answer
-
-    def works(self):
-        """The predicted `Work` of every variable, in order."""
-        return [
-            (variable, self._by_variable[id(variable)].work)
-            for variable in self._oracle.variables
-            if id(variable) in self._by_variable
-        ]

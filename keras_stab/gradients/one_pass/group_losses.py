@@ -3,9 +3,11 @@
 import contextlib
 
 import keras
+import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.backend import jacobians
+from keras_stab.gradients import rows
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.numerics.norms import in_full_precision
 
@@ -37,8 +39,8 @@ class GroupLosses:
 
     The general way calls it once per group. When every loss is a mean over rows
     of Keras's own, one call for all rows does: the loss of group k is the
-    part of its rows times B / n_k, a factor that the gradients of its rows
-    get afterwards.
+    part of its rows times B / n_k, a factor that the answers get afterwards
+    (`factors`).
     """
 
     def __init__(self, oracle, layout):
@@ -85,34 +87,29 @@ class GroupLosses:
                     own = keras_internals.compute_loss(self._model, *parts)
                     total = total + own
                     loss = loss + (size / layout.size) * own
-        penalty = sum(
+        penalties = [
             v.regularizer(value)
             for v, value in zip(oracle.variables, oracle.values)
             if v.regularizer is not None
-        )
-        return total, loss + penalty
+        ]
+        return total, loss + sum(penalties) if penalties else loss
 
-    def for_each_row(self, gradients, by_group):
-        """Brings gradients of tapped tensors to the scale of group losses.
+    def factors(self):
+        """What gradients by the rows of each group must be multiplied by.
 
-        Args:
-            gradients: List of tensors; `None` stays.
-            by_group: For each, whether it is of copies for the K groups and
-                not of rows.
+        Then they are those of the group losses. A number that is the same for
+        all groups, or a vector `(K,)`; `None` for 1.
         """
         layout = self._layout
         if not self._at_once:
-            return gradients
+            return None
         if layout.sorted:
-            return [None if g is None else g * layout.groups for g in gradients]
-        return [
-            None
-            if g is None
-            else layout.times_group_factors(g)
-            if copies
-            else layout.times_row_factors(g)
-            for g, copies in zip(gradients, by_group)
-        ]
+            return float(layout.groups)
+        if layout.is_static:
+            return np.array([layout.size / max(n, 1) for n in layout.sizes])
+        sizes = keras.ops.cast(keras.ops.stack(layout.sizes), "float64")
+        whole = keras.ops.cast(layout.size, "float64")
+        return whole / keras.ops.maximum(sizes, 1.0)
 
     def regularisation_gradients(self):
         """The gradient of each weight regulariser, by variable identity."""
@@ -133,7 +130,7 @@ class GroupLosses:
 
     def _check_outputs(self, y_pred):
         size = self._layout.size
-        for leaf in keras.tree.flatten(y_pred):
+        for leaf in rows.leaves(y_pred):
             leading = leaf.shape[0] if len(leaf.shape) else 0
             if self._layout.is_static and leading != size:
                 raise Refusal(
@@ -148,7 +145,7 @@ class GroupLosses:
             and all(map(_is_row_wise, losses))
             and all(
                 len(leaf.shape) > 1 and keras_internals.get_mask(leaf) is None
-                for leaf in keras.tree.flatten(y_pred)
+                for leaf in rows.leaves(y_pred)
             )
         )
 

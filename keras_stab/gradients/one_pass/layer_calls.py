@@ -5,6 +5,7 @@ import keras
 from keras_stab.backend import products
 from keras_stab.gradients.one_pass.units import floating
 from keras_stab.gradients.one_pass.units import without_activation
+from keras_stab.gradients.scope import RecordingScope
 
 # What the choice of formulas assumes when TensorFlow leaves the batch open.
 NOMINAL_ROWS = 64
@@ -16,7 +17,8 @@ class LayerCall:
     Attributes:
         args, kwargs: What the layer was called with.
         outputs: Its floating outputs, a list.
-        gradient: Of the sum of the group losses, with respect to the output.
+        gradient: Of the sum of the group losses, with respect to the output,
+            up to a factor for each group (`GroupLosses.factors`).
         gradients: The same, one for each of `outputs`.
         groups: K.
     """
@@ -31,6 +33,7 @@ class LayerCall:
         self.gradient = gradients[0]
         self.groups = layout.groups
         self._oracle, self._layout = oracle, layout
+        self._mapping = None
 
     def grouped(self, tensor):
         """From `(B, ...)` to `(K, n, ...)`, short groups padded with zeros."""
@@ -58,9 +61,13 @@ class LayerCall:
             replaced: Pairs of a variable and its value.
         """
         oracle = self._oracle
-        scope = oracle.scope(
-            oracle.values, oracle.non_trainable, oracle.carried
-        )
+        if self._mapping is None:
+            scope = oracle.scope(
+                oracle.values, oracle.non_trainable, oracle.carried
+            )
+            self._mapping = dict(scope.state_mapping)
+        else:  # the same values again, which other groups did not change
+            scope = RecordingScope.of(self._mapping)
         with scope, without_activation(self.unit):
             for variable, value in replaced:
                 scope.add_update((variable, value))

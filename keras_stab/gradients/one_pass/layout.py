@@ -108,25 +108,6 @@ class Layout:
         """A copy of the tensor for each row; see `spread_over`."""
         return spread_over(tensor, self.size)
 
-    def times_row_factors(self, tensor):
-        """Multiplies each row by B / n_k, with n_k the rows of its group."""
-        index = keras.ops.arange(self.size, dtype="int32") % self.groups
-        own = (self.size - index + self.groups - 1) // self.groups
-        factors = keras.ops.cast(self.size, tensor.dtype) / keras.ops.cast(
-            own, tensor.dtype
-        )
-        by_row = self._by_row(tensor)
-        shape = (-1,) + (1,) * (len(by_row.shape) - 1)
-        by_row = by_row * products.reshape(factors, shape)
-        return rows.merge_first_axes(by_row)
-
-    def times_group_factors(self, stack):
-        """Multiplies slice k of `[K, ...]` by B / n_k; an empty one stays."""
-        sizes = keras.ops.maximum(keras.ops.cast(self.sizes, stack.dtype), 1)
-        factors = keras.ops.cast(self.size, stack.dtype) / sizes
-        shape = (-1,) + (1,) * (len(stack.shape) - 1)
-        return stack * products.reshape(factors, shape)
-
     def restore(self, data):
         """Outputs of the model, back in the order of the rows."""
         if not self.sorted:

@@ -9,6 +9,7 @@ from keras_stab import keras_internals
 from keras_stab.backend import devices
 from keras_stab.gradients.one_pass import layer_rules
 from keras_stab.gradients.one_pass import rules  # noqa: F401  registers them
+from keras_stab.numerics.norms import is_float_dtype
 
 # They call the layers inside them in a loop, or on reshaped rows.
 OPAQUE = (keras.layers.RNN, keras.layers.Wrapper)
@@ -236,7 +237,10 @@ class RecordedCall:
 
     def tensors(self):
         """Every tensor that came in."""
-        leaves = keras.tree.flatten((self.args, self.kwargs))
+        leaves = [*self.args, *self.kwargs.values()]
+        nested = any(isinstance(leaf, (tuple, list, dict)) for leaf in leaves)
+        if nested or not devices.EAGER:  # in the order of `with_tensors`
+            leaves = keras.tree.flatten((self.args, self.kwargs))
         return [leaf for leaf in leaves if keras.ops.is_tensor(leaf)]
 
     def with_tensors(self, tensors):
@@ -278,10 +282,10 @@ def without_activation(unit):
 
 def floating(structure):
     """The floating tensors in a nested structure."""
+    if is_float(structure):  # without tree operations
+        return [structure]
     return [leaf for leaf in keras.tree.flatten(structure) if is_float(leaf)]
 
 
 def is_float(leaf):
-    return keras.ops.is_tensor(leaf) and keras.backend.is_float_dtype(
-        leaf.dtype
-    )
+    return keras.ops.is_tensor(leaf) and is_float_dtype(leaf.dtype)

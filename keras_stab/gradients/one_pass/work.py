@@ -1,6 +1,7 @@
 """Predicted work of a contribution, which decides the form that it takes."""
 
 import dataclasses
+import functools
 
 from keras_stab.backend import devices
 from keras_stab.gradients.one_pass.token_products import token_pairs
@@ -37,6 +38,8 @@ class Work:
         return self.ghost if self.choice == "ghost" else self.store
 
 
+# Cached: on an eager backend every step asks again.
+@functools.cache
 def matrix_work(tokens, inputs, outputs, heads, groups):
     """The `Work` of K gradients of H matrices, in the cheaper form."""
     pairs = token_pairs(tokens)
@@ -49,6 +52,7 @@ def cheaper_form(ghost, store):
     return "ghost" if ghost < store else "store"
 
 
+@functools.cache
 def work_of(tokens, inputs, outputs, heads, groups, ghost=None):
     """The `Work` of a contribution; with `ghost`, in the cheaper form."""
     traffic = 100 if devices.has_accelerator() else 10

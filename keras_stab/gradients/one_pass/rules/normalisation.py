@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_stab.backend import devices
+from keras_stab.backend import together
 from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
 from keras_stab.gradients.one_pass.rules.sums import sums_along_axes
 from keras_stab.numerics.norms import in_full_precision
@@ -28,10 +30,30 @@ def _normalisation_rule(scale_name, offset_name=None):
     return rule
 
 
-register_layer_rule(keras.layers.LayerNormalization)(
-    _normalisation_rule("gamma", "beta")
-)
-register_layer_rule(keras.layers.GroupNormalization)(
-    _normalisation_rule("gamma", "beta")
-)
+_any_normalisation_rule = _normalisation_rule("gamma", "beta")
+
+
+@register_layer_rule(keras.layers.LayerNormalization)
+def layer_normalisation_rule(layer, call):
+    """On PyTorch one operation takes the place of the layer itself."""
+    inputs = in_full_precision(call.args[0])
+    rank = len(inputs.shape)
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    axes = sorted(axis % rank for axis in axes)
+    last = axes == list(range(rank - len(axes), rank))
+    if not devices.EAGER or layer.rms_scaling or not last:
+        return _any_normalisation_rule(layer, call)
+    gradient = in_full_precision(call.gradient)
+    answer = []
+    if layer.beta is not None:
+        answer.append((layer.beta, sums_along_axes(layer, call, gradient)))
+    if layer.gamma is not None:
+        product = gradient * together.normalised(
+            inputs, inputs.shape[axes[0] :], layer.epsilon
+        )
+        answer.append((layer.gamma, sums_along_axes(layer, call, product)))
+    return answer
+
+
+register_layer_rule(keras.layers.GroupNormalization)(_any_normalisation_rule)
 register_layer_rule(keras.layers.RMSNormalization)(_normalisation_rule("scale"))
