@@ -54,7 +54,8 @@ def microbatch(oracle, groups):
     except Exception as error:
         error.add_note(
             "This happened while the model ran on the rows of one group, a "
-            "part of the batch: it must accept any batch size."
+            "part of the batch: it must accept any batch size, and so must "
+            "the backend's gradients of its layers."
         )
         raise
     oracle.record(evaluation)

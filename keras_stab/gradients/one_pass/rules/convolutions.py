@@ -6,6 +6,7 @@ import math
 
 import keras
 
+from keras_stab.backend import devices
 from keras_stab.backend import jacobians
 from keras_stab.backend import products
 from keras_stab.gradients.one_pass.contributions import Product
@@ -30,14 +31,18 @@ def _convolution_rule(layer, call):
         )
     positions = math.prod(images.shape[1:-1])
     *size, channels, filters = (int(n) for n in layer.kernel.shape)
+    volume = math.prod(size)
     work = matrix_work(
         call.tokens(positions),
-        math.prod(size) * channels,
+        volume * channels,
         filters,
         1,
         call.groups,
     )
-    if work.choice == "store" or layer.groups > 1:
+    # The windows of a 1x1 kernel are its inputs: one product of matrices for
+    # all groups. PyTorch's own gradient, for strides and fewer than 8 channels,
+    # writes past its memory on processors with AVX2 alone (oneDNN 3.12).
+    if layer.groups > 1 or (work.choice == "store" and volume > 1):
         work = dataclasses.replace(work, choice="store")
         stack = _convolution_gradients(layer, call)
         answer.append((layer.kernel, Stored(stack, work.tokens, work)))
@@ -67,12 +72,21 @@ def _fold_kernel(shape):
 
 def _convolution_gradients(layer, call):
     kernel = keras.ops.cast(call.value(layer.kernel), call.gradient.dtype)
+    # PyTorch cannot differentiate a kernel of one filter for a single row, nor
+    # in double precision: it gets a second one, which reaches nothing.
+    lone = devices.EAGER and layer.filters == 1
+    axis = -1 if layer.data_format == "channels_last" else 1
     gradients = []
     for k in range(call.groups):
         (inputs, *_), _, (cotangent,) = call.group(k)
 
         def convolve(values, inputs=inputs):
-            return [_convolve(layer, inputs, values[0])]
+            (kernel,) = values
+            if not lone:
+                return [_convolve(layer, inputs, kernel)]
+            twice = keras.ops.concatenate([kernel, kernel], axis=-1)
+            outputs = _convolve(layer, inputs, twice)
+            return [keras.ops.split(outputs, 2, axis=axis)[0]]
 
         gradients += jacobians.vector_jacobian(convolve, [kernel], [cotangent])
     return keras.ops.stack(gradients)
