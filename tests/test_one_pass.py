@@ -707,6 +707,50 @@ def test_one_forward_pass():
     assert len(calls) == (2 if keras.backend.backend() == "jax" else 1)
 
 
+if keras.backend.backend() == "torch":
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from keras_stab.backend import together
+
+    class Reads(TorchDispatchMode):
+        """Counts the operations for which the host waits for a device."""
+
+        NAMES = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
+
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.overloadpacket.__name__
+            if name in self.NAMES:
+                self.seen.append(name)
+            return function(*args, **(kwargs or {}))
+
+    @pytest.mark.parametrize("rows", [12, 7])
+    def test_the_inner_products_alone_are_read(rows):
+        model, optimizer = trained("one_pass")
+        oracle = GradientOracle(model, *tensors(small_data(rows)))
+        with torch.no_grad(), Reads() as reads:
+            optimizer.estimate(oracle)
+        assert not reads.seen
+
+    @pytest.mark.parametrize("shape", [(5, 32), (8, 32), (3, 200), (4, 3)])
+    def test_token_products_in_strips(shape):
+        generator = np.random.default_rng(1)
+        factors = [
+            [torch.tensor(generator.standard_normal((*shape, d))) for d in pair]
+            for pair in ((3, 2), (4, 5))
+        ]
+        expected = np.zeros((shape[0], shape[0]))
+        for left, right in factors:
+            stack = (left.mT @ right).reshape(shape[0], -1)
+            expected += (stack @ stack.T).numpy()
+        gram = together.token_grams(factors)
+        np.testing.assert_allclose(gram, expected, rtol=1e-10)
+
+
 # ---- Rules and plans ------------------------------------------------------
 
 
@@ -772,6 +816,9 @@ def test_plan(capsys):
     assert paths == [v.path for v in model.trainable_variables]
     shown = capsys.readouterr().out
     assert "first/kernel" in shown and "one_pass" in shown
+    eager = keras.backend.backend() == "torch"
+    assert plan.host_reads == eager
+    assert f"reads of the host in a step: {plan.host_reads}" in shown
     first = dict(plan.works)[paths[0]]
     assert (first.tokens, first.inputs, first.outputs) == (12, 5, 6)
     assert first.ordinary == 3 * 12 * 5 * 6

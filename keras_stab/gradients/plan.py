@@ -1,5 +1,6 @@
 """What an engine does for a model, and the predicted cost."""
 
+from keras_stab.backend import devices
 from keras_stab.text_table import as_text
 
 
@@ -34,6 +35,12 @@ class Plan:
         """Memory held for the groups until they are combined."""
         return sum(work.bytes for _, work in self.works)
 
+    @property
+    def host_reads(self):
+        """How often a step waits for an accelerator to read from it."""
+        # The inner products, for the K x K problem; see `on_small_matrix`.
+        return 1 if devices.EAGER else 0
+
     def __str__(self):
         lines = [
             f"{self.groups} groups by engine {self.engine!r}: {self.reason}"
@@ -44,7 +51,10 @@ class Plan:
                 f"predicted: {self.extra_work:.0%} more multiply-adds in "
                 f"layers with weights, {self.bytes / 2**20:.1f} MiB held"
             )
-        return "\n".join(lines)
+        reads = f"reads of the host in a step: {self.host_reads}"
+        if self.host_reads:
+            reads += f", the {self.groups} x {self.groups} inner products"
+        return "\n".join([*lines, reads])
 
     def __repr__(self):
         return f"<Plan engine={self.engine!r} reason={self.reason!r}>"

@@ -38,8 +38,6 @@ class Work:
         return self.ghost if self.choice == "ghost" else self.store
 
 
-# Cached: on an eager backend every step asks again.
-@functools.cache
 def matrix_work(tokens, inputs, outputs, heads, groups):
     """The `Work` of K gradients of H matrices, in the cheaper form."""
     pairs = token_pairs(tokens)
@@ -52,7 +50,6 @@ def cheaper_form(ghost, store):
     return "ghost" if ghost < store else "store"
 
 
-@functools.cache
 def work_of(tokens, inputs, outputs, heads, groups, ghost=None):
     """The `Work` of a contribution; with `ghost`, in the cheaper form."""
     traffic = 100 if devices.has_accelerator() else 10
@@ -62,14 +59,20 @@ def work_of(tokens, inputs, outputs, heads, groups, ghost=None):
     held = groups * weights
     if cheaper == "ghost":
         held = tokens * heads * (inputs + outputs)
-    return Work(
-        tokens=tokens,
-        inputs=inputs,
-        outputs=outputs,
-        ghost=ghost,
-        store=store,
-        again=2 * (groups - 1) * weights * traffic,
-        ordinary=3 * tokens * weights,
-        choice=cheaper,
-        bytes=4 * held,
+    again = 2 * (groups - 1) * weights * traffic
+    ordinary = 3 * tokens * weights
+    return _work(
+        tokens,
+        inputs,
+        outputs,
+        ghost,
+        store,
+        again,
+        ordinary,
+        cheaper,
+        4 * held,
     )
+
+
+# Cached: on an eager backend every step asks again.
+_work = functools.cache(Work)
