@@ -182,7 +182,9 @@ TensorFlow, JAX and PyTorch, Keras {keras}; no cell is written by hand
 - "yes": the checks passed on the three backends.
 - "refused": a clear error says what to do instead, and a test sees it.
 - "eager": Keras runs PyTorch eagerly unless told otherwise, and so do the
-  tests; `torch.compile` takes a minute a model there and is not among them.
+  tests. With `jit_compile=True` (`torch.compile`, a minute a model) methods
+  that take gradients themselves, such as GRAIN, SAM and ScheduleFree, warn and
+  train uncompiled; for the others, such as LAMB and Lookahead, Keras compiles.
 - "not in Keras": Keras itself has it not on that backend.
 
 A wrapper was tested around SGD, SGD with momentum, AdamW or LAMB, as the

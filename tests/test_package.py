@@ -132,6 +132,7 @@ FLOORS = [
         "_version",
         "arguments",
         "batches",
+        "memory",
         "nesting",
         "numerics",
         "object_arguments",

@@ -35,6 +35,7 @@ from model_cases import take
 from reference import min_norm_by_enumeration
 
 from keras_stab import GRAIN
+from keras_stab import Lookahead
 from keras_stab.optimizers.gradient_method import GradientMethod
 
 if BACKEND == "tensorflow":
@@ -505,9 +506,30 @@ def test_fit_in_every_mode(mode):
 
 if BACKEND == "torch":
 
-    @pytest.mark.slow
     def test_fit_with_torch_compile():
-        check_fit(jit_compile=True)
+        """Gradients that are taken by hand are beyond it: not compiled."""
+        with pytest.warns(UserWarning, match="of GRAIN .* runs uncompiled"):
+            check_fit(jit_compile=True)
+
+    def test_torch_compile_is_left_to_keras(monkeypatch):
+        """For optimizers that take no gradients, and for evaluation."""
+        compiled = []
+        monkeypatch.setattr(
+            torch, "compile", lambda f: compiled.append(f.__qualname__) or f
+        )
+        for optimizer in (Lookahead(SGD()), grain(2)):
+            model = CASES["functional"].make(optimizer, jit_compile=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model.make_train_function()
+            model.make_test_function()
+            assert model.jit_compile
+        steps = [name.split(".")[1] for name in compiled]
+        assert steps == [
+            "make_train_function",
+            "make_test_function",
+            "make_test_function",
+        ]
 
 
 @functools.cache

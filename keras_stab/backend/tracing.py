@@ -95,15 +95,6 @@ def compiled(function):
     return function
 
 
-def outside_of_compilation(function):
-    """The function, run as it is where `torch.compile` compiles the step.
-
-    For what follows its own bookkeeping of tensors, which a compiler would
-    have to guess, and reads numbers on the host anyway.
-    """
-    return torch.compiler.disable(function) if BACKEND == "torch" else function
-
-
 @functools.cache
 def as_kernel(function):
     """The function compiled by itself; on TensorFlow by XLA, as one kernel."""

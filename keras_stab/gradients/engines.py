@@ -2,7 +2,6 @@
 
 import contextlib
 import warnings
-import weakref
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_count
@@ -15,6 +14,7 @@ from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.plan import Plan
 from keras_stab.gradients.rows import is_static
 from keras_stab.gradients.rows import leaves
+from keras_stab.memory import remembered
 
 ENGINES = ("auto", "microbatch", "one_pass")
 
@@ -23,7 +23,7 @@ _WORTHWHILE = 0.05
 
 # What was found out about a model, so that no step repeats it: `Examined`; for
 # a number of rows the `Plan`; or why it was refused.
-_found: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_FOUND = "group gradients"
 
 
 def group_gradients(oracle, groups, engine="auto"):
@@ -37,7 +37,7 @@ def group_gradients(oracle, groups, engine="auto"):
 
 def _warn_of_empty_groups(model, size, groups):
     """Warns once if the first batch has too few: a later one may be short."""
-    known = _found.setdefault(model, {})
+    known = remembered(model, _FOUND)
     if groups in known or not is_static(size):
         return
     known[groups] = True
@@ -74,7 +74,7 @@ def _one_pass(oracle, groups, engine):
             "groups, which one pass does not form"
         )
     layout = Layout(oracle.batch, groups)
-    known = _found.setdefault(oracle.model, {})
+    known = remembered(oracle.model, _FOUND)
     key = _key(oracle)
     size = layout.size if layout.is_static else None
     with _remembered(known, key):

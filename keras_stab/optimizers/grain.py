@@ -10,7 +10,6 @@ from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.backend import many_tensors
 from keras_stab.backend import products
-from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.gradients.engines import ENGINES
 from keras_stab.gradients.oracle import GradientOracle
@@ -153,7 +152,6 @@ class GRAIN(HasWindow, GradientMethod):
     def wants_oracle(self) -> bool:
         return self.across is None and self.groups > 1
 
-    @tracing.outside_of_compilation
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         if not self.wants_oracle:
             return super().estimate(oracle)

@@ -24,6 +24,8 @@ import keras
 
 from keras_stab.gradients.train_step import takes_over
 from keras_stab.gradients.train_step import train_step
+from keras_stab.gradients.train_step import wants_oracle
+from keras_stab.trainer.compiling import uncompiled_if_need_be
 from keras_stab.trainer.guards import begin_again
 from keras_stab.trainer.guards import take_back
 from keras_stab.trainer.guards import taking_back_on_error
@@ -45,7 +47,8 @@ def _guarded(model, following, *args, **kwargs):
 def _guarded_training(model, following, *args, **kwargs):
     take_back(model)
     begin_again(model)
-    return _guarded(model, following, *args, **kwargs)
+    with uncompiled_if_need_be(model, *args, **kwargs):
+        return _guarded(model, following, *args, **kwargs)
 
 
 FOR_GRADIENTS = {"train_step": _step}
@@ -146,11 +149,19 @@ def _added(name, around):
     @functools.wraps(getattr(keras.Model, name))
     def method(self, *args, **kwargs):
         following = _following(self, name, _before[method])
-        if not _installed:
+        if not _installed or _is_stock(self, name):
             return following(*args, **kwargs)
         return _once(around, self, name, following, *args, **kwargs)
 
     return method
+
+
+def _is_stock(model, name):
+    """Whether this is the step of an optimizer that leaves it to Keras.
+
+    The compiler of PyTorch then finds nothing of ours that it cannot follow.
+    """
+    return name == "train_step" and not wants_oracle(model.optimizer)
 
 
 def _following(model, name, before):

@@ -10,35 +10,33 @@ from keras_stab.backend import jacobians
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.gradients.scope import RecordingScope
+from keras_stab.memory import remembered
 from keras_stab.numerics.vectors import Vectors
-
-# Kept for each model, so that measuring it again, for example after the next
-# epoch, compiles nothing.
-_compiled: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def compiled_functions(model, loss, training, variables, others):
     """The compiled functions, from an earlier call if those still fit.
 
+    Measuring a model again, for example after the next epoch, compiles nothing.
     As in Keras's own steps, settings of layers are part of what is compiled
     and are read again after `compile`.
     """
     compile_loss = keras_internals.compile_loss(model)
     # The objects themselves are kept too, so that no `id` is used again.
     parts = (loss, compile_loss, training, *variables, *others)
-    known = _compiled.get(model)
-    if known is not None:
-        before, functions = known
+    known = remembered(model, "batch functions")
+    if known:
+        before, functions = known["parts"], known["functions"]
         same = len(before) == len(parts)
         if same and all(a is b for a, b in zip(before, parts)):
             return functions
     functions = _make_functions(model, loss, training, variables, others)
-    _compiled[model] = (parts, functions)
+    known.update(parts=parts, functions=functions)
     return functions
 
 
 def _make_functions(model, loss, training, variables, others):
-    # A strong reference would keep the model in `_compiled` for ever.
+    # The functions stand on the model: a strong reference would be a circle.
     model = weakref.ref(model)
     shapes = [tuple(v.shape) for v in variables]
     dtype = many_tensors.common_dtype(variables)
