@@ -7,6 +7,7 @@ TensorFlow they are made in place, on JAX each change is computed once.
 
 import keras
 
+from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.backend.devices import BACKEND
@@ -15,6 +16,14 @@ if BACKEND == "torch":
     import torch
 elif BACKEND == "jax":
     import jax
+
+
+def is_possible():
+    """Whether this step may be made so."""
+    if BACKEND == "torch":
+        # Memory that is used again is none of a compiler's business.
+        return not torch.compiler.is_compiling()
+    return devices.replicas() == 1
 
 
 def remember(variables, room):

@@ -106,7 +106,7 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         return (
             self.has_free_step
             and always_updates(self.inner_optimizer)
-            and devices.replicas() == 1
+            and look_ahead.is_possible()
             and all(
                 gradient is not None
                 and variable.constraint is None
