@@ -364,7 +364,10 @@ def test_what_does_not_compile_is_said(results):
     answer = {"arms": {"adamw": step, "sam": step, "eager": eager}}
     files.put(results, COMPILED, SETTINGS, answer)
     (cells,) = rows_of(markdown.to_markdown(results), "SAM")
-    assert cells[2:] == ["yes", "1.50", "0.50", "30 (AdamW 30)"]
+    assert cells[2:] == ["yes", "1.50", "0.50", "30 (30)"]
+    step["uncompiled"] = "It runs uncompiled"
+    (cells,) = rows_of(markdown.to_markdown(results), "SAM")
+    assert cells[2] == "no: It runs uncompiled"
 
 
 def test_the_solver_has_targets(results):

@@ -445,3 +445,22 @@ def test_an_average_of_anchors():
     points, _ = fed(optimizer, GRADIENTS[:9])
     averages = [float(a.numpy()) for a in optimizer.averages]
     np.testing.assert_allclose(averages, points[2::3].mean(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["OptimisticGradient", "PastExtraGradient"])
+def test_a_step_in_place_is_the_same_step(method):
+    """A constraint that changes nothing leads along the general way."""
+    ways = []
+    for constraint in (None, keras.constraints.MaxNorm(1e6)):
+        optimizer = getattr(keras_stab, method)(Adam(0.1))
+        weights = keras.Variable([[1.0, -2.0], [0.5, 3.0]], name="w")
+        weights.constraint = constraint
+        points = []
+        for gradient in GRADIENTS[:6]:
+            tensor = keras.ops.convert_to_tensor(np.outer([1, 2], gradient))
+            optimizer.apply([keras.ops.cast(tensor, "float32")], [weights])
+            points.append(np.array(weights.numpy()))
+        points += [np.array(v.numpy()) for v in optimizer.variables]
+        ways.append(points)
+    for quick, general in zip(*ways, strict=True):
+        np.testing.assert_allclose(quick, general, rtol=1e-5, atol=1e-6)

@@ -1,7 +1,18 @@
 """What a method may have inside it, and how many gradients a step takes."""
 
+import keras
+
 from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
+
+
+def always_updates(optimizer):
+    """Whether each `apply` surely is an update, and no wrapper is asked."""
+    return (
+        type(optimizer).apply is keras.optimizers.Optimizer.apply
+        and not hasattr(optimizer, "inner_optimizer")
+        and not optimizer.gradient_accumulation_steps
+    )
 
 
 def evaluations_per_step(optimizer):

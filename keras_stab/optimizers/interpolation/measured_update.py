@@ -6,11 +6,14 @@ from typing import Any
 
 import keras
 
+from keras_stab.backend import devices
+from keras_stab.backend import look_ahead
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.projection import suspended_constraints
 from keras_stab.optimizers.lent_weights import LendsWeights
+from keras_stab.optimizers.nest_checks import always_updates
 from keras_stab.optimizers.nest_checks import refuse_accumulating_parts
 from keras_stab.optimizers.nest_checks import refuse_averages_inside
 from keras_stab.optimizers.nest_checks import refuse_several_evaluations
@@ -30,6 +33,8 @@ class MeasuredUpdate(LendsWeights, Wrapper):
 
     slot_name = "anchor"
     evaluation_name = "anchor"
+    # Whether there is a `step_freely`.
+    has_free_step = False
 
     def __init__(
         self,
@@ -50,10 +55,14 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         super().build(variables)
         self._phase = add_state(self, "phase")
         self._slots = self.add_optimizer_variables(variables, self.slot_name)
+        self._room: list[Tensor] = []
 
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]
     ) -> None:
+        if self._is_free(gradients, variables):
+            self._apply_freely(gradients, variables)
+            return
         count = len(variables)
         gathered = updates.barrier(
             [
@@ -88,6 +97,37 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         many_tensors.assign_each(self, moved, values)
         self._phase.assign(self.next_phase(phase, updated))
 
+    def _is_free(self, gradients, variables):
+        """Whether the quick form of the step serves.
+
+        All weights move, without projection, and the inner optimizer cannot
+        skip an update.
+        """
+        return (
+            self.has_free_step
+            and always_updates(self.inner_optimizer)
+            and look_ahead.is_possible()
+            and all(
+                gradient is not None
+                and variable.constraint is None
+                and slot is not None
+                and slot.dtype == variable.dtype
+                for gradient, variable, slot in zip(
+                    gradients, variables, self._slots
+                )
+            )
+        )
+
+    def _apply_freely(self, gradients, variables):
+        gradients = updates.barrier(gradients)
+        before = look_ahead.remember(variables, self._room)
+        # Memory, not state: what it holds is not read again.
+        vars(self)["_room"] = before if devices.EAGER else []
+        updates.apply_gradients(self.inner_optimizer, gradients, variables)
+        first = keras.ops.convert_to_tensor(self._phase.value) == 0
+        self.step_freely(variables, before, self._slots, first)
+        self._phase.assign(1)
+
     def inner_apply(
         self,
         gradients: list[Any],
@@ -119,6 +159,23 @@ class MeasuredUpdate(LendsWeights, Wrapper):
 
         Returns:
             New slots, new weights.
+        """
+        raise NotImplementedError
+
+    def step_freely(
+        self,
+        variables: list[keras.Variable],
+        before: list[Tensor],
+        slots: list[keras.Variable],
+        first: Tensor,
+    ) -> None:
+        """As `move`, but assigns; see `_is_free`.
+
+        Args:
+            variables: After the inner update.
+            before: Weights before it, tensors that may be written over.
+            slots: Variables.
+            first: Boolean tensor, whether this is the first update.
         """
         raise NotImplementedError
 

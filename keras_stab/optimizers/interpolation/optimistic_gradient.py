@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_stab.arguments import checked_choice
+from keras_stab.backend import look_ahead
 from keras_stab.backend import many_tensors
 from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
@@ -63,6 +64,7 @@ class OptimisticGradient(MeasuredUpdate):
     """
 
     slot_name = "last_update"
+    has_free_step = True
     evaluations_per_step = 1
 
     def __init__(
@@ -99,6 +101,18 @@ class OptimisticGradient(MeasuredUpdate):
         values = updates.choose(looks_ahead, optimistic, lambda: project(after))
         last = updates.choose(updated, changes, lambda: slots)
         return last, values
+
+    def step_freely(
+        self,
+        variables: list[keras.Variable],
+        before: list[Tensor],
+        slots: list[keras.Variable],
+        first: Tensor,
+    ) -> None:
+        repeats = self.initial_update == "repeat"
+        look_ahead.step_optimistically(
+            variables, before, slots, first if repeats else None
+        )
 
     def begin_again(self) -> None:
         super().begin_again()

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import keras
+
+from keras_stab.backend import look_ahead
 from keras_stab.backend import many_tensors
 from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.measured_update import MeasuredUpdate
@@ -60,6 +63,7 @@ class PastExtraGradient(MeasuredUpdate):
 
     slot_name = "iterate"
     evaluation_name = "iterate"
+    has_free_step = True
     evaluations_per_step = 1
 
     def move(
@@ -82,3 +86,12 @@ class PastExtraGradient(MeasuredUpdate):
 
         both = updates.choose(updated, moved, lambda: [*iterates, *after])
         return both[: len(slots)], both[len(slots) :]
+
+    def step_freely(
+        self,
+        variables: list[keras.Variable],
+        before: list[Tensor],
+        slots: list[keras.Variable],
+        first: Tensor,
+    ) -> None:
+        look_ahead.step_past(variables, before, slots, first)
