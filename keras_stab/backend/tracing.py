@@ -103,22 +103,29 @@ def as_kernel(function):
     return tf.function(function, jit_compile=True, autograph=False)
 
 
-def concretely(function):
-    """Runs `function() -> list of tensors` now, even inside a traced step.
+def concretely(function, inputs):
+    """Runs `function(inputs) -> list of tensors` now, even in a traced step.
 
     Nothing that the step traces may enter it.
+
+    Args:
+        inputs: List of arrays, which compiled code does not hold as constants.
     """
     if BACKEND == "jax":
-        with jax.ensure_compile_time_eval():
-            return [np.asarray(t) for t in jax.jit(function)()]
+        # Compiled ahead of the call: neither is a part of the step's trace,
+        # and not every operation is compiled by itself. For one run it is not
+        # worth optimising.
+        options = {"xla_backend_optimization_level": "0"}
+        compiled = jax.jit(function).lower(inputs).compile(options)
+        return [np.asarray(t) for t in compiled(inputs)]
     if BACKEND == "tensorflow":
         with tf.init_scope():
             # As a graph, like a step: values inside a loop cannot be read
             # there either.
             traced = tf.function(function, autograph=False)
-            return [t.numpy() for t in traced()]
+            return [t.numpy() for t in traced(inputs)]
     with torch.no_grad():
-        return [t.cpu().numpy() for t in function()]
+        return [t.cpu().numpy() for t in function(inputs)]
 
 
 def traced(function, inputs):

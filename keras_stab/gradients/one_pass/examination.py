@@ -17,6 +17,7 @@ from keras_stab.gradients.one_pass.group_forward import find_group_layers
 from keras_stab.gradients.one_pass.trial_run import TrialRun
 from keras_stab.gradients.one_pass.trial_run import fixed_rows
 from keras_stab.gradients.one_pass.trial_run import made_up
+from keras_stab.gradients.one_pass.trial_run import made_up_weights
 from keras_stab.gradients.one_pass.units import Refusal
 from keras_stab.gradients.one_pass.units import find_units
 from keras_stab.gradients.rows import map_tensors
@@ -56,6 +57,7 @@ class _Trial:
 
     def __init__(self, oracle, units):
         self.oracle, self.units = oracle, units
+        self.weights = made_up_weights(oracle.variables)
         self.group_layers = find_group_layers(oracle.model)
         self.ran_by_group = []
         fixed = fixed_rows(oracle.model)
@@ -152,12 +154,14 @@ class _Trial:
         """
         shapes = []
 
-        def differences():
+        def differences(weights):
             records = []
             random_state = devices.random_state()
             for run in runs:
                 with devices.replayed(random_state):
-                    records.append(run(self.oracle, self.units, self.count))
+                    records.append(
+                        run(self.oracle, self.units, self.count, weights)
+                    )
             shapes[:] = _shapes(records[0])
             self.ran_by_group = runs[0].ran_by_group
             return [
@@ -166,7 +170,7 @@ class _Trial:
                 for one, other, kept in pairs
             ]
 
-        found = tracing.concretely(differences)
+        found = tracing.concretely(differences, self.weights)
         self._names = [call.name for call in shapes]
         found = [float(value) for value in found]
         each = len(pairs)
@@ -208,7 +212,7 @@ class _Trial:
         more = self._run(self._made_up_rows(count + 1))
 
         def run():
-            records = more(self.oracle, self.units, count + 1)
+            records = more(self.oracle, self.units, count + 1, self.weights)
             grown[:] = _shapes(records)
             return [t for call in records for t in call.outputs]
 

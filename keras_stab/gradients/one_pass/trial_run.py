@@ -33,9 +33,16 @@ class TrialRun:
         self.changed, self.group_layers = changed, group_layers
         self.ran_by_group = []
 
-    def __call__(self, oracle, units, count):
-        """The recorded calls; the last is that of the model itself."""
-        values = [_made_up_weight(v, i) for i, v in enumerate(oracle.variables)]
+    def __call__(self, oracle, units, count, weights):
+        """The recorded calls; the last is that of the model itself.
+
+        Args:
+            weights: As `made_up_weights` returns them.
+        """
+        values = [
+            keras.ops.cast(w, v.dtype)
+            for w, v in zip(weights, oracle.variables)
+        ]
         model = oracle.model
         state = [_made_up_state(v) for v in model.non_trainable_variables]
         carried = [_made_up_state(v) for v in oracle.carried_variables]
@@ -101,14 +108,21 @@ def made_up(tensor, count):
     return (index % 2).astype(kind)
 
 
-def _made_up_weight(variable, index):
-    shape = tuple(variable.shape)
-    noise = keras.random.normal(shape, dtype="float32", seed=index)
-    if len(shape) > 1:
-        value = noise / float(np.prod(shape[:-1])) ** 0.5
-    else:
-        value = 1.0 + 0.1 * noise
-    return keras.ops.cast(value, variable.dtype)
+def made_up_weights(variables):
+    """Arrays of the shapes of variables, noise of the usual size."""
+    # Drawn once and repeated, since large models have many weights. The
+    # number is a prime, which divides no length of a row but its own.
+    noise = np.random.default_rng(0).standard_normal(65537, "float32")
+    weights = []
+    for index, variable in enumerate(variables):
+        shape = tuple(variable.shape)
+        value = np.resize(np.roll(noise, 7919 * index), shape)
+        if len(shape) > 1:
+            value /= float(np.prod(shape[:-1])) ** 0.5
+        else:
+            value = 1.0 + 0.1 * value
+        weights.append(value)
+    return weights
 
 
 def _made_up_state(variable):
