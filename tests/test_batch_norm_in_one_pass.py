@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 from marks import quick
 
+import keras_stab
 from keras_stab import keras_internals
 from keras_stab.backend import tracing
 from keras_stab.gradients.oracle import GradientOracle
@@ -248,3 +249,69 @@ def test_engines_agree(name, rows):
     data = rows_for(model, rows)
     model(data[0])
     assert_engines_agree(randomised(model), data)
+
+
+def trained(engine, x, y, policy="float32", **options):
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [layers.Dense(4), layers.BatchNormalization(), layers.Dense(3)]
+    )
+    optimizer = keras_stab.GRAIN(
+        keras.optimizers.SGD(0.1), groups=3, engine=engine
+    )
+    model.compile(optimizer, "mse", **options)
+    model.fit(x, y, batch_size=9, shuffle=False, verbose=0)
+    return model, optimizer
+
+
+def data(rows):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(rows, 5)).astype("float32")
+    return x, rng.normal(size=(rows, 3)).astype("float32")
+
+
+def test_training_agrees():
+    """A last short batch too, of unknown size on TensorFlow."""
+    x, y = data(16)
+    (one, _), (other, _) = (
+        trained(engine, x, y) for engine in ("one_pass", "microbatch")
+    )
+    for a, b in zip(one.get_weights(), other.get_weights()):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    _, optimizer = trained("auto", x, y)
+    assert optimizer.plan().engine == "one_pass"
+
+
+def test_a_group_that_is_not_a_number():
+    """It is left out, of the moving statistics too."""
+    x, y = data(9)
+    x[4, 0] = np.nan  # of group 1
+    (one, figures), (other, _) = (
+        trained(engine, x, y) for engine in ("one_pass", "microbatch")
+    )
+    assert figures.diagnostics()["weights"][1] == 0
+    for a, b in zip(one.get_weights(), other.get_weights()):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(policy):
+    """Moments are taken in single precision."""
+    x, y = data(9)
+    (one, _), (full, _) = (
+        trained("one_pass", x, y, p) for p in (policy, "float32")
+    )
+    one, full = one.layers[1], full.layers[1]
+    for a, b in zip(one.get_weights(), full.get_weights()):
+        np.testing.assert_allclose(a, b, atol=2e-2)
+    np.testing.assert_allclose(
+        one.moving_variance, full.moving_variance, rtol=2e-2
+    )
+
+
+def test_groups_of_one_row():
+    x, y = data(5)
+    with pytest.raises(Exception, match="group of one row"):
+        trained("one_pass", x, y)

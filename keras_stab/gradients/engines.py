@@ -86,7 +86,7 @@ def _one_pass(oracle, groups, engine):
         if key not in known:
             plan = Plan("one_pass", "asked for", groups, answer.works())
             if engine == "auto":
-                plan.reason = _preference(plan)
+                plan.reason = _preference(plan, known[key[0]])
             known[key] = plan
     oracle.record(evaluation)
     return answer, known[key]
@@ -113,7 +113,7 @@ def _key(oracle):
     )
 
 
-def _preference(plan):
+def _preference(plan, examined):
     """Why one pass is the better choice.
 
     Raises:
@@ -125,4 +125,7 @@ def _preference(plan):
     ordinary = sum(work.ordinary for _, work in plan.works)
     if saved > _WORTHWHILE * ordinary:
         return f"it saves {saved / ordinary:.0%} of the work of a stock step"
+    # XLA joins the operations of a small batch; otherwise each is a launch.
+    if examined.by_group and not devices.FUNCTIONAL:
+        return "K small batches would normalise K times as often"
     raise Refusal("K small batches cost no more than one pass, and less memory")

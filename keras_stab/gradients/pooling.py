@@ -4,9 +4,13 @@ Every group starts from the stored state, with dropout masks of its own, and
 returns what it would have stored; here the K answers become one.
 """
 
+import math
+
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.backend import products
+from keras_stab.numerics.norms import common_dtype
 
 # Odd and large: seed words of different groups stay far apart, and 31 times
 # it still fits the signed 32-bit seeds of PyTorch.
@@ -99,26 +103,38 @@ class StatePool:
             stacks: One tensor `(K, *shape)` for each.
             shares: p_k, a tensor `(K,)`.
         """
-        finite = {
-            id(variable): keras.ops.where(
-                keras.ops.isfinite(stack), stack, stored
-            )
-            for variable, stored, stack in zip(variables, before, stacks)
-        }
+        # Side by side: a few operations, however many layers there are.
+        dtype = common_dtype(stacks)
+        flat = [
+            keras.ops.cast(products.reshape(s, (s.shape[0], -1)), dtype)
+            for s in stacks
+        ]
+        flat = keras.ops.concatenate(flat, axis=1)
+        stored = [
+            keras.ops.cast(products.reshape(v, (-1,)), dtype) for v in before
+        ]
+        stored = keras.ops.concatenate(stored, axis=0)
+        flat = keras.ops.where(keras.ops.isfinite(flat), flat, stored)
+        shares = keras.ops.cast(shares, dtype)[:, None]
+        values = products.sum_over(shares * flat, 0)
+        deviations = flat - values
+        between = products.sum_over(shares * deviations * deviations, 0)
         positions = {id(v): i for i, v in enumerate(self._variables)}
+        places, start = {}, 0
+        for variable, stack in zip(variables, stacks):
+            size = math.prod(stack.shape[1:])
+            places[positions.get(id(variable))] = slice(start, start + size)
+            start += size
         merged = []
         for variable in variables:
-            stack = finite[id(variable)]
-            value = _weighted_mean(shares, stack)
             position = positions.get(id(variable))
+            value = values[places[position]]
             if position in self._moving_mean_of:
                 index, momentum = self._moving_mean_of[position]
-                means = finite[id(self._variables[index])]
                 if momentum != 1:
-                    centre = _weighted_mean(shares, means)
-                    squares = keras.ops.square(means - centre)
-                    between = _weighted_mean(shares, squares)
-                    value = value + between / (1.0 - momentum)
+                    spread = between[places[index]] / (1.0 - momentum)
+                    value = value + spread
+            value = products.reshape(value, tuple(variable.shape))
             merged.append(keras.ops.cast(value, variable.dtype))
         return merged
 
@@ -133,12 +149,6 @@ class StatePool:
         centre = weighted_sum(shares, means)
         squares = [keras.ops.square(m - centre) for m in means]
         return weighted_sum(shares, squares) / (1.0 - momentum)
-
-
-def _weighted_mean(shares, stack):
-    shares = keras.ops.cast(shares, stack.dtype)
-    shape = (-1,) + (1,) * (len(stack.shape) - 1)
-    return keras.ops.sum(keras.ops.reshape(shares, shape) * stack, axis=0)
 
 
 def rows_check(name, size, groups):

@@ -63,8 +63,8 @@ class GRAIN(HasWindow, GradientMethod):
         engine: How group gradients are computed. `"microbatch"`: the ordinary
             gradient of each group, which works for any model. `"one_pass"`:
             one forward and one backward pass for all groups, for models
-            whose layers do not mix the rows of a batch (no
-            `BatchNormalization` in training). `"auto"` takes the cheaper one
+            whose layers do not mix the rows of a batch (Keras's own
+            `BatchNormalization` is served). `"auto"` takes the cheaper one
             that works; `plan()` says which and why. Defaults to `"auto"`.
         zero_groups: `"exclude"`: a group whose gradient is below 1e-7 of the
             largest gets weight 0. `"literal"`: $d$ vanishes then, as the

@@ -6,12 +6,14 @@ import math
 
 import keras
 
+from keras_stab.backend import convolutions
 from keras_stab.backend import devices
 from keras_stab.backend import jacobians
 from keras_stab.backend import products
 from keras_stab.gradients.one_pass.contributions import Product
 from keras_stab.gradients.one_pass.contributions import Stored
 from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
+from keras_stab.gradients.one_pass.rules.patches import paddings
 from keras_stab.gradients.one_pass.rules.patches import unfold
 from keras_stab.gradients.one_pass.rules.sums import bias_gradients
 from keras_stab.gradients.one_pass.work import matrix_work
@@ -71,10 +73,15 @@ def _fold_kernel(shape):
 
 
 def _convolution_gradients(layer, call):
+    lone = devices.EAGER and layer.filters == 1
+    # Compiled steps drop the convolution below, whose outputs nothing uses.
+    if devices.EAGER and not lone:
+        found = _without_outputs(layer, call)
+        if found is not None:
+            return found
     kernel = keras.ops.cast(call.value(layer.kernel), call.gradient.dtype)
     # PyTorch cannot differentiate a kernel of one filter for a single row, nor
     # in double precision: it gets a second one, which reaches nothing.
-    lone = devices.EAGER and layer.filters == 1
     axis = -1 if layer.data_format == "channels_last" else 1
     gradients = []
     for k in range(call.groups):
@@ -90,6 +97,30 @@ def _convolution_gradients(layer, call):
 
         gradients += jacobians.vector_jacobian(convolve, [kernel], [cotangent])
     return keras.ops.stack(gradients)
+
+
+def _without_outputs(layer, call):
+    """The gradients by themselves, where the backend can; or `None`."""
+    inputs, gradient = call.grouped(call.args[0]), call.grouped(call.gradient)
+    if layer.data_format != "channels_last":
+        inputs = keras.ops.moveaxis(inputs, 2, -1)
+        gradient = keras.ops.moveaxis(gradient, 2, -1)
+    pads, _ = paddings(
+        inputs.shape[2:-1],
+        layer.kernel_size,
+        layer.strides,
+        layer.dilation_rate,
+        layer.padding,
+    )
+    return convolutions.kernel_gradients(
+        inputs,
+        gradient,
+        tuple(layer.kernel.shape),
+        layer.strides,
+        pads,
+        layer.dilation_rate,
+        layer.groups,
+    )
 
 
 def _convolve(layer, inputs, kernel):

@@ -20,20 +20,8 @@ def unfold(images, kernel_size, strides, dilation, padding):
         kernel `(*kernel_size, c, filters)`.
     """
     spatial = images.shape[1:-1]
-    spans = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation)]
-    before, after, counts = [], [], []
-    for size, span, stride in zip(spatial, spans, strides):
-        if padding == "same":
-            count = -(-size // stride)
-            total = max((count - 1) * stride + span - size, 0)
-            pads = (total // 2, total - total // 2)
-        else:
-            pads = (span - 1, 0) if padding == "causal" else (0, 0)
-            count = (size + pads[0] - span) // stride + 1
-        before.append(pads[0])
-        after.append(pads[1])
-        counts.append(count)
-    padded = keras.ops.pad(images, [(0, 0), *zip(before, after), (0, 0)])
+    pads, counts = paddings(spatial, kernel_size, strides, dilation, padding)
+    padded = keras.ops.pad(images, [(0, 0), *pads, (0, 0)])
     windows = []
     for offset in itertools.product(*(range(k) for k in kernel_size)):
         cut = tuple(
@@ -47,3 +35,21 @@ def unfold(images, kernel_size, strides, dilation, padding):
         positions *= count
     width = len(windows) * images.shape[-1]
     return products.reshape(stacked, (-1, positions, width))
+
+
+def paddings(spatial, kernel_size, strides, dilation, padding):
+    """Zeros before and after, and positions of the kernel, for each axis."""
+    pads, counts = [], []
+    for size, kernel, stride, step in zip(
+        spatial, kernel_size, strides, dilation
+    ):
+        span = (kernel - 1) * step + 1
+        if padding == "same":
+            count = -(-size // stride)
+            total = max((count - 1) * stride + span - size, 0)
+            pads.append((total // 2, total - total // 2))
+        else:
+            pads.append((span - 1, 0) if padding == "causal" else (0, 0))
+            count = (size + pads[-1][0] - span) // stride + 1
+        counts.append(count)
+    return pads, counts
