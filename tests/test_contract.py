@@ -37,14 +37,18 @@ OF_EACH_FAMILY = (
 )
 
 
-def one_of_each_family(rows):
+# Where a compiled step of every row would take longest.
+OF_EACH_PLACE = ("GRAIN-4", "SAM", "WeightAveraging", "Lookahead")
+
+
+def one_of_each_family(rows, whole=False, names=OF_EACH_FAMILY):
     return [
         param
-        if ON_TORCH or param.values[0].name in OF_EACH_FAMILY
+        if ON_TORCH or param.values[0].name in names
         else pytest.param(
             *param.values, id=param.id, marks=[*param.marks, pytest.mark.slow]
         )
-        for param in contract.parameters(rows)
+        for param in contract.parameters(rows, whole)
     ]
 
 
@@ -53,16 +57,17 @@ WHOLE_ROWS = pytest.mark.parametrize(
     "row",
     contract.parameters((r for r in contract.ROWS if not r.nested), whole=True),
 )
-WRAPPERS = pytest.mark.parametrize(
+OWN_WHOLE_ROWS = pytest.mark.parametrize(
     "row",
-    contract.parameters(
-        (
-            r
-            for r in contract.ROWS
-            if r.wraps and not r.nested and r.name not in contract.DO_AS_OTHERS
-        ),
-        whole=True,
-    ),
+    one_of_each_family((r for r in contract.ROWS if not r.nested), whole=True),
+)
+OWN_WRAPPERS = [
+    r
+    for r in contract.ROWS
+    if r.wraps and not r.nested and r.name not in contract.DO_AS_OTHERS
+]
+WRAPPERS = pytest.mark.parametrize(
+    "row", contract.parameters(OWN_WRAPPERS, whole=True)
 )
 
 JAX_OR_TORCH = keras.backend.backend() != "tensorflow"
@@ -96,11 +101,23 @@ def regression(rows=(12, 12, 12, 10, 3, 12), seed=0):
     return batches, kernel, bias
 
 
-@pytest.mark.parametrize(
-    "row",
-    contract.parameters(r for r in contract.ROWS if r.reference is not None),
-)
-@pytest.mark.parametrize("run_eagerly", [False, True])
+def golden_parameters():
+    rows = [r for r in contract.ROWS if r.reference is not None]
+    ways = {
+        False: contract.parameters(rows),
+        True: one_of_each_family(rows),
+    }
+    for run_eagerly, parameters in ways.items():
+        for parameter in parameters:
+            yield pytest.param(
+                *parameter.values,
+                run_eagerly,
+                id=f"{run_eagerly}-{parameter.id}",
+                marks=parameter.marks,
+            )
+
+
+@pytest.mark.parametrize("row, run_eagerly", golden_parameters())
 def test_golden_steps(row, run_eagerly):
     """Also for batches of other sizes, and with fewer rows than groups."""
     sizes = (12, 3, 3) if run_eagerly else (12, 12, 12, 10, 3, 12)
@@ -649,7 +666,7 @@ def test_double_precision(row, make, float64):
             np.testing.assert_allclose(actual, wanted, atol=1e-12, rtol=1e-12)
 
 
-@ROWS
+@OWN_ROWS
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(row, policy):
     x, y = contract.data(6)
@@ -681,7 +698,9 @@ def an_infinite_batch_is_skipped(model, x, y):
     contract.fit(model, x, y)
 
 
-@WRAPPERS
+@pytest.mark.parametrize(
+    "row", one_of_each_family(OWN_WRAPPERS, whole=True, names=OF_EACH_PLACE)
+)
 def test_a_loss_scaler_inside(row):
     """Our method on top of the scaler does what it does below it."""
     x, y = contract.data(6)
@@ -739,7 +758,7 @@ def test_no_retrace_after_the_second_step(row, jit_compile, record_property):
         assert again == 0
 
 
-@WHOLE_ROWS
+@OWN_WHOLE_ROWS
 def test_ways_to_execute_agree(row, record_property):
     """Step by step, compiled, and several steps in one call."""
     x, y = contract.data(4)
@@ -882,7 +901,8 @@ def test_a_layer_frozen_without_a_new_compile(row, frozen, before, run_eagerly):
 FLOAT8_ROWS = pytest.mark.parametrize(
     "row",
     one_of_each_family(
-        r for r in contract.ROWS if r.name not in contract.DO_AS_OTHERS
+        (r for r in contract.ROWS if r.name not in contract.DO_AS_OTHERS),
+        names=OF_EACH_PLACE,
     ),
 )
 
