@@ -130,6 +130,36 @@ def is_known(condition):
     return BACKEND == "torch" and condition.device.type == "cpu"
 
 
+def if_known(scalar):
+    """A scalar tensor as a number, where Python can read it at once."""
+    return scalar.item() if is_known(scalar) else scalar
+
+
+def all_hold(conditions):
+    """Whether booleans, or boolean tensors, all hold; of the same kind."""
+    if all(isinstance(c, bool) for c in conditions):
+        return all(conditions)
+    return keras.ops.all(keras.ops.stack(conditions))
+
+
+def assign_where(condition, variables, values):
+    """Assigns values where a boolean, or boolean tensor, holds.
+
+    A value that is the variable's own means that nothing changes.
+    """
+    if condition is False:
+        return
+    pairs = [
+        (variable, value)
+        for variable, value in zip(variables, values)
+        if value is not variable.value
+    ]
+    if condition is not True:
+        pairs = [(v, keras.ops.where(condition, x, v.value)) for v, x in pairs]
+    for variable, value in pairs:
+        variable.assign(value)
+
+
 def choose(condition, make_first, make_second, often=True):
     """`make_first()` where the boolean tensor holds, else `make_second()`.
 

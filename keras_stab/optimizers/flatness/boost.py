@@ -3,6 +3,7 @@
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.backend import longer_steps
 from keras_stab.backend import tracing
 
 
@@ -23,23 +24,17 @@ def decay_rates(optimizer, variables, gradients):
     ]
 
 
-def boost_step(variable, before, decay, boost, chosen):
-    """Moves chosen weights `boost` times further than the step did.
+def boost_steps(variables, before, masks, boost, decays):
+    """Moves flat weights `boost` times further than the step did.
 
     Args:
-        before: The weights before the step.
-        decay: The fraction of `before` that decoupled weight decay took away
-            in the step, which is not boosted; `None` for nothing.
+        variables: The variables, after the step.
+        before: What `longer_steps.before_step` returned before it.
+        masks: Boolean tensors.
         boost: Scalar.
-        chosen: Boolean tensor of the variable's shape.
+        decays: As from `decay_rates`; that part of the step is not boosted.
     """
-    after = tracing.read_after(variable)
-    extra = after - before
-    if decay is not None:
-        extra = extra + keras.ops.cast(decay, extra.dtype) * before
-    extra = keras.ops.cast(boost, extra.dtype) * extra
-    # Neither `before + (1 + boost) * delta` nor a product with the mask: the
-    # first is not `after` to the last bit, the second lets a NaN in.
-    variable.assign(keras.ops.where(chosen, after + extra, after))
-    if variable.constraint is not None:
-        variable.assign(variable.constraint(tracing.read_after(variable)))
+    longer_steps.lengthen(variables, before, masks, boost, decays)
+    for variable in variables:
+        if variable.constraint is not None:
+            variable.assign(variable.constraint(tracing.read_after(variable)))

@@ -14,18 +14,20 @@ from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
-from keras_stab.backend import tracing
+from keras_stab.backend import longer_steps
+from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.sampled_labels import check_losses
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
-from keras_stab.optimizers.flatness.boost import boost_step
+from keras_stab.optimizers.flatness.boost import boost_steps
 from keras_stab.optimizers.flatness.boost import decay_rates
 from keras_stab.optimizers.flatness.boost_start import BoostStart
 from keras_stab.optimizers.flatness.fisher import FisherPass
 from keras_stab.optimizers.flatness.flat_mask import FlatMask
 from keras_stab.optimizers.flatness.ire_arguments import CURVATURES
+from keras_stab.optimizers.flatness.ire_arguments import always_moves
 from keras_stab.optimizers.flatness.ire_arguments import check_inner
 from keras_stab.optimizers.flatness.ire_arguments import checked_sampler
 from keras_stab.optimizers.flatness.ire_arguments import first_step
@@ -213,6 +215,7 @@ class IRE(GradientMethod):
             self.curvature_momentum,
         )
         self._start = BoostStart(self, self._first)
+        self._always_moves = always_moves(self.inner_optimizer)
         generator = keras.random.SeedGenerator(self.seed)
         # Keras tracks variables, not the objects that hold them.
         self._label_seed = generator.state
@@ -246,7 +249,7 @@ class IRE(GradientMethod):
 
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         note = None
-        step = self.completed_updates()
+        step = self.known_updates()
         if self._draws_labels:
             # Checked at the first step, not when labels are first drawn.
             check_losses(oracle.model)
@@ -257,7 +260,11 @@ class IRE(GradientMethod):
         if self.curvature == "fisher":
             refuse_fisher_on_replicas()
             note = self._refresh(
-                step, lambda: self.fisher_roots(oracle, step), oracle.variables
+                step,
+                lambda: self.fisher_roots(
+                    oracle, keras.ops.convert_to_tensor(step, "int32")
+                ),
+                oracle.variables,
             )
         elif self.curvature == "gradient":
             # At w, which is not where the gradients of SAM are taken.
@@ -281,6 +288,8 @@ class IRE(GradientMethod):
 
         base = innermost(self.inner_optimizer)
         due = self._start.is_due(step, self.update_every, base)
+        if isinstance(due, bool):
+            return refreshed() if due else self._mask.values()
         return keras.ops.cond(due, refreshed, self._mask.values)
 
     def drawing(self, step: Any) -> AbstractContextManager:
@@ -311,30 +320,43 @@ class IRE(GradientMethod):
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]
     ) -> None:
-        step = self.completed_updates()
+        step = self.known_updates()
         state = self._state_after_refresh(step, gradients, variables)
         since = self._start.since(step)
-        boost = self._boost.at(
-            keras.ops.maximum(since, 0), self.inner_optimizer
-        )
+        started = self.start_step == 0 or since >= 0
+        flat = [self._mask.flat(i, state) for i in range(len(variables))]
+        if self._boost.is_zero or started is False:
+            flat = []  # and no copy of the weights
+        boosted = [i for i, mask in enumerate(flat) if mask is not None]
+        moving = [variables[i] for i in boosted]
+        boost = self._boost.at(_at_least_zero(since), self.inner_optimizer)
         decay = [None] * len(variables)
         if not self.boost_weight_decay:
             decay = decay_rates(
                 innermost(self.inner_optimizer), variables, gradients
             )
-        before = [tracing.snapshot(v) for v in variables]
+        before = longer_steps.before_step(moving)
         super().apply_in_order(gradients, variables)
-        # False for a step that a loss scaler drops and for a part of an
-        # accumulated one.
-        moved = self.completed_updates() > step
+        moved = self._has_moved(step)
         self._mask.assign(state, moved)
-        if self._boost.is_zero:
+        active = updates.all_hold([moved, started])
+        if not boosted or active is False:
             return
-        active = keras.ops.logical_and(moved, since >= 0)
-        for i, variable in enumerate(variables):
-            flat = self._mask.flat(i, state)
-            if flat is not None:
-                boost_step(variable, before[i], decay[i], boost, flat & active)
+        masks = [flat[i] for i in boosted]
+        if active is not True:
+            masks = [mask & active for mask in masks]
+        decays = [decay[i] for i in boosted]
+        boost_steps(moving, before, masks, boost, decays)
+
+    def _has_moved(self, step):
+        """Whether the update was made: a boolean, or a tensor.
+
+        It is not when a loss scaler drops the step, nor by a part of an
+        accumulated one.
+        """
+        if self._always_moves:
+            return True
+        return self.known_updates() > step
 
     def _state_after_refresh(self, step, gradients, variables):
         note = self.handed_over and self.handed_over[0]
@@ -398,3 +420,9 @@ class IRE(GradientMethod):
             }
         )
         return config
+
+
+def _at_least_zero(count):
+    if isinstance(count, int):
+        return max(count, 0)
+    return keras.ops.maximum(count, 0)
