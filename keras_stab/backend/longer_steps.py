@@ -5,7 +5,9 @@ import keras
 from keras_stab.backend import tracing
 from keras_stab.backend.devices import BACKEND
 
-if BACKEND == "torch":
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "torch":
     import torch
 
     _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -34,7 +36,9 @@ def lengthen(variables, before, masks, factor, decays):
             )
         return
     after = [tracing.read_after(v) for v in variables]
-    lengthened = tracing.in_one_kernel(_lengthened, after)
+    lengthened = _lengthened
+    if BACKEND == "tensorflow":
+        lengthened = tracing.in_one_kernel(_lengthened_by_bits, after)
     values = lengthened(after, before, masks, factor, decays)
     for variable, value in zip(variables, values):
         variable.assign(value)
@@ -50,6 +54,21 @@ def _lengthened(after, before, masks, factor, decays):
         # Neither `old + (1 + factor) * step` nor a product with the mask: the
         # first is not `new` to the last bit, the second lets a NaN in.
         values.append(keras.ops.where(mask, new + extra, new))
+    return values
+
+
+def _lengthened_by_bits(after, before, masks, factor, decays):
+    """The same on TensorFlow, where a choice by a mask takes twice as long."""
+    values = []
+    for new, old, mask, decay in zip(after, before, masks, decays):
+        back = old - new
+        if decay is not None:
+            back = back - keras.ops.cast(decay, back.dtype) * old
+        back = keras.ops.cast(factor, back.dtype) * back
+        integer = f"int{8 * back.dtype.size}"
+        bits = tf.bitcast(back, integer) * tf.cast(mask, integer)
+        # Backwards, as below.
+        values.append(new - tf.bitcast(bits, back.dtype))
     return values
 
 

@@ -137,27 +137,34 @@ def if_known(scalar):
 
 def all_hold(conditions):
     """Whether booleans, or boolean tensors, all hold; of the same kind."""
-    if all(isinstance(c, bool) for c in conditions):
-        return all(conditions)
-    return keras.ops.all(keras.ops.stack(conditions))
+    unknown = [c for c in conditions if not isinstance(c, bool)]
+    known = all(c for c in conditions if isinstance(c, bool))
+    if not unknown or not known:
+        return known
+    if len(unknown) == 1:
+        return unknown[0]
+    return keras.ops.all(keras.ops.stack(unknown))
 
 
-def assign_where(condition, variables, values):
+def assign_changed(changed, condition, variables, values):
     """Assigns values where a boolean, or boolean tensor, holds.
 
-    A value that is the variable's own means that nothing changes.
+    Args:
+        changed: Where this does not hold, the values are the variables' own.
+        condition: Where to assign.
     """
-    if condition is False:
+    if changed is False or condition is False:
         return
-    pairs = [
-        (variable, value)
-        for variable, value in zip(variables, values)
-        if value is not variable.value
-    ]
-    if condition is not True:
-        pairs = [(v, keras.ops.where(condition, x, v.value)) for v, x in pairs]
-    for variable, value in pairs:
-        variable.assign(value)
+    if condition is True and (changed is True or BACKEND == "jax"):
+        for variable, value in zip(variables, values):
+            variable.assign(value)
+        return
+    assign_if(
+        all_hold([changed, condition]),
+        BACKEND == "jax",
+        variables,
+        lambda: values,
+    )
 
 
 def choose(condition, make_first, make_second, often=True):

@@ -169,8 +169,7 @@ class BatchLoss:
             y_pred=y_pred,
             masks=_masks_for_metrics(y_pred),
             state=[
-                scope.assigned_value(v)
-                for v in self.non_trainable_variables
+                scope.assigned_value(v) for v in self.non_trainable_variables
             ],
             carried=[
                 scope.get_current_value(v) for v in self.carried_variables

@@ -24,17 +24,40 @@ def decay_rates(optimizer, variables, gradients):
     ]
 
 
-def boost_steps(variables, before, masks, boost, decays):
-    """Moves flat weights `boost` times further than the step did.
+class Boost:
+    """Moves flat weights further than a step does that is made in between.
 
     Args:
-        variables: The variables, after the step.
-        before: What `longer_steps.before_step` returned before it.
-        masks: Boolean tensors.
-        boost: Scalar.
-        decays: As from `decay_rates`; that part of the step is not boosted.
+        variables: The variables, before the step.
+        flat: For each of them its mask, `None` where it is not boosted; or an
+            empty list, if none is.
     """
-    longer_steps.lengthen(variables, before, masks, boost, decays)
-    for variable in variables:
-        if variable.constraint is not None:
-            variable.assign(variable.constraint(tracing.read_after(variable)))
+
+    def __init__(self, variables, flat):
+        chosen = [i for i, mask in enumerate(flat) if mask is not None]
+        self._chosen = chosen
+        self._variables = [variables[i] for i in chosen]
+        self._masks = [flat[i] for i in chosen]
+        self._before = longer_steps.before_step(self._variables)
+
+    def finish(self, where, boost, decays):
+        """After the step.
+
+        Args:
+            where: Boolean, or boolean tensor, whether to boost it.
+            boost: Scalar, how many times further.
+            decays: As from `decay_rates`; that part of it is not boosted.
+        """
+        if not self._chosen or where is False:
+            return
+        masks = self._masks
+        if where is not True:
+            masks = [mask & where for mask in masks]
+        decays = [decays[i] for i in self._chosen]
+        longer_steps.lengthen(
+            self._variables, self._before, masks, boost, decays
+        )
+        for variable in self._variables:
+            if variable.constraint is not None:
+                value = variable.constraint(tracing.read_after(variable))
+                variable.assign(value)

@@ -37,6 +37,17 @@ class BoostStart:
             return step - updates.if_known(tracing.read(self._variable))
         return step - self._first
 
+    def count(self, step):
+        """The same, but 0 before it."""
+        since = self.since(step)
+        if isinstance(since, int):
+            return max(since, 0)
+        return keras.ops.maximum(since, 0)
+
+    def has_come(self, step):
+        """Whether this update is boosted: a boolean, or a tensor."""
+        return True if self._first == 0 else self.since(step) >= 0
+
     def is_due(self, step, every, base):
         """Whether a refresh is due at this call of the innermost optimizer."""
         since = self.since(step)

@@ -72,9 +72,9 @@ class FlatMask:
         """The state now, a list of tensors."""
         return [v.value for v in self._state]
 
-    def assign(self, values, where):
-        """Assigns the state of a refresh where the boolean holds."""
-        updates.assign_where(where, self._state, values)
+    def assign(self, values, refreshed, where):
+        """Assigns the state, if there was a refresh, where a boolean holds."""
+        updates.assign_changed(refreshed, where, self._state, values)
 
     def refreshed(self, roots, size):
         """The state after a refresh; the same masks if it must be skipped.

@@ -14,14 +14,13 @@ from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
-from keras_stab.backend import longer_steps
 from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.sampled_labels import check_losses
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
-from keras_stab.optimizers.flatness.boost import boost_steps
+from keras_stab.optimizers.flatness.boost import Boost
 from keras_stab.optimizers.flatness.boost import decay_rates
 from keras_stab.optimizers.flatness.boost_start import BoostStart
 from keras_stab.optimizers.flatness.fisher import FisherPass
@@ -279,7 +278,7 @@ class IRE(GradientMethod):
         return gradients
 
     def _refresh(self, step, roots_and_size, variables):
-        """The state of the mask, new if a refresh is due."""
+        """Whether a refresh is due, and the state of the mask after it."""
 
         def refreshed():
             roots, size = roots_and_size()
@@ -289,8 +288,8 @@ class IRE(GradientMethod):
         base = innermost(self.inner_optimizer)
         due = self._start.is_due(step, self.update_every, base)
         if isinstance(due, bool):
-            return refreshed() if due else self._mask.values()
-        return keras.ops.cond(due, refreshed, self._mask.values)
+            return due, refreshed() if due else self._mask.values()
+        return due, keras.ops.cond(due, refreshed, self._mask.values)
 
     def drawing(self, step: Any) -> AbstractContextManager:
         """Yields a seed for `keras.random`, a new one at every update."""
@@ -321,44 +320,25 @@ class IRE(GradientMethod):
         self, gradients: list[Any], variables: list[keras.Variable]
     ) -> None:
         step = self.known_updates()
-        state = self._state_after_refresh(step, gradients, variables)
-        since = self._start.since(step)
-        started = self.start_step == 0 or since >= 0
+        due, state = self._after_refresh(step, gradients, variables)
+        started = self._start.has_come(step)
         flat = [self._mask.flat(i, state) for i in range(len(variables))]
         if self._boost.is_zero or started is False:
             flat = []  # and no copy of the weights
-        boosted = [i for i, mask in enumerate(flat) if mask is not None]
-        moving = [variables[i] for i in boosted]
-        boost = self._boost.at(_at_least_zero(since), self.inner_optimizer)
-        decay = [None] * len(variables)
+        strength = self._boost.at(self._start.count(step), self.inner_optimizer)
+        decays = [None] * len(variables)
         if not self.boost_weight_decay:
-            decay = decay_rates(
-                innermost(self.inner_optimizer), variables, gradients
-            )
-        before = longer_steps.before_step(moving)
+            base = innermost(self.inner_optimizer)
+            decays = decay_rates(base, variables, gradients)
+        boost = Boost(variables, flat)
         super().apply_in_order(gradients, variables)
-        moved = self._has_moved(step)
-        self._mask.assign(state, moved)
-        active = updates.all_hold([moved, started])
-        if not boosted or active is False:
-            return
-        masks = [flat[i] for i in boosted]
-        if active is not True:
-            masks = [mask & active for mask in masks]
-        decays = [decay[i] for i in boosted]
-        boost_steps(moving, before, masks, boost, decays)
+        # False for a step that a loss scaler drops and for a part of an
+        # accumulated one.
+        moved = self._always_moves or self.known_updates() > step
+        self._mask.assign(state, due, moved)
+        boost.finish(updates.all_hold([moved, started]), strength, decays)
 
-    def _has_moved(self, step):
-        """Whether the update was made: a boolean, or a tensor.
-
-        It is not when a loss scaler drops the step, nor by a part of an
-        accumulated one.
-        """
-        if self._always_moves:
-            return True
-        return self.known_updates() > step
-
-    def _state_after_refresh(self, step, gradients, variables):
+    def _after_refresh(self, step, gradients, variables):
         note = self.handed_over and self.handed_over[0]
         if note is not None:
             return note
@@ -420,9 +400,3 @@ class IRE(GradientMethod):
             }
         )
         return config
-
-
-def _at_least_zero(count):
-    if isinstance(count, int):
-        return max(count, 0)
-    return keras.ops.maximum(count, 0)
