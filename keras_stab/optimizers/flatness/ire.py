@@ -326,14 +326,12 @@ class IRE(GradientMethod):
         if self._boost.is_zero or started is False:
             flat = []  # and no copy of the weights
         strength = self._boost.at(self._start.count(step), self.inner_optimizer)
-        decays = [None] * len(variables)
+        base, decays = innermost(self.inner_optimizer), [None] * len(variables)
         if not self.boost_weight_decay:
-            base = innermost(self.inner_optimizer)
             decays = decay_rates(base, variables, gradients)
         boost = Boost(variables, flat)
         super().apply_in_order(gradients, variables)
-        # False for a step that a loss scaler drops and for a part of an
-        # accumulated one.
+        # Not in a step that a loss scaler drops, or a part of an update.
         moved = self._always_moves or self.known_updates() > step
         self._mask.assign(state, due, moved)
         boost.finish(updates.all_hold([moved, started]), strength, decays)
