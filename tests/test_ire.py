@@ -13,7 +13,9 @@ from hypothesis.extra import numpy as arrays
 from marks import slow_but_on_torch
 
 import keras_stab
-from keras_stab.backend import products
+from keras_stab.backend import longer_steps
+from keras_stab.backend import ranking
+from keras_stab.backend import tracing
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.sampled_labels import SampledLabels
 from keras_stab.numerics.threshold import bits_of
@@ -52,7 +54,7 @@ def smallest(parts, k):
     patterns = [bits_of(keras.ops.convert_to_tensor(p)) for p in parts]
     answers = [
         kth_smallest(patterns, k),
-        products.kth_smallest(patterns, k, kth_smallest),
+        ranking.kth_smallest(patterns, k),
     ]
     first, second = (numpy(a) for a in answers)
     assert first == second
@@ -523,6 +525,39 @@ def test_sharp_weights_keep_the_bits_of_the_inner_step():
         [numpy(v) for v in plain.optimizer.variables],
         [numpy(v) for v in optimizer.inner_optimizer.variables],
     )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_longer_step_touches_nothing_outside_of_the_mask(
+    compiled, monkeypatch
+):
+    """No bit of it, not even where the step was infinite."""
+    if compiled:  # on TensorFlow, as for large weights
+        monkeypatch.setattr(tracing, "WORTH_COMPILING", 0)
+    variable = keras.Variable(np.array([-0.0, 1.0, 2.0, 3.0], "float32"))
+    before = longer_steps.before_step([variable])
+    variable.assign(np.array([-0.0, np.inf, 1.0, 5.0], "float32"))
+    mask = keras.ops.convert_to_tensor([False, False, True, True])
+    longer_steps.lengthen([variable], before, [mask], 2.0, [None])
+    wanted = np.array([-0.0, np.inf, -1.0, 9.0], "float32")
+    np.testing.assert_array_equal(
+        numpy(variable).view("int32"), wanted.view("int32")
+    )
+    decay = keras.ops.convert_to_tensor(np.float32(0.5))
+    before = longer_steps.before_step([variable])
+    longer_steps.lengthen([variable], before, [mask], 2.0, [decay])
+    assert numpy(variable)[2:].tolist() == [-2.0, 18.0]
+
+
+def test_threshold_of_matrices():
+    """Columns are counted first; more rows than fit into int16 are not."""
+    generator = np.random.default_rng(5)
+    scores = generator.exponential(size=(40000, 2)).astype("float32")
+    parts = [scores, scores[:9].reshape(3, 3, 2)]
+    k = 48011
+    found, _, _ = smallest(parts, k)
+    every = np.concatenate([p.ravel() for p in parts])
+    assert found == np.partition(every, k - 1)[k - 1]
 
 
 def test_every_weight_flat_multiplies_the_step():

@@ -353,9 +353,9 @@ def shifts_of(model, optimizer, x, y):
     shifts = []
 
     class Spy(GradientOracle):
-        def at(self, shift):
-            shifts.extend(shift)
-            return super().at(shift)
+        def at(self, shift, factor=1.0):
+            shifts.extend(None if s is None else factor * s for s in shift)
+            return super().at(shift, factor)
 
     optimizer.estimate(Spy(model, *map(keras.ops.convert_to_tensor, (x, y))))
     return shifts

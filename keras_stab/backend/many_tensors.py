@@ -13,6 +13,7 @@ from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.backend.devices import BACKEND
 from keras_stab.numerics import averaging
+from keras_stab.numerics.ascent import global_norm
 from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
 from keras_stab.numerics.vectors import inner
@@ -137,6 +138,44 @@ def each_norm(tensors):
         keras.ops.sqrt(keras.ops.sum(keras.ops.square(t))) for t in tensors
     ]
     return keras.ops.stack([keras.ops.cast(n, dtype) for n in norms])
+
+
+def total_norm(tensors):
+    """The Euclidean norm of all together; of tensors in full precision."""
+    if BACKEND == "torch":
+        return torch.linalg.vector_norm(each_norm(tensors))
+    return global_norm(tensors)
+
+
+def shifted(tensors, shifts, factor=None):
+    """`tensor + factor * shift`, in the dtype of the tensor.
+
+    Args:
+        shifts: List of tensors; `None` keeps a tensor as it is.
+        factor: Scalar tensor or float; `None` for 1.
+    """
+    present = [i for i, s in enumerate(shifts) if s is not None]
+    result = list(tensors)
+    at_once = BACKEND == "torch" and all(
+        tensors[i].dtype == shifts[i].dtype
+        and tensors[i].dtype in (torch.float32, torch.float64)
+        for i in present
+    )
+    if at_once and present:
+        moved = each_sum(
+            [tensors[i].detach() for i in present],
+            [shifts[i] for i in present],
+            1.0 if factor is None else factor,
+        )
+        for i, tensor in zip(present, moved):
+            result[i] = tensor
+        return result
+    for i in present:
+        shift = shifts[i]
+        if factor is not None:
+            shift = keras.ops.cast(factor, shift.dtype) * shift
+        result[i] = tensors[i] + keras.ops.cast(shift, tensors[i].dtype)
+    return result
 
 
 def inner_product(tensors, others):

@@ -223,18 +223,6 @@ def segment_sum(tensor, ids, count):
     return keras.ops.segment_sum(tensor, ids, num_segments=count)
 
 
-def kth_smallest(patterns, k, otherwise):
-    """The k-th smallest entry of several int32 tensors.
-
-    PyTorch selects it from all of them in a few operations; the others run
-    `otherwise(patterns, k)`, which puts nothing together.
-    """
-    if BACKEND == "torch":
-        flat = torch.cat([p.reshape(-1) for p in patterns])
-        return torch.kthvalue(flat, k).values
-    return otherwise(patterns, k)
-
-
 # These are `keras.ops` without its checks, which on PyTorch take as long as a
 # small operation.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 
 import keras
 import numpy as np
@@ -15,6 +16,8 @@ elif BACKEND == "jax":
     import jax
 elif BACKEND == "torch":
     import torch
+
+WORTH_COMPILING = 2**18
 
 
 def read(variable):
@@ -101,6 +104,17 @@ def as_kernel(function):
     if BACKEND == "jax":
         return jax.jit(function)
     return tf.function(function, jit_compile=True, autograph=False)
+
+
+def in_one_kernel(function, tensors):
+    """The function, as one kernel where its operations would be many.
+
+    On TensorFlow, for tensors that are not small: compiling takes time too.
+    """
+    entries = sum(math.prod(t.shape) for t in tensors)
+    if BACKEND == "tensorflow" and entries >= WORTH_COMPILING:
+        return as_kernel(function)
+    return function
 
 
 def concretely(function, inputs):

@@ -130,6 +130,43 @@ def is_known(condition):
     return BACKEND == "torch" and condition.device.type == "cpu"
 
 
+def if_known(scalar):
+    """A scalar tensor as a number, where Python can read it at once."""
+    return scalar.item() if is_known(scalar) else scalar
+
+
+def all_hold(conditions):
+    """Whether booleans, or boolean tensors, all hold; of the same kind."""
+    unknown = [c for c in conditions if not isinstance(c, bool)]
+    known = all(c for c in conditions if isinstance(c, bool))
+    if not unknown or not known:
+        return known
+    if len(unknown) == 1:
+        return unknown[0]
+    return keras.ops.all(keras.ops.stack(unknown))
+
+
+def assign_changed(changed, condition, variables, values):
+    """Assigns values where a boolean, or boolean tensor, holds.
+
+    Args:
+        changed: Where this does not hold, the values are the variables' own.
+        condition: Where to assign.
+    """
+    if changed is False or condition is False:
+        return
+    if condition is True and (changed is True or BACKEND == "jax"):
+        for variable, value in zip(variables, values):
+            variable.assign(value)
+        return
+    assign_if(
+        all_hold([changed, condition]),
+        BACKEND == "jax",
+        variables,
+        lambda: values,
+    )
+
+
 def choose(condition, make_first, make_second, often=True):
     """`make_first()` where the boolean tensor holds, else `make_second()`.
 

@@ -33,7 +33,8 @@ class BatchLoss:
         batch: Tuple `(x, y, sample_weight)`.
         variables: The trainable variables of the model.
         values: Their values, where gradients are taken.
-        non_trainable: The values of the model's non-trainable variables.
+        non_trainable_variables: The other variables of the model.
+        non_trainable: Their values.
         carried_variables: Variables that are not the model's: metrics, and
             what the model assigns without tracking it.
         carried: The values of those.
@@ -46,8 +47,10 @@ class BatchLoss:
         self.batch = batch
         self.variables = list(model.trainable_variables)
         self.values = [tracing.read(v) for v in self.variables]
+        # Kept: Keras walks through all layers to find them.
+        self.non_trainable_variables = list(model.non_trainable_variables)
         self.non_trainable = [
-            tracing.read(v) for v in model.non_trainable_variables
+            tracing.read(v) for v in self.non_trainable_variables
         ]
         self.carried_variables = list(model.metrics_variables)
         self.carried = [tracing.read(v) for v in self.carried_variables]
@@ -139,7 +142,7 @@ class BatchLoss:
         return RecordingScope(
             [
                 *zip(self.variables, values),
-                *zip(self.model.non_trainable_variables, non_trainable),
+                *zip(self.non_trainable_variables, non_trainable),
                 *zip(self.carried_variables, carried),
             ]
         )
@@ -166,8 +169,7 @@ class BatchLoss:
             y_pred=y_pred,
             masks=_masks_for_metrics(y_pred),
             state=[
-                scope.assigned_value(v)
-                for v in self.model.non_trainable_variables
+                scope.assigned_value(v) for v in self.non_trainable_variables
             ],
             carried=[
                 scope.get_current_value(v) for v in self.carried_variables
@@ -215,7 +217,7 @@ class BatchLoss:
         if devices.FUNCTIONAL:
             return
         known = {id(v) for v in self.variables}
-        known.update(id(v) for v in self.model.non_trainable_variables)
+        known.update(id(v) for v in self.non_trainable_variables)
         known.update(id(v) for v in self.carried_variables)
         for variable in scope.assigned.values():
             if id(variable) not in known:

@@ -8,6 +8,7 @@ from keras_stab import keras_internals
 from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
 from keras_stab.backend import differentiation
+from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.gradients import rows
 from keras_stab.gradients.batch_loss import BatchLoss
@@ -121,18 +122,16 @@ class GradientOracle(BatchLoss):
             )
         return self._answers[groups, engine]
 
-    def at(self, shift):
-        """The same oracle at the weights + `shift`.
+    def at(self, shift, factor=None):
+        """The same oracle at the weights + `factor * shift`.
 
         Args:
             shift: List of tensors, one per trainable variable; `None` for a
                 variable that stays where it is.
+            factor: Scalar tensor or float; `None` for 1.
         """
         oracle = self._derived()
-        oracle.values = [
-            v if s is None else v + keras.ops.cast(s, v.dtype)
-            for v, s in zip(self.values, shift)
-        ]
+        oracle.values = many_tensors.shifted(self.values, shift, factor)
         return oracle
 
     def moved(self, shift):
@@ -195,7 +194,7 @@ class GradientOracle(BatchLoss):
         """The same oracle with other dropout masks."""
         oracle = self._derived()
         oracle.non_trainable = shift_seeds(
-            self.model.non_trainable_variables, self.non_trainable, NEW_NOISE
+            self.non_trainable_variables, self.non_trainable, NEW_NOISE
         )
         oracle._replays = False
         return oracle

@@ -68,9 +68,9 @@ def train_step(model, *state_and_data):
 def _step(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     _check_scalers(model.optimizer)
-    _check_variables(model)
     with tracing.no_gradients():
         oracle = GradientOracle(model, x, y, sample_weight)
+        _check_variables(model, oracle.variables)
         gradients = estimate(model.optimizer, oracle)
         outcome = oracle.outcome
         with _handing_over(oracle):
@@ -98,9 +98,7 @@ def _step(model, data):
 
 def _keep(oracle, outcome):
     """Assigns what the first evaluation at the current weights stored."""
-    for variable, value in zip(
-        oracle.model.non_trainable_variables, outcome.state
-    ):
+    for variable, value in zip(oracle.non_trainable_variables, outcome.state):
         if value is not None:
             variable.assign(value)
     # Metrics come back as they were unless the loss updates them.
@@ -113,20 +111,21 @@ def _keep(oracle, outcome):
 @contextlib.contextmanager
 def _handing_over(oracle):
     """Tells each method that the gradients are those which it estimated."""
+    # Past Keras, which would look through what is set for variables.
     for method, note in oracle.notes.items():
-        method.handed_over = note
+        vars(method)["handed_over"] = note
     try:
         yield
     finally:
         for method in oracle.notes:
-            method.handed_over = None
+            vars(method)["handed_over"] = None
 
 
-def _check_variables(model):
+def _check_variables(model, variables):
     """JAX passes values by position and would not notice by itself."""
     built = keras_internals.built_variables(model.optimizer)
     known = {id(variable) for variable in built}
-    for variable in model.trainable_variables:
+    for variable in variables:
         if id(variable) not in known:
             raise ValueError(
                 f"Unknown variable: {variable.path}. The optimizer was built "

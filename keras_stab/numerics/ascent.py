@@ -25,14 +25,18 @@ def ascent(gradients, scales, radius):
     """
     gradients = [in_full_precision(g) for g in gradients]
     scaled = [t * g for t, g in zip(scales, gradients)]
-    norm = global_norm(scaled)
-    if not isinstance(radius, float):
-        radius = keras.ops.cast(radius, norm.dtype)
-    factor = radius / (norm + 1e-12)
+    factor = length_factor(radius, global_norm(scaled))
     return [
         keras.ops.cast(factor, s.dtype) * (t * s)
         for t, s in zip(scales, scaled)
     ]
+
+
+def length_factor(radius, norm):
+    """What gives a vector of some norm the length `radius`; none if it is 0."""
+    if not isinstance(radius, float):
+        radius = keras.ops.cast(radius, norm.dtype)
+    return radius / (norm + 1e-12)
 
 
 def cosine(left, right):
@@ -40,6 +44,12 @@ def cosine(left, right):
     left, right = (
         [in_full_precision(t) for t in part] for part in (left, right)
     )
-    norms = global_norm(left) * global_norm(right)
+    return cosine_from(
+        inner(left, right), global_norm(left) * global_norm(right)
+    )
+
+
+def cosine_from(product, norms):
+    """The same, from the inner product and the product of the norms."""
     safe = keras.ops.where(norms > 0, norms, keras.ops.ones_like(norms))
-    return inner(left, right) / safe
+    return product / safe

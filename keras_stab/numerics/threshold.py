@@ -6,8 +6,12 @@ takes subnormal floats for zero.
 """
 
 import fractions
+import math
 
 import keras
+
+INFINITY_BITS = 0x7F800000  # of float32; NaN lies above
+_HIGHEST = 2**31 - 1
 
 
 def rank_of(fraction, count):
@@ -21,28 +25,61 @@ def bits_of(scores):
     return keras.ops.view(keras.ops.cast(scores, "float32"), dtype="int32")
 
 
-def kth_smallest(patterns, k):
+def count_true(masks):
+    """How many entries of boolean tensors hold, an int32 scalar."""
+    return sum(keras.ops.sum(keras.ops.cast(m, "int32")) for m in masks)
+
+
+def kth_smallest(patterns, k, count=count_true):
     """The k-th smallest of all entries of several int32 tensors.
 
-    One bit after another: 31 counts, of which each may be summed over shards.
+    A bracket around it is narrowed by counts, each of which may be summed over
+    shards. The counts at its ends say where to look next, so that about 15 of
+    them are enough.
 
     Args:
         patterns: List of tensors without negative entries.
         k: Int from 1 to the number of entries.
+        count: As `count_true`.
 
     Returns:
         An int32 scalar tensor.
     """
+    ops = keras.ops
 
-    def one_bit(i, found):
-        trial = found + keras.ops.left_shift(_one(), 30 - i)
-        below = sum(
-            keras.ops.sum(keras.ops.cast(p < trial, "int32")) for p in patterns
+    def unfinished(turn, side, low, high, excess, *distances):
+        return ops.logical_and(excess > 0, high - low > 1)
+
+    # Fewer than k entries are below `low`, at least k below `high`: the excess
+    # is how many more.
+    def narrowed(turn, side, low, high, excess, to_low, to_high):
+        width = high - low
+        share = ops.cast(width, "float32") * (to_low / (to_low + to_high))
+        # In halves at every third turn, which bounds their number.
+        guess = ops.where(turn % 3 == 2, width // 2, ops.cast(share, "int32"))
+        trial = low + ops.clip(guess, 1, width - 1)
+        found = count([p < trial for p in patterns]) - k
+        is_low = found < 0
+        distance = ops.cast(ops.abs(found), "float32") + 0.5
+        # False position; an end that stays twice counts for half (Illinois).
+        to_high = ops.where(side < 0, to_high / 2, to_high)
+        to_low = ops.where(side > 0, to_low / 2, to_low)
+        return (
+            turn + 1,
+            ops.where(is_low, -1, 1),
+            ops.where(is_low, trial, low),
+            ops.where(is_low, high, trial),
+            ops.where(is_low, excess, found),
+            ops.where(is_low, distance, to_low),
+            ops.where(is_low, to_high, distance),
         )
-        return keras.ops.where(below < k, trial, found)
 
-    return keras.ops.fori_loop(0, 31, one_bit, keras.ops.zeros((), "int32"))
-
-
-def _one():
-    return keras.ops.ones((), "int32")
+    entries = sum(math.prod(p.shape) for p in patterns)
+    start = (0, 0, 0, _HIGHEST, entries - k, k + 0.5, entries - k + 0.5)
+    start = tuple(
+        ops.convert_to_tensor(x, "int32" if isinstance(x, int) else "float32")
+        for x in start
+    )
+    high = ops.while_loop(unfinished, narrowed, start)[3]
+    below = [ops.max(ops.where(p < high, p, 0)) for p in patterns]
+    return ops.max(ops.stack(below))

@@ -106,6 +106,12 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
         count = keras.ops.convert_to_tensor(self.inner_optimizer.iterations)
         return keras.ops.cast(count, "int32") + 0
 
+    def known_updates(self) -> Any:
+        """The same, as an int where Python can read it without waiting."""
+        count = keras.ops.convert_to_tensor(self.inner_optimizer.iterations)
+        known = updates.if_known(count)
+        return known if isinstance(known, int) else self.completed_updates()
+
     # ---- Gradients in, weights out ----------------------------------------
 
     @property

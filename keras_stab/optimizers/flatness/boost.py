@@ -3,6 +3,7 @@
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.backend import longer_steps
 from keras_stab.backend import tracing
 
 
@@ -23,23 +24,40 @@ def decay_rates(optimizer, variables, gradients):
     ]
 
 
-def boost_step(variable, before, decay, boost, chosen):
-    """Moves chosen weights `boost` times further than the step did.
+class Boost:
+    """Moves flat weights further than a step does that is made in between.
 
     Args:
-        before: The weights before the step.
-        decay: The fraction of `before` that decoupled weight decay took away
-            in the step, which is not boosted; `None` for nothing.
-        boost: Scalar.
-        chosen: Boolean tensor of the variable's shape.
+        variables: The variables, before the step.
+        flat: For each of them its mask, `None` where it is not boosted; or an
+            empty list, if none is.
     """
-    after = tracing.read_after(variable)
-    extra = after - before
-    if decay is not None:
-        extra = extra + keras.ops.cast(decay, extra.dtype) * before
-    extra = keras.ops.cast(boost, extra.dtype) * extra
-    # Neither `before + (1 + boost) * delta` nor a product with the mask: the
-    # first is not `after` to the last bit, the second lets a NaN in.
-    variable.assign(keras.ops.where(chosen, after + extra, after))
-    if variable.constraint is not None:
-        variable.assign(variable.constraint(tracing.read_after(variable)))
+
+    def __init__(self, variables, flat):
+        chosen = [i for i, mask in enumerate(flat) if mask is not None]
+        self._chosen = chosen
+        self._variables = [variables[i] for i in chosen]
+        self._masks = [flat[i] for i in chosen]
+        self._before = longer_steps.before_step(self._variables)
+
+    def finish(self, where, boost, decays):
+        """After the step.
+
+        Args:
+            where: Boolean, or boolean tensor, whether to boost it.
+            boost: Scalar, how many times further.
+            decays: As from `decay_rates`; that part of it is not boosted.
+        """
+        if not self._chosen or where is False:
+            return
+        masks = self._masks
+        if where is not True:
+            masks = [mask & where for mask in masks]
+        decays = [decays[i] for i in self._chosen]
+        longer_steps.lengthen(
+            self._variables, self._before, masks, boost, decays
+        )
+        for variable in self._variables:
+            if variable.constraint is not None:
+                value = variable.constraint(tracing.read_after(variable))
+                variable.assign(value)

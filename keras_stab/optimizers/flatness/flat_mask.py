@@ -4,10 +4,12 @@ import math
 
 import keras
 
-from keras_stab.backend import products
+from keras_stab.backend import many_tensors
+from keras_stab.backend import ranking
 from keras_stab.backend import tracing
+from keras_stab.backend import updates
+from keras_stab.numerics.threshold import INFINITY_BITS
 from keras_stab.numerics.threshold import bits_of
-from keras_stab.numerics.threshold import kth_smallest
 from keras_stab.numerics.threshold import rank_of
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
@@ -70,12 +72,9 @@ class FlatMask:
         """The state now, a list of tensors."""
         return [v.value for v in self._state]
 
-    def assign(self, values, where):
-        """Assigns the state of a refresh where the boolean tensor holds."""
-        for variable, value in zip(self._state, values):
-            old = variable.value
-            if value is not old:  # PyTorch, when no refresh was due
-                variable.assign(keras.ops.where(where, value, old))
+    def assign(self, values, refreshed, where):
+        """Assigns the state, if there was a refresh, where a boolean holds."""
+        updates.assign_changed(refreshed, where, self._state, values)
 
     def refreshed(self, roots, size):
         """The state after a refresh; the same masks if it must be skipped.
@@ -85,54 +84,31 @@ class FlatMask:
                 leaves a variable out of the ranking.
             size: Scalar that makes scores of different refreshes comparable.
         """
-        ops = keras.ops
-        old = self.values()
-        measures, refreshes, skipped = old[self._weights + 1 :]
-        present = [i for i in self._position if roots[i] is not None]
-        if not present:
-            return [*old[: self._weights + 1], measures, refreshes, skipped + 1]
-        # TensorFlow forgets the shape of a sparse gradient.
-        scores = [
-            ops.reshape(
-                ops.abs(ops.cast(tracing.densify(roots[i]), "float32")),
-                old[self._position[i]].shape,
+        new = self.values()
+        places = {
+            place: keras.ops.reshape(
+                # TensorFlow forgets the shape of a sparse gradient.
+                keras.ops.cast(tracing.densify(roots[i]), "float32"),
+                new[place].shape,
             )
-            for i in present
-        ]
-        usable = _all([ops.all(ops.isfinite(s)) for s in scores])
-        # All zero (an empty batch, or no step yet) gives no ranking.
-        usable = ops.logical_and(
-            usable, ops.logical_not(_all([ops.all(s == 0.0) for s in scores]))
+            for i, place in self._position.items()
+            if roots[i] is not None
+        }
+        if not places:
+            new[-1] = new[-1] + 1
+            return new
+        ranked = tracing.in_one_kernel(_ranked, list(places.values()))
+        slots, new[self._weights :] = ranked(
+            self._fraction,
+            self._momentum,
+            [new[place] for place in places],
+            new[self._weights :],
+            list(places.values()),
+            size,
         )
-        trace = sum(ops.sum(ops.square(s)) for s in scores) * size
-        if self._momentum:
-            scores = [
-                self._averaged(old[self._position[i]], size * ops.square(s))
-                for i, s in zip(present, scores)
-            ]
-        # Without an average the roots are ranked: squares underflow to ties.
-        patterns = [bits_of(s) for s in scores]
-        count = sum(math.prod(p.shape) for p in patterns)
-        threshold = products.kth_smallest(
-            patterns, rank_of(self._fraction, count), kth_smallest
-        )
-        new = list(old)
-        new[self._weights] = threshold
-        masks = [p <= threshold for p in patterns]
-        for i, score, mask in zip(present, scores, masks):
-            new[self._position[i]] = score if self._momentum else mask
-        before = [self.flat(i, old) for i in present]
-        new[self._weights + 1] = finite_figures(
-            ops.stack([*_comparison(before, masks, count, refreshes), trace])
-        )
-        new[self._weights + 2] = refreshes + 1
-        chosen = [ops.where(usable, n, o) for n, o in zip(new, old)]
-        chosen[self._weights + 3] = skipped + 1 - ops.cast(usable, "int32")
-        return chosen
-
-    def _averaged(self, old, score):
-        old = keras.ops.where(old < _NO_SCORE, old, 0.0)
-        return self._momentum * old + (1.0 - self._momentum) * score
+        for place, slot in zip(places, slots):
+            new[place] = slot
+        return new
 
     def flat(self, index, values=None):
         """The mask of one variable, `None` where it is never flat."""
@@ -160,22 +136,57 @@ class FlatMask:
         }
 
 
-def _all(conditions):
-    return keras.ops.all(keras.ops.stack(conditions))
-
-
-def _comparison(before, after, count, refreshes):
-    """The flat fraction, and how much of the sharp set stayed sharp."""
-
-    def total(masks):
-        return sum(keras.ops.sum(keras.ops.cast(m, "float32")) for m in masks)
-
-    sharp = [keras.ops.logical_not(m) for m in before]
-    stayed = [
-        keras.ops.logical_and(s, keras.ops.logical_not(m))
-        for s, m in zip(sharp, after)
+def _ranked(fraction, momentum, slots, state, roots, size):
+    """Slots and other state after a refresh; see `FlatMask.refreshed`."""
+    ops = keras.ops
+    shapes = [r.shape for r in roots]
+    old = many_tensors.pack_vector(slots)
+    scores = [ops.abs(r) for r in many_tensors.pack_vector(roots)]
+    threshold, measures, refreshes, skipped = state
+    count = ranking.count_true
+    entries = sum(math.prod(s.shape) for s in scores)
+    patterns = [bits_of(s) for s in scores]
+    # All zero (an empty batch, or no step yet) gives no ranking.
+    usable = ops.logical_and(
+        count([p < INFINITY_BITS for p in patterns]) == entries,
+        count([p > 0 for p in patterns]) > 0,
+    )
+    trace = sum(ops.sum(ops.square(s)) for s in scores) * size
+    before = old
+    if momentum:
+        before = [bits_of(o) <= threshold for o in old]
+        scores = [
+            _averaged(momentum, o, size * ops.square(s))
+            for o, s in zip(old, scores)
+        ]
+        patterns = [bits_of(s) for s in scores]
+    # Without an average the roots are ranked: squares underflow to ties.
+    new_threshold = ranking.kth_smallest(patterns, rank_of(fraction, entries))
+    masks = [p <= new_threshold for p in patterns]
+    sharp = entries - count(before)
+    either = [ops.logical_or(b, m) for b, m in zip(before, masks)]
+    overlap = _as_float(entries - count(either)) / _as_float(
+        ops.maximum(sharp, 1)
+    )
+    overlap = ops.where(refreshes > 0, overlap, ops.zeros_like(overlap))
+    figures = [_as_float(count(masks)) / entries, overlap, trace]
+    new = [
+        *(scores if momentum else masks),
+        new_threshold,
+        finite_figures(ops.stack(figures)),
+        refreshes + 1,
+        skipped + 0,
     ]
-    overlap = total(stayed) / keras.ops.maximum(total(sharp), 1.0)
-    none_yet = keras.ops.zeros((), "float32")
-    overlap = keras.ops.where(refreshes > 0, overlap, none_yet)
-    return total(after) / count, overlap
+    kept = [*old, threshold, measures, refreshes, skipped + 1]
+    chosen = updates.choose(usable, lambda: new, lambda: kept)
+    slots = many_tensors.unpack_vector(chosen[: len(old)], shapes)
+    return slots, chosen[len(old) :]
+
+
+def _averaged(momentum, old, score):
+    old = keras.ops.where(old < _NO_SCORE, old, 0.0)
+    return momentum * old + (1.0 - momentum) * score
+
+
+def _as_float(count):
+    return keras.ops.cast(count, "float32")

@@ -14,18 +14,19 @@ from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
 from keras_stab.backend import devices
-from keras_stab.backend import tracing
+from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.sampled_labels import check_losses
 from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
-from keras_stab.optimizers.flatness.boost import boost_step
+from keras_stab.optimizers.flatness.boost import Boost
 from keras_stab.optimizers.flatness.boost import decay_rates
 from keras_stab.optimizers.flatness.boost_start import BoostStart
 from keras_stab.optimizers.flatness.fisher import FisherPass
 from keras_stab.optimizers.flatness.flat_mask import FlatMask
 from keras_stab.optimizers.flatness.ire_arguments import CURVATURES
+from keras_stab.optimizers.flatness.ire_arguments import always_moves
 from keras_stab.optimizers.flatness.ire_arguments import check_inner
 from keras_stab.optimizers.flatness.ire_arguments import checked_sampler
 from keras_stab.optimizers.flatness.ire_arguments import first_step
@@ -213,6 +214,7 @@ class IRE(GradientMethod):
             self.curvature_momentum,
         )
         self._start = BoostStart(self, self._first)
+        self._always_moves = always_moves(self.inner_optimizer)
         generator = keras.random.SeedGenerator(self.seed)
         # Keras tracks variables, not the objects that hold them.
         self._label_seed = generator.state
@@ -246,7 +248,7 @@ class IRE(GradientMethod):
 
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         note = None
-        step = self.completed_updates()
+        step = self.known_updates()
         if self._draws_labels:
             # Checked at the first step, not when labels are first drawn.
             check_losses(oracle.model)
@@ -257,7 +259,11 @@ class IRE(GradientMethod):
         if self.curvature == "fisher":
             refuse_fisher_on_replicas()
             note = self._refresh(
-                step, lambda: self.fisher_roots(oracle, step), oracle.variables
+                step,
+                lambda: self.fisher_roots(
+                    oracle, keras.ops.convert_to_tensor(step, "int32")
+                ),
+                oracle.variables,
             )
         elif self.curvature == "gradient":
             # At w, which is not where the gradients of SAM are taken.
@@ -272,7 +278,7 @@ class IRE(GradientMethod):
         return gradients
 
     def _refresh(self, step, roots_and_size, variables):
-        """The state of the mask, new if a refresh is due."""
+        """Whether a refresh is due, and the state of the mask after it."""
 
         def refreshed():
             roots, size = roots_and_size()
@@ -281,7 +287,9 @@ class IRE(GradientMethod):
 
         base = innermost(self.inner_optimizer)
         due = self._start.is_due(step, self.update_every, base)
-        return keras.ops.cond(due, refreshed, self._mask.values)
+        if isinstance(due, bool):
+            return due, refreshed() if due else self._mask.values()
+        return due, keras.ops.cond(due, refreshed, self._mask.values)
 
     def drawing(self, step: Any) -> AbstractContextManager:
         """Yields a seed for `keras.random`, a new one at every update."""
@@ -311,32 +319,24 @@ class IRE(GradientMethod):
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]
     ) -> None:
-        step = self.completed_updates()
-        state = self._state_after_refresh(step, gradients, variables)
-        since = self._start.since(step)
-        boost = self._boost.at(
-            keras.ops.maximum(since, 0), self.inner_optimizer
-        )
-        decay = [None] * len(variables)
+        step = self.known_updates()
+        due, state = self._after_refresh(step, gradients, variables)
+        started = self._start.has_come(step)
+        flat = [self._mask.flat(i, state) for i in range(len(variables))]
+        if self._boost.is_zero or started is False:
+            flat = []  # and no copy of the weights
+        strength = self._boost.at(self._start.count(step), self.inner_optimizer)
+        base, decays = innermost(self.inner_optimizer), [None] * len(variables)
         if not self.boost_weight_decay:
-            decay = decay_rates(
-                innermost(self.inner_optimizer), variables, gradients
-            )
-        before = [tracing.snapshot(v) for v in variables]
+            decays = decay_rates(base, variables, gradients)
+        boost = Boost(variables, flat)
         super().apply_in_order(gradients, variables)
-        # False for a step that a loss scaler drops and for a part of an
-        # accumulated one.
-        moved = self.completed_updates() > step
-        self._mask.assign(state, moved)
-        if self._boost.is_zero:
-            return
-        active = keras.ops.logical_and(moved, since >= 0)
-        for i, variable in enumerate(variables):
-            flat = self._mask.flat(i, state)
-            if flat is not None:
-                boost_step(variable, before[i], decay[i], boost, flat & active)
+        # Not in a step that a loss scaler drops, or a part of an update.
+        moved = self._always_moves or self.known_updates() > step
+        self._mask.assign(state, due, moved)
+        boost.finish(updates.all_hold([moved, started]), strength, decays)
 
-    def _state_after_refresh(self, step, gradients, variables):
+    def _after_refresh(self, step, gradients, variables):
         note = self.handed_over and self.handed_over[0]
         if note is not None:
             return note

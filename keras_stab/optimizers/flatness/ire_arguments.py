@@ -7,6 +7,7 @@ from keras_stab.backend import devices
 from keras_stab.nesting import nest
 from keras_stab.object_arguments import checked_function
 from keras_stab.optimizers.flatness.second_moment import WITH_SECOND_MOMENT
+from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.lent_weights import LendsWeights
 from keras_stab.optimizers.wrapper import innermost
 
@@ -102,3 +103,18 @@ def refuse_fisher_on_replicas():
             'Use curvature="second_moment", or "gradient", which exchanges '
             f"gradients at every step. Received: {devices.replicas()} replicas"
         )
+
+
+def always_moves(optimizer):
+    """Whether each of its updates moves the weights, seen without asking.
+
+    Not through a loss scaler, which drops some, nor where gradients of several
+    batches make one update.
+    """
+    *outer, base = nest(optimizer)
+    return (
+        type(base).apply is keras.optimizers.Optimizer.apply
+        and not base.gradient_accumulation_steps
+        and all(isinstance(each, GradientMethod) for each in outer)
+        and not any(getattr(each, "across", None) for each in outer)
+    )

@@ -13,11 +13,12 @@ from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_number
 from keras_stab.backend import devices
+from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
+from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
-from keras_stab.numerics.ascent import ascent
-from keras_stab.numerics.ascent import cosine
-from keras_stab.numerics.ascent import global_norm
+from keras_stab.numerics.ascent import cosine_from
+from keras_stab.numerics.ascent import length_factor
 from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
@@ -192,9 +193,11 @@ class SAM(GradientMethod):
         """The gradients to hand over and the figures, at this update."""
         gradients = [tracing.densify(g) for g in gradients]
         present = [i for i, g in enumerate(gradients) if g is not None]
-        step = self.completed_updates()
+        step = self.known_updates()
         active = self._active(step)
-        if active is None:
+        if active is False:
+            return gradients, measures
+        if active is True:
             answer, measures, notes = self._second_pass(oracle, gradients, step)
             oracle.notes.update(notes)
             return answer, measures
@@ -228,7 +231,7 @@ class SAM(GradientMethod):
         return answer, measures
 
     def _active(self, step):
-        """Whether SAM acts at this update; `None` when it always does."""
+        """Whether SAM acts at this update: a boolean, or a tensor."""
         conditions = []
         if self.start_step:
             conditions.append(step >= self.start_step)
@@ -236,9 +239,7 @@ class SAM(GradientMethod):
             conditions.append(step < self.stop_step)
         if self.interval > 1:
             conditions.append((step - self.start_step) % self.interval == 0)
-        if not conditions:
-            return None
-        return keras.ops.all(keras.ops.stack(conditions))
+        return updates.all_hold(conditions)
 
     def _second_pass(self, oracle, gradients, step):
         """The gradients at `w + e`, figures, and notes of inner methods."""
@@ -248,36 +249,61 @@ class SAM(GradientMethod):
             for i, (g, v) in enumerate(zip(gradients, oracle.variables))
             if g is not None and self._perturbed[index(v)]
         ]
-        radius = self._rho.at(step, self.inner_optimizer)
-        shift = [None] * len(gradients)
-        own = [gradients[i] for i in chosen]
-        scales = [
-            self._scale(oracle.variables[i], oracle.values[i]) for i in chosen
-        ]
-        perturbation = ascent(own, scales, radius) if chosen else []
-        for i, part in zip(chosen, perturbation):
-            shift[i] = part
-        shifted = oracle.at(shift)
+        own = many_tensors.each_value([gradients[i] for i in chosen])
+        shift, factor, lengths = self._ascent(oracle, chosen, own, step)
+        shifted = oracle.at(shift, factor)
         if self.independent_noise:
             shifted = shifted.with_new_noise()
         shifted.notes = {}
         answer = [tracing.densify(g) for g in super().estimate(shifted)]
         _check_answer(gradients, answer, oracle.variables)
-        others = [answer[i] for i in chosen]
-        figures = [
-            global_norm(own) if own else 0.0,
-            global_norm(perturbation) if own else 0.0,
-            shifted.loss - oracle.loss,
-            cosine(own, others) if own else 0.0,
-        ]
+        gap, similarity = shifted.loss - oracle.loss, 0.0
+        if own:
+            others = many_tensors.each_value([answer[i] for i in chosen])
+            similarity = cosine_from(
+                many_tensors.inner_product(own, others),
+                lengths[0] * many_tensors.total_norm(others),
+            )
         dtype = self._figures.dtype
-        figures = keras.ops.stack([keras.ops.cast(f, dtype) for f in figures])
+        figures = keras.ops.stack(
+            [keras.ops.cast(f, dtype) for f in (*lengths, gap, similarity)]
+        )
         return answer, figures, shifted.notes
+
+    def _ascent(self, oracle, chosen, gradients, step):
+        """The shift from w to w + e, as a direction and a factor.
+
+        Args:
+            chosen: Places of the perturbed variables.
+            gradients: Their gradients, in full precision.
+
+        Returns:
+            `shift, factor, (|g|, |e|)`.
+        """
+        shift = [None] * len(oracle.values)
+        if not chosen:
+            return shift, None, (0.0, 0.0)
+        norm = gradient_norm = many_tensors.total_norm(gradients)
+        direction, reach = gradients, norm
+        if self.adaptive:
+            scales = [
+                self._scale(oracle.variables[i], oracle.values[i])
+                for i in chosen
+            ]
+            scaled = [t * g for t, g in zip(scales, gradients)]
+            norm = many_tensors.total_norm(scaled)
+            direction = [t * s for t, s in zip(scales, scaled)]
+            reach = many_tensors.total_norm(direction)
+        radius = self._rho.at(step, self.inner_optimizer)
+        factor = length_factor(radius, norm)
+        for i, part in zip(chosen, direction):
+            shift[i] = part
+        return shift, factor, (gradient_norm, factor * reach)
 
     def _scale(self, variable, value):
         """T of one variable."""
         offset = self.adaptive is True and _short_name(variable) in OFFSETS
-        if not self.adaptive or offset:
+        if offset:
             return 1.0
         size = keras.ops.abs(in_full_precision(value))
         return size if self.adaptive == "all" else size + self.eta
