@@ -41,7 +41,8 @@ def normalise_groups(x, scale, offset, epsilon):
         if offset is None:
             offset = keras.ops.zeros(shape, x.dtype)
         scale, offset = scale[:, None, :, None], offset[:, None, :, None]
-        out, *moments = _normalise(x, scale, offset, epsilon)
+        normalise = _in_jax if BACKEND == "jax" else _in_tensorflow
+        out, *moments = normalise(x, scale, offset, epsilon)
     return out, *(m[:, 0, :, 0] for m in moments)
 
 
@@ -79,16 +80,16 @@ def _sum(x):
 if BACKEND == "jax":
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-    def _normalise(x, scale, offset, epsilon):
+    def _in_jax(x, scale, offset, epsilon):
         return _forward(x, scale, offset, epsilon)[0]
 
-    _normalise.defvjp(
+    _in_jax.defvjp(
         _forward, lambda _, kept, gradients: _backward(kept, *gradients)
     )
 
 elif BACKEND == "tensorflow":
 
-    def _normalise(x, scale, offset, epsilon):
+    def _in_tensorflow(x, scale, offset, epsilon):
         @tf.custom_gradient
         def normalised(x, scale, offset):
             outputs, kept = _forward(x, scale, offset, epsilon)
