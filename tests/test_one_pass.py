@@ -1,5 +1,6 @@
 """The one-pass engine against the microbatch engine."""
 
+import gc
 import re
 
 import keras
@@ -735,6 +736,23 @@ if keras.backend.backend() == "torch":
         with torch.no_grad(), Reads() as reads:
             optimizer.estimate(oracle)
         assert not reads.seen
+
+    def test_no_tensor_outlives_a_step():
+        """Otherwise the next step could not have its memory."""
+        model, _ = trained("one_pass")
+        data = tensors(small_data())
+        model.train_step(data)
+        gc.collect()
+        gc.disable()
+        try:
+            kinds = []
+            for _ in range(2):
+                model.train_step(data)
+                kinds.append(list(map(type, gc.get_objects())))
+        finally:
+            gc.enable()
+        before, after = (each.count(torch.Tensor) for each in kinds)
+        assert after <= before + 2
 
     @pytest.mark.parametrize("shape", [(5, 32), (8, 32), (3, 200), (4, 3)])
     def test_token_products_in_strips(shape):

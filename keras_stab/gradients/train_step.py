@@ -91,9 +91,13 @@ def _step(model, data):
             keras.tree.map_structure(
                 keras_internals.set_mask, outcome.y_pred, outcome.masks
             )
-        return model.compute_metrics(
+        logs = model.compute_metrics(
             x, y, outcome.y_pred, sample_weight=sample_weight
         )
+        # It refers to itself: otherwise the tensors of a step would live until
+        # Python looks for cycles, and the next could not have their memory.
+        vars(oracle).clear()
+        return logs
 
 
 def _keep(oracle, outcome):
