@@ -1,5 +1,7 @@
 """Updates of variables and optimizers inside any compiled step."""
 
+import contextlib
+
 import keras
 
 from keras_stab.backend import devices
@@ -123,6 +125,27 @@ def exchange(variable, value):
     old = tracing.read(variable)
     variable.assign(value)
     return old
+
+
+@contextlib.contextmanager
+def exchanged(variables, others):
+    """Within it, variables and others hold each other's values."""
+    pairs = list(zip(variables, others))
+
+    def exchange_all():
+        for variable, other in pairs:
+            old = exchange(variable, _detached_value(other))
+            exchange(other, old)
+
+    exchange_all()
+    try:
+        yield
+    finally:
+        exchange_all()
+
+
+def _detached_value(variable):
+    return variable.value.data if BACKEND == "torch" else tracing.read(variable)
 
 
 def is_known(condition):

@@ -5,13 +5,14 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
-from keras_stab.numerics.norms import in_full_precision
+from keras_stab.backend import many_tensors
 from keras_stab.object_arguments import checked_learning_rate
+from keras_stab.optimizers.updates_together import UpdatesTogether
 from keras_stab.registration import registered
 
 
 @registered
-class MomentumFreeAdam(keras.optimizers.Optimizer):
+class MomentumFreeAdam(UpdatesTogether):
     r"""$w \leftarrow w - \gamma g / (\sqrt{\hat v} + \epsilon)$.
 
     `keras.optimizers.Adam(beta_1=0)` keeps a momentum that it does not need,
@@ -49,21 +50,22 @@ class MomentumFreeAdam(keras.optimizers.Optimizer):
         self.velocities = self.add_optimizer_variables(variables, "velocity")
 
     def update_step(self, gradient, variable, learning_rate):
-        ops = keras.ops
-        slot = self.velocities[keras_internals.variable_index(self, variable)]
-        gradient = in_full_precision(ops.convert_to_tensor(gradient))
-        velocity = in_full_precision(ops.convert_to_tensor(slot.value))
-        velocity = velocity + (1.0 - self.beta_2) * (
-            ops.square(gradient) - velocity
+        self.update_steps([gradient], [variable], learning_rate)
+
+    def update_steps(self, gradients, variables, learning_rate):
+        many_tensors.scaled_steps(
+            self,
+            variables,
+            [
+                self.velocities[keras_internals.variable_index(self, v)]
+                for v in variables
+            ],
+            many_tensors.each_value(gradients),
+            self.beta_2,
+            self.epsilon,
+            self.iterations + 1,
+            learning_rate,
         )
-        self.assign(slot, ops.cast(velocity, slot.dtype))
-        step = ops.cast(self.iterations + 1, velocity.dtype)
-        beta = ops.convert_to_tensor(self.beta_2, velocity.dtype)
-        update = gradient / (
-            ops.sqrt(velocity / (1.0 - ops.power(beta, step))) + self.epsilon
-        )
-        rate = ops.cast(learning_rate, velocity.dtype)
-        self.assign_sub(variable, ops.cast(rate * update, variable.dtype))
 
     def get_config(self):
         config = super().get_config()

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
+from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
+from keras_stab.numerics.averaging import Numbers
 from keras_stab.numerics.averaging import schedule_free
 from keras_stab.object_arguments import checked_learning_rate
 from keras_stab.optimizers.averaging import averaging_rules
@@ -184,15 +187,32 @@ class ScheduleFree(Restarts, GradientMethod):
 
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         oracle.notes[self] = ()
-        shift = []
-        for variable, value in zip(oracle.variables, oracle.values):
-            slot = self._slots[keras_internals.variable_index(self, variable)]
-            shift.append(
-                None
-                if slot is None
-                else (1.0 - self.beta) * (self._iterate(slot, value) - value)
-            )
-        return estimate(self.inner_optimizer, oracle.moved(shift))
+        kept = [
+            i
+            for i, variable in enumerate(oracle.variables)
+            if not variable.overwrite_with_gradient
+        ]
+        slots = [
+            self._slots[
+                keras_internals.variable_index(self, oracle.variables[i])
+            ]
+            for i in kept
+        ]
+        averages = [oracle.values[i] for i in kept]
+        points = list(oracle.values)
+        for i, point in zip(kept, self._points(averages, slots)):
+            points[i] = point
+        return estimate(self.inner_optimizer, oracle.moved_to(points))
+
+    def _points(self, averages, slots):
+        """y; before the first update x, from which z starts."""
+        return updates.choose(
+            self._weight_sum.value > 0,
+            lambda: many_tensors.each_between(
+                averages, [tracing.read(s) for s in slots], 1.0 - self.beta
+            ),
+            lambda: averages,
+        )
 
     def _iterate(self, slot, value):
         """z, which starts as a copy of the weights."""
@@ -201,9 +221,58 @@ class ScheduleFree(Restarts, GradientMethod):
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]
     ) -> None:
+        kept = moving(gradients, variables, self._slots)
+        # A constraint moves weights in calls that are no update too.
+        if updates.is_known(self._weight_sum.value > 0) and not any(
+            variables[i].constraint is not None for i in kept
+        ):
+            self._apply_in_place(gradients, variables, kept)
+        else:
+            self._apply_selected(gradients, variables, kept)
+
+    def _apply_in_place(self, gradients, variables, kept):
+        """The update where Python knows whether there is one."""
+        inner = self.inner_optimizer
+        moved = [variables[i] for i in kept]
+        slots = [self._slots[i] for i in kept]
+        averages = [tracing.read(v) for v in moved]
+        if not bool(self._weight_sum.value > 0):
+            many_tensors.assign_each(self, slots, averages)
+        decayed = [
+            place
+            for place, i in enumerate(kept)
+            if self.weight_decay_rate and self._decayed[i]
+        ]
+        decayed_slots = [slots[place] for place in decayed]
+        points = decayed and self._points(
+            [averages[place] for place in decayed], decayed_slots
+        )
+        before = int(inner.iterations)
+        rate = float(inner.learning_rate)
+        with updates.exchanged(moved, slots):
+            updates.apply_gradients(inner, gradients, variables)
+        if int(inner.iterations) == before:
+            return
+        if decayed:
+            many_tensors.add_to_each(
+                decayed_slots, points, -rate * self.weight_decay_rate
+            )
+        sums = (self._largest_rate, self._weight_sum)
+        *new, share = schedule_free(
+            np.float64(before + 1),
+            np.float64(rate),
+            [np.float64(float(v.value)) for v in sums],
+            (self.step_power, self.weight_lr_power),
+            Numbers,
+        )
+        for variable, value in zip(sums, new):
+            variable.assign(value)
+        many_tensors.move_each(moved, slots, float(share))
+
+    def _apply_selected(self, gradients, variables, kept):
+        """The same as one expression, whether there is an update or not."""
         ops = keras.ops
         inner = self.inner_optimizer
-        kept = moving(gradients, variables, self._slots)
         moved = [variables[i] for i in kept]
         slots = [self._slots[i] for i in kept]
         points = [ops.copy(v) for v in moved]
