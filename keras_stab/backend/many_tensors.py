@@ -121,16 +121,64 @@ def move_each(variables, targets, weight):
         variable.assign(variable + weight * (target - variable))
 
 
-def add_to_each(variables, tensors, factor):
-    """`variable += factor * tensor`; the factor is a float."""
+def add_to_each(variables, tensors, factors):
+    """`variable += factor * tensor`.
+
+    Args:
+        factors: A float for all of them, or a list with one for each.
+    """
+    if BACKEND == "torch":
+        values = [v.value for v in variables]
+        with torch.no_grad():
+            if isinstance(factors, float):
+                torch._foreach_add_(values, tensors, alpha=factors)
+                return
+            for value, tensor, factor in zip(values, tensors, factors):
+                value.add_(tensor, alpha=factor)
+        return
+    if isinstance(factors, float):
+        factors = [factors] * len(variables)
+    for variable, tensor, factor in zip(variables, tensors, factors):
+        variable.assign(variable + factor * tensor)
+
+
+def subtract_each(optimizer, variables, values, tensors, rates):
+    """`variable -= rate * tensor`.
+
+    Args:
+        values: The values of the variables, in full precision.
+        rates: Scalar tensor for all of them, or vector with one for each.
+    """
+    if move_in_place(variables, [*tensors, rates]):
+        rates = (-rates).tolist()
+        add_to_each(variables, tensors, rates)
+        return
+    steps = each_product(tensors, rates)
+    assign_each(optimizer, variables, each_sum(values, steps, -1.0))
+
+
+def scale_each(variables, factor):
+    """`variable *= factor`; the factor is a float."""
     if BACKEND == "torch":
         with torch.no_grad():
-            torch._foreach_add_(
-                [v.value for v in variables], tensors, alpha=factor
-            )
+            torch._foreach_mul_([v.value for v in variables], factor)
         return
-    for variable, tensor in zip(variables, tensors):
-        variable.assign(variable + factor * tensor)
+    for variable in variables:
+        variable.assign(factor * variable)
+
+
+def move_in_place(variables, tensors):
+    """Whether operations in place, with numbers as factors, are quicker.
+
+    On the CPU of PyTorch, where no number has to be waited for, if nothing
+    has to be cast.
+    """
+    if BACKEND != "torch":
+        return False
+    tensors = [*(v.value for v in variables), *tensors]
+    return len({(t.dtype, t.device.type == "cpu") for t in tensors}) == 1 and (
+        tensors[0].device.type == "cpu"
+    )
 
 
 LARGE = 2**20
@@ -151,56 +199,6 @@ def each_quotient(tensors, others, epsilon):
         t / (keras.ops.sqrt(other) + epsilon)
         for t, other in zip(tensors, others)
     ]
-
-
-def scaled_steps(
-    optimizer, variables, slots, gradients, beta, epsilon, step, rate
-):
-    """Adam's step without momentum; see `MomentumFreeAdam`.
-
-    Args:
-        optimizer: Assigns variables where none is known to be in place.
-        variables: Variables that move.
-        slots: Variables, their second moments.
-        gradients: Tensors in full precision.
-        beta, epsilon: Floats.
-        step: Number of the update, from 1, a scalar tensor.
-        rate: Number or scalar tensor.
-    """
-    if BACKEND == "torch" and _in_place([*variables, *slots], gradients):
-        root = math.sqrt(1.0 - beta ** int(step))
-        moments = [s.value for s in slots]
-        torch._foreach_mul_(moments, beta)
-        torch._foreach_addcmul_(moments, gradients, gradients, value=1.0 - beta)
-        # sqrt(v / (1 - beta^k)) + epsilon, times the root of the correction.
-        roots = torch._foreach_sqrt(moments)
-        torch._foreach_add_(roots, epsilon * root)
-        torch._foreach_addcdiv_(
-            [v.value for v in variables],
-            gradients,
-            roots,
-            value=-float(rate) * root,
-        )
-        return
-    for variable, slot, gradient in zip(variables, slots, gradients):
-        moment = in_full_precision(keras.ops.convert_to_tensor(slot.value))
-        moment = moment + (1.0 - beta) * (keras.ops.square(gradient) - moment)
-        optimizer.assign(slot, keras.ops.cast(moment, slot.dtype))
-        power = keras.ops.power(
-            keras.ops.convert_to_tensor(beta, moment.dtype),
-            keras.ops.cast(step, moment.dtype),
-        )
-        update = gradient / (
-            keras.ops.sqrt(moment / (1.0 - power)) + epsilon
-        )
-        update = keras.ops.cast(rate, moment.dtype) * update
-        optimizer.assign_sub(variable, keras.ops.cast(update, variable.dtype))
-
-
-def _in_place(variables, tensors):
-    """Whether PyTorch may update these by in-place operations of a number."""
-    dtypes = {v.value.dtype for v in variables} | {t.dtype for t in tensors}
-    return len(dtypes) == 1 and tensors[0].device.type == "cpu"
 
 
 def each_norm(tensors):

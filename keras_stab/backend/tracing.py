@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 
 import keras
 import numpy as np
@@ -101,6 +102,26 @@ def as_kernel(function):
     if BACKEND == "jax":
         return jax.jit(function)
     return tf.function(function, jit_compile=True, autograph=False)
+
+
+# Elements of tensors from which compiling a kernel for them pays.
+WORTH_A_KERNEL = 2**16
+
+
+def in_kernel(function, variables):
+    """Runs `function()`, which may assign, as one kernel of a traced graph.
+
+    On TensorFlow, whose graphs are not compiled by default: every operation
+    is a pass over the weights, with a tensor of its own.
+    """
+    size = sum(math.prod(v.shape) for v in variables)
+    if (
+        BACKEND != "tensorflow"
+        or tf.executing_eagerly()
+        or size < WORTH_A_KERNEL
+    ):
+        return function()
+    return tf.function(function, jit_compile=True, autograph=False)()
 
 
 def concretely(function, inputs):

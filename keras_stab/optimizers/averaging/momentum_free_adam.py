@@ -5,7 +5,9 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
+from keras_stab.backend import adaptive_steps
 from keras_stab.backend import many_tensors
+from keras_stab.numerics.norms import in_full_precision
 from keras_stab.object_arguments import checked_learning_rate
 from keras_stab.optimizers.updates_together import UpdatesTogether
 from keras_stab.registration import registered
@@ -43,6 +45,8 @@ class MomentumFreeAdam(UpdatesTogether):
         self.beta_2 = checked_fraction("beta_2", beta_2, zero=True, one=False)
         self.epsilon = checked_number("epsilon", epsilon, 0.0)
 
+    compiled_by_itself = True
+
     def build(self, variables):
         if self.built:
             return
@@ -53,19 +57,41 @@ class MomentumFreeAdam(UpdatesTogether):
         self.update_steps([gradient], [variable], learning_rate)
 
     def update_steps(self, gradients, variables, learning_rate):
-        many_tensors.scaled_steps(
-            self,
-            variables,
-            [
-                self.velocities[keras_internals.variable_index(self, v)]
-                for v in variables
-            ],
-            many_tensors.each_value(gradients),
-            self.beta_2,
-            self.epsilon,
-            self.iterations + 1,
-            learning_rate,
+        gradients = many_tensors.each_value(gradients)
+        slots = [
+            self.velocities[keras_internals.variable_index(self, v)]
+            for v in variables
+        ]
+        if many_tensors.move_in_place([*variables, *slots], gradients):
+            adaptive_steps.update_moments(slots, gradients, self.beta_2, 2)
+            adaptive_steps.subtract_quotients(
+                variables,
+                gradients,
+                slots,
+                float(learning_rate),
+                adaptive_steps.bias_correction(
+                    self.beta_2, self.iterations + 1
+                ),
+                self.epsilon,
+            )
+            return
+        for gradient, variable, slot in zip(gradients, variables, slots):
+            self._update(gradient, variable, slot, learning_rate)
+
+    def _update(self, gradient, variable, slot, learning_rate):
+        ops = keras.ops
+        velocity = in_full_precision(ops.convert_to_tensor(slot.value))
+        velocity = velocity + (1.0 - self.beta_2) * (
+            ops.square(gradient) - velocity
         )
+        self.assign(slot, ops.cast(velocity, slot.dtype))
+        step = ops.cast(self.iterations + 1, velocity.dtype)
+        beta = ops.convert_to_tensor(self.beta_2, velocity.dtype)
+        update = gradient / (
+            ops.sqrt(velocity / (1.0 - ops.power(beta, step))) + self.epsilon
+        )
+        rate = ops.cast(learning_rate, velocity.dtype)
+        self.assign_sub(variable, ops.cast(rate * update, variable.dtype))
 
     def get_config(self):
         config = super().get_config()

@@ -183,13 +183,14 @@ class LARS(LayerwiseOptimizer):
             self.note_ratios(indices, ratios)
         else:
             rate = rate * self.excluded_lr_scale
-        steps = many_tensors.each_product(
-            directions,
-            self._scale(ratios, defined, common_dtype(directions)),
-        )
+        scale = self._scale(ratios, defined, common_dtype(directions))
+        slots = [self.momentums[i] for i in indices]
+        if many_tensors.move_in_place([*variables, *slots], directions):
+            self._move_in_place(variables, slots, directions, scale, rate)
+            return
+        steps = many_tensors.each_product(directions, scale)
         if self.momentum_style == "inside":
             steps = many_tensors.each_product(steps, rate)
-        slots = [self.momentums[i] for i in indices]
         buffers = many_tensors.each_sum(
             steps, many_tensors.each_value(slots), self.momentum
         )
@@ -202,6 +203,24 @@ class LARS(LayerwiseOptimizer):
         many_tensors.assign_each(
             self, variables, many_tensors.each_sum(weights, updates, -1.0)
         )
+
+    def _move_in_place(self, variables, slots, directions, scale, rate):
+        """The same where numbers are at hand and memory traffic is the cost."""
+        if self.momentum_style == "inside":
+            scale, rate = scale * rate, 1.0
+        scale = scale if isinstance(scale, float) else scale.tolist()
+        rate = float(rate)
+        many_tensors.scale_each(slots, self.momentum)
+        many_tensors.add_to_each(slots, directions, scale)
+        factor = -rate * self.momentum if self.nesterov else -rate
+        many_tensors.add_to_each(
+            variables, many_tensors.each_value(slots), factor
+        )
+        if self.nesterov:
+            scales = scale if isinstance(scale, list) else [scale] * len(slots)
+            many_tensors.add_to_each(
+                variables, directions, [-rate * s for s in scales]
+            )
 
     def _trust_ratios(self, weights, gradients, directions, decay, rate):
         """The ratios of adapted variables, and where they are defined."""
