@@ -17,7 +17,9 @@ from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
 from keras_stab.numerics.vectors import inner
 
-if BACKEND == "torch":
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "torch":
     import torch
 
 
@@ -207,10 +209,19 @@ def each_norm(tensors):
     if BACKEND == "torch":
         norms = torch._foreach_norm(tensors)
         return torch.stack([n.to(getattr(torch, dtype)) for n in norms])
-    norms = [
-        keras.ops.sqrt(keras.ops.sum(keras.ops.square(t))) for t in tensors
-    ]
+    norms = [keras.ops.sqrt(_sum_of_squares(t)) for t in tensors]
     return keras.ops.stack([keras.ops.cast(n, dtype) for n in norms])
+
+
+def _sum_of_squares(tensor):
+    if BACKEND == "tensorflow":
+        return 2.0 * tf.nn.l2_loss(tensor)  # one pass, without a square
+    squares = keras.ops.square(tensor)
+    if len(tensor.shape) > 1:
+        # Column by column, which the CPU does several at a time; without the
+        # `relu` XLA would make it one sum again, of one element at a time.
+        squares = keras.ops.relu(keras.ops.sum(squares, axis=0))
+    return keras.ops.sum(squares)
 
 
 def inner_product(tensors, others):

@@ -118,6 +118,7 @@ def in_kernel(function, variables):
     if (
         BACKEND != "tensorflow"
         or tf.executing_eagerly()
+        or devices.replicas() > 1
         or size < WORTH_A_KERNEL
     ):
         return function()

@@ -206,17 +206,22 @@ class ScheduleFree(Restarts, GradientMethod):
 
     def _points(self, averages, slots):
         """y; before the first update x, from which z starts."""
-        return updates.choose(
-            self._weight_sum.value > 0,
-            lambda: many_tensors.each_between(
-                averages, [tracing.read(s) for s in slots], 1.0 - self.beta
-            ),
-            lambda: averages,
-        )
 
-    def _iterate(self, slot, value):
+        def between():
+            iterates = self._iterates(averages, slots, keras.ops.where)
+            return many_tensors.each_between(
+                averages, iterates, 1.0 - self.beta
+            )
+
+        return tracing.in_kernel(between, slots)
+
+    def _iterates(self, averages, slots, where=None):
         """z, which starts as a copy of the weights."""
-        return keras.ops.where(self._weight_sum.value > 0, slot.value, value)
+        started = self._weight_sum.value > 0
+        iterates = [tracing.read(s) for s in slots]
+        if where is None or updates.is_known(started):
+            return updates.choose(started, lambda: iterates, lambda: averages)
+        return [where(started, z, x) for z, x in zip(iterates, averages)]
 
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]
@@ -282,7 +287,7 @@ class ScheduleFree(Restarts, GradientMethod):
             [
                 *gradients,
                 *points,
-                *map(self._iterate, slots, points),
+                *self._iterates(points, slots),
                 ops.copy(inner.iterations),
                 ops.cast(ops.copy(inner.learning_rate), dtype),
             ]
@@ -296,18 +301,22 @@ class ScheduleFree(Restarts, GradientMethod):
         updates.apply_gradients(inner, gradients, variables)
         updated = ops.convert_to_tensor(inner.iterations) > before
         share = self._share(updated, before, rate)
-        for i, variable, slot, point, iterate in zip(
-            kept, moved, slots, points, iterates
-        ):
-            new = ops.copy(variable)
-            if self.weight_decay_rate and self._decayed[i]:
-                between = point + (1.0 - self.beta) * (iterate - point)
-                decay = ops.cast(rate, new.dtype) * self.weight_decay_rate
-                new = new - decay * between
-            new = ops.where(updated, new, iterate)
-            average = point + ops.cast(share, new.dtype) * (new - point)
-            slot.assign(new)
-            variable.assign(ops.where(updated, average, point))
+
+        def assign_all():
+            for i, variable, slot, point, iterate in zip(
+                kept, moved, slots, points, iterates
+            ):
+                new = tracing.read(variable)
+                if self.weight_decay_rate and self._decayed[i]:
+                    between = point + (1.0 - self.beta) * (iterate - point)
+                    decay = ops.cast(rate, new.dtype) * self.weight_decay_rate
+                    new = new - decay * between
+                new = ops.where(updated, new, iterate)
+                average = point + ops.cast(share, new.dtype) * (new - point)
+                slot.assign(new)
+                variable.assign(ops.where(updated, average, point))
+
+        tracing.in_kernel(assign_all, moved)
 
     def _share(self, updated, before, rate):
         """c, the weight of the new iterate in the average."""

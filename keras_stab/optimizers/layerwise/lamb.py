@@ -9,6 +9,7 @@ from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
 from keras_stab.backend import adaptive_steps
 from keras_stab.backend import many_tensors
+from keras_stab.backend import tracing
 from keras_stab.numerics.norms import at_most
 from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
@@ -130,19 +131,26 @@ class LAMB(LayerwiseOptimizer):
         in_place = many_tensors.move_in_place(
             [*variables, *first, *second], gradients
         )
-        updates = (
-            self._directions_in_place(first, second, gradients)
-            if in_place
-            else self._directions(first, second, gradients)
-        )
-        if decay:
-            updates = many_tensors.each_sum(updates, weights, decay)
+        directions = self._directions_in_place if in_place else self._directions
+
+        def decayed_directions():
+            updates = directions(first, second, gradients)
+            if decay:
+                updates = many_tensors.each_sum(updates, weights, decay)
+            return updates
+
+        updates = tracing.in_kernel(decayed_directions, variables)
         rates = in_full_precision(keras.ops.convert_to_tensor(learning_rate))
         if self.trust_ratio and adapted:
             ratios = self._trust_ratios(weights, updates)
             self.note_ratios(indices, ratios)
             rates = keras.ops.cast(rates, ratios.dtype) * ratios
-        many_tensors.subtract_each(self, variables, weights, updates, rates)
+        tracing.in_kernel(
+            lambda: many_tensors.subtract_each(
+                self, variables, weights, updates, rates
+            ),
+            variables,
+        )
 
     def _directions_in_place(self, first, second, gradients):
         adaptive_steps.update_moments(first, gradients, self.beta_1, 1)

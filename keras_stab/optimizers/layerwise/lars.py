@@ -10,6 +10,7 @@ from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
 from keras_stab.backend import many_tensors
+from keras_stab.backend import tracing
 from keras_stab.numerics.norms import at_most
 from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
@@ -188,6 +189,14 @@ class LARS(LayerwiseOptimizer):
         if many_tensors.move_in_place([*variables, *slots], directions):
             self._move_in_place(variables, slots, directions, scale, rate)
             return
+        tracing.in_kernel(
+            lambda: self._move(
+                variables, weights, slots, directions, scale, rate
+            ),
+            variables,
+        )
+
+    def _move(self, variables, weights, slots, directions, scale, rate):
         steps = many_tensors.each_product(directions, scale)
         if self.momentum_style == "inside":
             steps = many_tensors.each_product(steps, rate)

@@ -44,7 +44,7 @@ class LayerwiseOptimizer(UpdatesTogether):
         "trust_clip",
         "track_trust_ratios",
     )
-    compiled_by_itself = True
+    together_everywhere = True
 
     def __init__(
         self,
