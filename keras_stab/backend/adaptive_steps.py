@@ -19,9 +19,7 @@ def update_moments(slots, gradients, beta, power):
     if power == 1:
         torch._foreach_add_(values, gradients, alpha=1.0 - beta)
     else:
-        torch._foreach_addcmul_(
-            values, gradients, gradients, value=1.0 - beta
-        )
+        torch._foreach_addcmul_(values, gradients, gradients, value=1.0 - beta)
 
 
 def bias_correction(beta, step):
@@ -44,9 +42,7 @@ def quotients(numerators, moments, corrections, epsilon):
     """`numerator / c / (sqrt(moment / d) + epsilon)`, for corrections c, d."""
     root = math.sqrt(corrections[1])
     roots = _roots(moments, epsilon * root)
-    results = [
-        torch.div(n.value, r, out=r) for n, r in zip(numerators, roots)
-    ]
+    results = [torch.div(n.value, r, out=r) for n, r in zip(numerators, roots)]
     factor = root / corrections[0]
     if factor != 1.0:
         torch._foreach_mul_(results, factor)

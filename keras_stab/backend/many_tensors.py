@@ -272,10 +272,7 @@ def average(due, often, first, coefficient, values, averages, errors):
     coefficients = [coefficient(dtype) for dtype in dtypes]
 
     def moved():
-        function = (
-            tracing.as_kernel(_moved) if BACKEND == "tensorflow" else _moved
-        )
-        return function(
+        return _moved(
             first,
             [coefficients[dtypes.index(a.dtype)] for a in averages],
             values,

@@ -187,9 +187,12 @@ def assign_if(condition, often, variables, make_values):
         def assign():
             for variable, value in zip(variables, make_values()):
                 variable.assign(value)
+
+        def assign_in_kernel():
+            tracing.in_kernel(assign, variables)
             return True
 
-        tf.cond(condition, assign, lambda: False)
+        tf.cond(condition, assign_in_kernel, lambda: False)
         return
     if is_known(condition):
         if bool(condition):
