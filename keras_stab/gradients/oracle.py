@@ -135,21 +135,14 @@ class GradientOracle(BatchLoss):
         ]
         return oracle
 
-    def moved(self, shift):
-        """The same oracle at the weights + `shift`, as the current weights.
+    def moved_to(self, values):
+        """The same oracle at other weights, as the current weights.
 
         For a method whose weights in the model are not those that it trains
         at. What the trainer keeps then comes from an evaluation there.
         """
-        return self._as_current(self.at(shift))
-
-    def moved_to(self, values):
-        """As `moved`, given the weights themselves."""
         oracle = self._derived()
         oracle.values = values
-        return self._as_current(oracle)
-
-    def _as_current(self, oracle):
         if self._root._current is self:
             oracle.carried_variables = self.carried_variables
             oracle.carried = self.carried

@@ -5,7 +5,7 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
-from keras_stab.backend import adaptive_steps
+from keras_stab.backend import in_place
 from keras_stab.backend import many_tensors
 from keras_stab.numerics.norms import in_full_precision
 from keras_stab.object_arguments import checked_learning_rate
@@ -62,16 +62,14 @@ class MomentumFreeAdam(UpdatesTogether):
             self.velocities[keras_internals.variable_index(self, v)]
             for v in variables
         ]
-        if many_tensors.move_in_place([*variables, *slots], gradients):
-            adaptive_steps.update_moments(slots, gradients, self.beta_2, 2)
-            adaptive_steps.subtract_quotients(
+        if in_place.is_quicker([*variables, *slots], gradients):
+            in_place.update_moments(slots, gradients, self.beta_2, 2)
+            in_place.subtract_quotients(
                 variables,
                 gradients,
                 slots,
                 float(learning_rate),
-                adaptive_steps.bias_correction(
-                    self.beta_2, self.iterations + 1
-                ),
+                in_place.bias_correction(self.beta_2, self.iterations + 1),
                 self.epsilon,
             )
             return

@@ -5,28 +5,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
-from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
-from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
-from keras_stab.numerics.averaging import Numbers
-from keras_stab.numerics.averaging import schedule_free
 from keras_stab.object_arguments import checked_learning_rate
 from keras_stab.optimizers.averaging import averaging_rules
 from keras_stab.optimizers.averaging.momentum_free_adam import MomentumFreeAdam
+from keras_stab.optimizers.averaging.schedule_free_update import (
+    ScheduleFreeUpdate,
+)
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
-from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.restart import Restarts
 from keras_stab.optimizers.state import add_state
-from keras_stab.optimizers.state import moving
 from keras_stab.optimizers.state import widest_dtype
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.registration import registered
@@ -35,7 +31,7 @@ from keras_stab.types import LearningRate
 
 
 @registered
-class ScheduleFree(Restarts, GradientMethod):
+class ScheduleFree(Restarts, ScheduleFreeUpdate):
     r"""Trains at a point between the last iterate and the average.
 
     The model holds the average $x$, at which it is evaluated and saved; the
@@ -203,133 +199,6 @@ class ScheduleFree(Restarts, GradientMethod):
         for i, point in zip(kept, self._points(averages, slots)):
             points[i] = point
         return estimate(self.inner_optimizer, oracle.moved_to(points))
-
-    def _points(self, averages, slots):
-        """y; before the first update x, from which z starts."""
-
-        def between():
-            iterates = self._iterates(averages, slots, keras.ops.where)
-            return many_tensors.each_between(
-                averages, iterates, 1.0 - self.beta
-            )
-
-        return tracing.in_kernel(between, slots)
-
-    def _iterates(self, averages, slots, where=None):
-        """z, which starts as a copy of the weights."""
-        started = self._weight_sum.value > 0
-        iterates = [tracing.read(s) for s in slots]
-        if where is None or updates.is_known(started):
-            return updates.choose(started, lambda: iterates, lambda: averages)
-        return [where(started, z, x) for z, x in zip(iterates, averages)]
-
-    def apply_in_order(
-        self, gradients: list[Any], variables: list[keras.Variable]
-    ) -> None:
-        kept = moving(gradients, variables, self._slots)
-        # A constraint moves weights in calls that are no update too.
-        if updates.is_known(self._weight_sum.value > 0) and not any(
-            variables[i].constraint is not None for i in kept
-        ):
-            self._apply_in_place(gradients, variables, kept)
-        else:
-            self._apply_selected(gradients, variables, kept)
-
-    def _apply_in_place(self, gradients, variables, kept):
-        """The update where Python knows whether there is one."""
-        inner = self.inner_optimizer
-        moved = [variables[i] for i in kept]
-        slots = [self._slots[i] for i in kept]
-        averages = [tracing.read(v) for v in moved]
-        if not bool(self._weight_sum.value > 0):
-            many_tensors.assign_each(self, slots, averages)
-        decayed = [
-            place
-            for place, i in enumerate(kept)
-            if self.weight_decay_rate and self._decayed[i]
-        ]
-        decayed_slots = [slots[place] for place in decayed]
-        points = decayed and self._points(
-            [averages[place] for place in decayed], decayed_slots
-        )
-        before = int(inner.iterations)
-        rate = float(inner.learning_rate)
-        with updates.exchanged(moved, slots):
-            updates.apply_gradients(inner, gradients, variables)
-        if int(inner.iterations) == before:
-            return
-        if decayed:
-            many_tensors.add_to_each(
-                decayed_slots, points, -rate * self.weight_decay_rate
-            )
-        sums = (self._largest_rate, self._weight_sum)
-        *new, share = schedule_free(
-            np.float64(before + 1),
-            np.float64(rate),
-            [np.float64(float(v.value)) for v in sums],
-            (self.step_power, self.weight_lr_power),
-            Numbers,
-        )
-        for variable, value in zip(sums, new):
-            variable.assign(value)
-        many_tensors.move_each(moved, slots, float(share))
-
-    def _apply_selected(self, gradients, variables, kept):
-        """The same as one expression, whether there is an update or not."""
-        ops = keras.ops
-        inner = self.inner_optimizer
-        moved = [variables[i] for i in kept]
-        slots = [self._slots[i] for i in kept]
-        points = [ops.copy(v) for v in moved]
-        dtype = self._weight_sum.dtype
-        # Nothing is assigned until all of these exist.
-        gathered = updates.barrier(
-            [
-                *gradients,
-                *points,
-                *self._iterates(points, slots),
-                ops.copy(inner.iterations),
-                ops.cast(ops.copy(inner.learning_rate), dtype),
-            ]
-        )
-        all_, count = len(variables), len(kept)
-        gradients, gathered = gathered[:all_], gathered[all_:]
-        points, iterates = gathered[:count], gathered[count : 2 * count]
-        before, rate = gathered[2 * count :]
-        for variable, iterate in zip(moved, iterates):
-            variable.assign(iterate)
-        updates.apply_gradients(inner, gradients, variables)
-        updated = ops.convert_to_tensor(inner.iterations) > before
-        share = self._share(updated, before, rate)
-
-        def assign_all():
-            for i, variable, slot, point, iterate in zip(
-                kept, moved, slots, points, iterates
-            ):
-                new = tracing.read(variable)
-                if self.weight_decay_rate and self._decayed[i]:
-                    between = point + (1.0 - self.beta) * (iterate - point)
-                    decay = ops.cast(rate, new.dtype) * self.weight_decay_rate
-                    new = new - decay * between
-                new = ops.where(updated, new, iterate)
-                average = point + ops.cast(share, new.dtype) * (new - point)
-                slot.assign(new)
-                variable.assign(ops.where(updated, average, point))
-
-        tracing.in_kernel(assign_all, moved)
-
-    def _share(self, updated, before, rate):
-        """c, the weight of the new iterate in the average."""
-        sums = (self._largest_rate, self._weight_sum)
-        *new, share = schedule_free(
-            keras.ops.cast(before, rate.dtype) + 1.0,
-            rate,
-            [v.value for v in sums],
-            (self.step_power, self.weight_lr_power),
-        )
-        for variable, value in zip(sums, new):
-            variable.assign(keras.ops.where(updated, value, variable.value))
-        return share
 
     @property
     def iterates(self) -> list[keras.Variable | None]:

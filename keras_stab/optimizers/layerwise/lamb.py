@@ -7,7 +7,7 @@ import keras
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
-from keras_stab.backend import adaptive_steps
+from keras_stab.backend import in_place
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.numerics.norms import at_most
@@ -128,10 +128,8 @@ class LAMB(LayerwiseOptimizer):
         weights = many_tensors.each_value(variables)
         first = [self.momentums[i] for i in indices]
         second = [self.velocities[i] for i in indices]
-        in_place = many_tensors.move_in_place(
-            [*variables, *first, *second], gradients
-        )
-        directions = self._directions_in_place if in_place else self._directions
+        quicker = in_place.is_quicker([*variables, *first, *second], gradients)
+        directions = self._directions_in_place if quicker else self._directions
 
         def decayed_directions():
             updates = directions(first, second, gradients)
@@ -146,24 +144,22 @@ class LAMB(LayerwiseOptimizer):
             self.note_ratios(indices, ratios)
             rates = keras.ops.cast(rates, ratios.dtype) * ratios
         tracing.in_kernel(
-            lambda: many_tensors.subtract_each(
+            lambda: in_place.subtract_each(
                 self, variables, weights, updates, rates
             ),
             variables,
         )
 
     def _directions_in_place(self, first, second, gradients):
-        adaptive_steps.update_moments(first, gradients, self.beta_1, 1)
-        adaptive_steps.update_moments(second, gradients, self.beta_2, 2)
+        in_place.update_moments(first, gradients, self.beta_1, 1)
+        in_place.update_moments(second, gradients, self.beta_2, 2)
         corrections = [1.0, 1.0]
         if self.bias_correction:
             corrections = [
-                adaptive_steps.bias_correction(beta, self.iterations + 1)
+                in_place.bias_correction(beta, self.iterations + 1)
                 for beta in (self.beta_1, self.beta_2)
             ]
-        return adaptive_steps.quotients(
-            first, second, corrections, self.epsilon
-        )
+        return in_place.quotients(first, second, corrections, self.epsilon)
 
     def _directions(self, first, second, gradients):
         squares = many_tensors.each_product(gradients, gradients)

@@ -9,6 +9,7 @@ from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
+from keras_stab.backend import in_place
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.numerics.norms import at_most
@@ -186,7 +187,7 @@ class LARS(LayerwiseOptimizer):
             rate = rate * self.excluded_lr_scale
         scale = self._scale(ratios, defined, common_dtype(directions))
         slots = [self.momentums[i] for i in indices]
-        if many_tensors.move_in_place([*variables, *slots], directions):
+        if in_place.is_quicker([*variables, *slots], directions):
             self._move_in_place(variables, slots, directions, scale, rate)
             return
         tracing.in_kernel(
@@ -219,17 +220,13 @@ class LARS(LayerwiseOptimizer):
             scale, rate = scale * rate, 1.0
         scale = scale if isinstance(scale, float) else scale.tolist()
         rate = float(rate)
-        many_tensors.scale_each(slots, self.momentum)
-        many_tensors.add_to_each(slots, directions, scale)
+        in_place.scale(slots, self.momentum)
+        in_place.add(slots, directions, scale)
         factor = -rate * self.momentum if self.nesterov else -rate
-        many_tensors.add_to_each(
-            variables, many_tensors.each_value(slots), factor
-        )
+        in_place.add(variables, many_tensors.each_value(slots), factor)
         if self.nesterov:
             scales = scale if isinstance(scale, list) else [scale] * len(slots)
-            many_tensors.add_to_each(
-                variables, directions, [-rate * s for s in scales]
-            )
+            in_place.add(variables, directions, [-rate * s for s in scales])
 
     def _trust_ratios(self, weights, gradients, directions, decay, rate):
         """The ratios of adapted variables, and where they are defined."""
