@@ -533,7 +533,7 @@ def test_a_longer_step_touches_nothing_outside_of_the_mask(
 ):
     """No bit of it, not even where the step was infinite."""
     if compiled:  # on TensorFlow, as for large weights
-        monkeypatch.setattr(tracing, "WORTH_COMPILING", 0)
+        monkeypatch.setattr(tracing, "WORTH_A_KERNEL", 0)
     variable = keras.Variable(np.array([-0.0, 1.0, 2.0, 3.0], "float32"))
     before = longer_steps.before_step([variable])
     variable.assign(np.array([-0.0, np.inf, 1.0, 5.0], "float32"))

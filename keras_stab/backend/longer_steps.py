@@ -36,10 +36,13 @@ def lengthen(variables, before, masks, factor, decays):
             )
         return
     after = [tracing.read_after(v) for v in variables]
-    lengthened = _lengthened
     if BACKEND == "tensorflow":
-        lengthened = tracing.in_one_kernel(_lengthened_by_bits, after)
-    values = lengthened(after, before, masks, factor, decays)
+        values = tracing.in_kernel(
+            lambda: _lengthened_by_bits(after, before, masks, factor, decays),
+            after,
+        )
+    else:
+        values = _lengthened(after, before, masks, factor, decays)
     for variable, value in zip(variables, values):
         variable.assign(value)
 

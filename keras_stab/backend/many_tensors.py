@@ -18,7 +18,9 @@ from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
 from keras_stab.numerics.vectors import inner
 
-if BACKEND == "torch":
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "torch":
     import torch
 
 
@@ -134,9 +136,7 @@ def each_norm(tensors):
     if BACKEND == "torch":
         norms = torch._foreach_norm(tensors)
         return torch.stack([n.to(getattr(torch, dtype)) for n in norms])
-    norms = [
-        keras.ops.sqrt(keras.ops.sum(keras.ops.square(t))) for t in tensors
-    ]
+    norms = [keras.ops.sqrt(_sum_of_squares(t)) for t in tensors]
     return keras.ops.stack([keras.ops.cast(n, dtype) for n in norms])
 
 
@@ -176,6 +176,17 @@ def shifted(tensors, shifts, factor=None):
             shift = keras.ops.cast(factor, shift.dtype) * shift
         result[i] = tensors[i] + keras.ops.cast(shift, tensors[i].dtype)
     return result
+
+
+def _sum_of_squares(tensor):
+    if BACKEND == "tensorflow":
+        return 2.0 * tf.nn.l2_loss(tensor)  # one pass, without a square
+    squares = keras.ops.square(tensor)
+    if len(tensor.shape) > 1:
+        # Column by column, which the CPU does several at a time; without the
+        # `relu` XLA would make it one sum again, of one element at a time.
+        squares = keras.ops.relu(keras.ops.sum(squares, axis=0))
+    return keras.ops.sum(squares)
 
 
 def inner_product(tensors, others):
@@ -226,10 +237,7 @@ def average(due, often, first, coefficient, values, averages, errors):
     coefficients = [coefficient(dtype) for dtype in dtypes]
 
     def moved():
-        function = (
-            tracing.as_kernel(_moved) if BACKEND == "tensorflow" else _moved
-        )
-        return function(
+        return _moved(
             first,
             [coefficients[dtypes.index(a.dtype)] for a in averages],
             values,

@@ -17,8 +17,6 @@ elif BACKEND == "jax":
 elif BACKEND == "torch":
     import torch
 
-WORTH_COMPILING = 2**18
-
 
 def read(variable):
     """The value of a variable, as a tensor that can be differentiated."""
@@ -106,15 +104,25 @@ def as_kernel(function):
     return tf.function(function, jit_compile=True, autograph=False)
 
 
-def in_one_kernel(function, tensors):
-    """The function, as one kernel where its operations would be many.
+# Elements of tensors from which compiling a kernel for them pays.
+WORTH_A_KERNEL = 2**16
 
-    On TensorFlow, for tensors that are not small: compiling takes time too.
+
+def in_kernel(function, variables):
+    """Runs `function()`, which may assign, as one kernel of a traced graph.
+
+    On TensorFlow, whose graphs are not compiled by default: every operation
+    is a pass over the weights, with a tensor of its own.
     """
-    entries = sum(math.prod(t.shape) for t in tensors)
-    if BACKEND == "tensorflow" and entries >= WORTH_COMPILING:
-        return as_kernel(function)
-    return function
+    size = sum(math.prod(v.shape) for v in variables)
+    if (
+        BACKEND != "tensorflow"
+        or tf.executing_eagerly()
+        or devices.replicas() > 1
+        or size < WORTH_A_KERNEL
+    ):
+        return function()
+    return tf.function(function, jit_compile=True, autograph=False)()
 
 
 def concretely(function, inputs):

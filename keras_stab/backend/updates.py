@@ -1,5 +1,7 @@
 """Updates of variables and optimizers inside any compiled step."""
 
+import contextlib
+
 import keras
 
 from keras_stab.backend import devices
@@ -125,6 +127,27 @@ def exchange(variable, value):
     return old
 
 
+@contextlib.contextmanager
+def exchanged(variables, others):
+    """Within it, variables and others hold each other's values."""
+    pairs = list(zip(variables, others))
+
+    def exchange_all():
+        for variable, other in pairs:
+            old = exchange(variable, _detached_value(other))
+            exchange(other, old)
+
+    exchange_all()
+    try:
+        yield
+    finally:
+        exchange_all()
+
+
+def _detached_value(variable):
+    return variable.value.data if BACKEND == "torch" else tracing.read(variable)
+
+
 def is_known(condition):
     """Whether Python can read a boolean tensor without waiting for a device."""
     return BACKEND == "torch" and condition.device.type == "cpu"
@@ -201,9 +224,12 @@ def assign_if(condition, often, variables, make_values):
         def assign():
             for variable, value in zip(variables, make_values()):
                 variable.assign(value)
+
+        def assign_in_kernel():
+            tracing.in_kernel(assign, variables)
             return True
 
-        tf.cond(condition, assign, lambda: False)
+        tf.cond(condition, assign_in_kernel, lambda: False)
         return
     if is_known(condition):
         if bool(condition):

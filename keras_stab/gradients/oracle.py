@@ -134,13 +134,14 @@ class GradientOracle(BatchLoss):
         oracle.values = many_tensors.shifted(self.values, shift, factor)
         return oracle
 
-    def moved(self, shift):
-        """The same oracle at the weights + `shift`, as the current weights.
+    def moved_to(self, values):
+        """The same oracle at other weights, as the current weights.
 
         For a method whose weights in the model are not those that it trains
         at. What the trainer keeps then comes from an evaluation there.
         """
-        oracle = self.at(shift)
+        oracle = self._derived()
+        oracle.values = values
         if self._root._current is self:
             oracle.carried_variables = self.carried_variables
             oracle.carried = self.carried

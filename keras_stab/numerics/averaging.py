@@ -6,6 +6,8 @@ With n values averaged before this one, the average moves by
 
 """
 
+import operator
+
 import keras
 import numpy as np
 
@@ -58,7 +60,17 @@ def power_exponent(relative_std):
     return float(np.max(roots.real[np.abs(roots.imag) < 1e-8]))
 
 
-def schedule_free(step, rate, before, powers):
+class Numbers:
+    """What `schedule_free` asks of `keras.ops`, without tensors."""
+
+    power = operator.pow
+
+    @staticmethod
+    def where(condition, first, second):
+        return first if condition else second
+
+
+def schedule_free(step, rate, before, powers, ops=keras.ops):
     """The share of the new iterate in the average of Schedule-Free.
 
     Args:
@@ -66,11 +78,11 @@ def schedule_free(step, rate, before, powers):
         rate: Its learning rate.
         before: Pair: the largest rate and the sum of weights so far.
         powers: Pair of floats: of the step and of the largest rate.
+        ops: `keras.ops` for tensors, `Numbers` for NumPy's numbers.
 
     Returns:
         The new pair, and the share: 0 while all rates were 0.
     """
-    ops = keras.ops
     largest, total = before
     # Not `maximum`: on PyTorch that rounds float64 scalars to float32.
     largest = ops.where(rate > largest, rate, largest)

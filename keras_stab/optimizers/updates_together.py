@@ -20,6 +20,9 @@ class UpdatesTogether(keras.optimizers.Optimizer):
 
     # Whether that is faster on the other backends too.
     together_everywhere = False
+    # Whether TensorFlow compiles it as one kernel, even in a step that is not
+    # compiled: where the operations for each variable are many.
+    compiled_by_itself = False
 
     def apply(
         self,
@@ -31,11 +34,19 @@ class UpdatesTogether(keras.optimizers.Optimizer):
         super().apply(updates.barrier(list(grads)), trainable_variables)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        together = self.together_everywhere and devices.replicas() == 1
-        if not devices.EAGER and not together:
+        together = self.together_everywhere or self.compiled_by_itself
+        if not devices.EAGER and not (together and devices.replicas() == 1):
             super()._backend_update_step(
                 grads, trainable_variables, learning_rate
             )
             return
         with tracing.no_gradients():
-            self.update_steps(grads, trainable_variables, learning_rate)
+            if self.compiled_by_itself:
+                tracing.in_kernel(
+                    lambda: self.update_steps(
+                        grads, trainable_variables, learning_rate
+                    ),
+                    trainable_variables,
+                )
+            else:
+                self.update_steps(grads, trainable_variables, learning_rate)

@@ -11,19 +11,18 @@ from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
 from keras_stab.backend import tracing
-from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.train_step import estimate
-from keras_stab.numerics.averaging import schedule_free
 from keras_stab.object_arguments import checked_learning_rate
 from keras_stab.optimizers.averaging import averaging_rules
 from keras_stab.optimizers.averaging.momentum_free_adam import MomentumFreeAdam
+from keras_stab.optimizers.averaging.schedule_free_update import (
+    ScheduleFreeUpdate,
+)
 from keras_stab.optimizers.exclusions import as_patterns
 from keras_stab.optimizers.exclusions import excluded_variables
-from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.restart import Restarts
 from keras_stab.optimizers.state import add_state
-from keras_stab.optimizers.state import moving
 from keras_stab.optimizers.state import widest_dtype
 from keras_stab.optimizers.wrapper import innermost
 from keras_stab.registration import registered
@@ -32,7 +31,7 @@ from keras_stab.types import LearningRate
 
 
 @registered
-class ScheduleFree(Restarts, GradientMethod):
+class ScheduleFree(Restarts, ScheduleFreeUpdate):
     r"""Trains at a point between the last iterate and the average.
 
     The model holds the average $x$, at which it is evaluated and saved; the
@@ -184,74 +183,22 @@ class ScheduleFree(Restarts, GradientMethod):
 
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         oracle.notes[self] = ()
-        shift = []
-        for variable, value in zip(oracle.variables, oracle.values):
-            slot = self._slots[keras_internals.variable_index(self, variable)]
-            shift.append(
-                None
-                if slot is None
-                else (1.0 - self.beta) * (self._iterate(slot, value) - value)
-            )
-        return estimate(self.inner_optimizer, oracle.moved(shift))
-
-    def _iterate(self, slot, value):
-        """z, which starts as a copy of the weights."""
-        return keras.ops.where(self._weight_sum.value > 0, slot.value, value)
-
-    def apply_in_order(
-        self, gradients: list[Any], variables: list[keras.Variable]
-    ) -> None:
-        ops = keras.ops
-        inner = self.inner_optimizer
-        kept = moving(gradients, variables, self._slots)
-        moved = [variables[i] for i in kept]
-        slots = [self._slots[i] for i in kept]
-        points = [ops.copy(v) for v in moved]
-        dtype = self._weight_sum.dtype
-        # Nothing is assigned until all of these exist.
-        gathered = updates.barrier(
-            [
-                *gradients,
-                *points,
-                *map(self._iterate, slots, points),
-                ops.copy(inner.iterations),
-                ops.cast(ops.copy(inner.learning_rate), dtype),
+        kept = [
+            i
+            for i, variable in enumerate(oracle.variables)
+            if not variable.overwrite_with_gradient
+        ]
+        slots = [
+            self._slots[
+                keras_internals.variable_index(self, oracle.variables[i])
             ]
-        )
-        all_, count = len(variables), len(kept)
-        gradients, gathered = gathered[:all_], gathered[all_:]
-        points, iterates = gathered[:count], gathered[count : 2 * count]
-        before, rate = gathered[2 * count :]
-        for variable, iterate in zip(moved, iterates):
-            variable.assign(iterate)
-        updates.apply_gradients(inner, gradients, variables)
-        updated = ops.convert_to_tensor(inner.iterations) > before
-        share = self._share(updated, before, rate)
-        for i, variable, slot, point, iterate in zip(
-            kept, moved, slots, points, iterates
-        ):
-            new = ops.copy(variable)
-            if self.weight_decay_rate and self._decayed[i]:
-                between = point + (1.0 - self.beta) * (iterate - point)
-                decay = ops.cast(rate, new.dtype) * self.weight_decay_rate
-                new = new - decay * between
-            new = ops.where(updated, new, iterate)
-            average = point + ops.cast(share, new.dtype) * (new - point)
-            slot.assign(new)
-            variable.assign(ops.where(updated, average, point))
-
-    def _share(self, updated, before, rate):
-        """c, the weight of the new iterate in the average."""
-        sums = (self._largest_rate, self._weight_sum)
-        *new, share = schedule_free(
-            keras.ops.cast(before, rate.dtype) + 1.0,
-            rate,
-            [v.value for v in sums],
-            (self.step_power, self.weight_lr_power),
-        )
-        for variable, value in zip(sums, new):
-            variable.assign(keras.ops.where(updated, value, variable.value))
-        return share
+            for i in kept
+        ]
+        averages = [oracle.values[i] for i in kept]
+        points = list(oracle.values)
+        for i, point in zip(kept, self._points(averages, slots)):
+            points[i] = point
+        return estimate(self.inner_optimizer, oracle.moved_to(points))
 
     @property
     def iterates(self) -> list[keras.Variable | None]:

@@ -97,14 +97,17 @@ class FlatMask:
         if not places:
             new[-1] = new[-1] + 1
             return new
-        ranked = tracing.in_one_kernel(_ranked, list(places.values()))
-        slots, new[self._weights :] = ranked(
-            self._fraction,
-            self._momentum,
-            [new[place] for place in places],
-            new[self._weights :],
-            list(places.values()),
-            size,
+        present = list(places.values())
+        slots, new[self._weights :] = tracing.in_kernel(
+            lambda: _ranked(
+                self._fraction,
+                self._momentum,
+                [new[place] for place in places],
+                new[self._weights :],
+                present,
+                size,
+            ),
+            present,
         )
         for place, slot in zip(places, slots):
             new[place] = slot

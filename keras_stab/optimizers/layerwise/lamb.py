@@ -7,7 +7,9 @@ import keras
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
+from keras_stab.backend import in_place
 from keras_stab.backend import many_tensors
+from keras_stab.backend import tracing
 from keras_stab.numerics.norms import at_most
 from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
@@ -124,25 +126,51 @@ class LAMB(LayerwiseOptimizer):
         adapted: bool,
     ) -> None:
         weights = many_tensors.each_value(variables)
-        squares = many_tensors.each_product(gradients, gradients)
-        first = self._moments(self.momentums, indices, self.beta_1, gradients)
-        second = self._moments(self.velocities, indices, self.beta_2, squares)
-        updates = many_tensors.each_quotient(first, second, self.epsilon)
-        if decay:
-            updates = many_tensors.each_sum(updates, weights, decay)
+        first = [self.momentums[i] for i in indices]
+        second = [self.velocities[i] for i in indices]
+        quicker = in_place.is_quicker([*variables, *first, *second], gradients)
+        directions = self._directions_in_place if quicker else self._directions
+
+        def decayed_directions():
+            updates = directions(first, second, gradients)
+            if decay:
+                updates = many_tensors.each_sum(updates, weights, decay)
+            return updates
+
+        updates = tracing.in_kernel(decayed_directions, variables)
         rates = in_full_precision(keras.ops.convert_to_tensor(learning_rate))
         if self.trust_ratio and adapted:
             ratios = self._trust_ratios(weights, updates)
             self.note_ratios(indices, ratios)
             rates = keras.ops.cast(rates, ratios.dtype) * ratios
-        updates = many_tensors.each_product(updates, rates)
-        many_tensors.assign_each(
-            self, variables, many_tensors.each_sum(weights, updates, -1.0)
+        tracing.in_kernel(
+            lambda: in_place.subtract_each(
+                self, variables, weights, updates, rates
+            ),
+            variables,
         )
 
-    def _moments(self, slots, indices, beta, values):
+    def _directions_in_place(self, first, second, gradients):
+        in_place.update_moments(first, gradients, self.beta_1, 1)
+        in_place.update_moments(second, gradients, self.beta_2, 2)
+        corrections = [1.0, 1.0]
+        if self.bias_correction:
+            corrections = [
+                in_place.bias_correction(beta, self.iterations + 1)
+                for beta in (self.beta_1, self.beta_2)
+            ]
+        return in_place.quotients(first, second, corrections, self.epsilon)
+
+    def _directions(self, first, second, gradients):
+        squares = many_tensors.each_product(gradients, gradients)
+        return many_tensors.each_quotient(
+            self._moments(first, self.beta_1, gradients),
+            self._moments(second, self.beta_2, squares),
+            self.epsilon,
+        )
+
+    def _moments(self, slots, beta, values):
         """Brings the slots up to date; returns the corrected moments."""
-        slots = [slots[i] for i in indices]
         moments = many_tensors.each_sum(
             many_tensors.each_product(many_tensors.each_value(slots), beta),
             values,

@@ -9,7 +9,9 @@ from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_fraction
 from keras_stab.arguments import checked_number
+from keras_stab.backend import in_place
 from keras_stab.backend import many_tensors
+from keras_stab.backend import tracing
 from keras_stab.numerics.norms import at_most
 from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
@@ -183,13 +185,22 @@ class LARS(LayerwiseOptimizer):
             self.note_ratios(indices, ratios)
         else:
             rate = rate * self.excluded_lr_scale
-        steps = many_tensors.each_product(
-            directions,
-            self._scale(ratios, defined, common_dtype(directions)),
+        scale = self._scale(ratios, defined, common_dtype(directions))
+        slots = [self.momentums[i] for i in indices]
+        if in_place.is_quicker([*variables, *slots], directions):
+            self._move_in_place(variables, slots, directions, scale, rate)
+            return
+        tracing.in_kernel(
+            lambda: self._move(
+                variables, weights, slots, directions, scale, rate
+            ),
+            variables,
         )
+
+    def _move(self, variables, weights, slots, directions, scale, rate):
+        steps = many_tensors.each_product(directions, scale)
         if self.momentum_style == "inside":
             steps = many_tensors.each_product(steps, rate)
-        slots = [self.momentums[i] for i in indices]
         buffers = many_tensors.each_sum(
             steps, many_tensors.each_value(slots), self.momentum
         )
@@ -202,6 +213,20 @@ class LARS(LayerwiseOptimizer):
         many_tensors.assign_each(
             self, variables, many_tensors.each_sum(weights, updates, -1.0)
         )
+
+    def _move_in_place(self, variables, slots, directions, scale, rate):
+        """The same where numbers are at hand and memory traffic is the cost."""
+        if self.momentum_style == "inside":
+            scale, rate = scale * rate, 1.0
+        scale = scale if isinstance(scale, float) else scale.tolist()
+        rate = float(rate)
+        in_place.scale(slots, self.momentum)
+        in_place.add(slots, directions, scale)
+        factor = -rate * self.momentum if self.nesterov else -rate
+        in_place.add(variables, many_tensors.each_value(slots), factor)
+        if self.nesterov:
+            scales = scale if isinstance(scale, list) else [scale] * len(slots)
+            in_place.add(variables, directions, [-rate * s for s in scales])
 
     def _trust_ratios(self, weights, gradients, directions, decay, rate):
         """The ratios of adapted variables, and where they are defined."""

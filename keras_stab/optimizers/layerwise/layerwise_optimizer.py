@@ -44,6 +44,7 @@ class LayerwiseOptimizer(UpdatesTogether):
         "trust_clip",
         "track_trust_ratios",
     )
+    together_everywhere = True
 
     def __init__(
         self,
