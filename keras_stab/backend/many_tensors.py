@@ -100,8 +100,7 @@ def each_between(tensors, others, weight):
     if BACKEND == "torch":
         return torch._foreach_lerp(tensors, others, weight)
     if BACKEND == "tensorflow" and are_large(tensors):
-        # Three passes over the weights, each with a tensor of its own, become
-        # one; what is small is not worth compiling.
+        # One pass instead of three; what is small is not worth compiling.
         return tracing.as_kernel(_between)(tensors, others, weight)
     return _between(tensors, others, weight)
 
@@ -180,11 +179,10 @@ def shifted(tensors, shifts, factor=None):
 
 def _sum_of_squares(tensor):
     if BACKEND == "tensorflow":
-        return 2.0 * tf.nn.l2_loss(tensor)  # one pass, without a square
+        return 2.0 * tf.nn.l2_loss(tensor)
     squares = keras.ops.square(tensor)
     if len(tensor.shape) > 1:
-        # Column by column, which the CPU does several at a time; without the
-        # `relu` XLA would make it one sum again, of one element at a time.
+        # Columns are quicker; without `relu` XLA would make it one sum again.
         squares = keras.ops.relu(keras.ops.sum(squares, axis=0))
     return keras.ops.sum(squares)
 
@@ -219,8 +217,7 @@ def average(due, often, first, coefficient, values, averages, errors):
         often: Whether `due` holds in most steps.
         first: Boolean tensor: whether no value was averaged before.
         coefficient: Function of a dtype, a scalar tensor of it.
-        values: Tensors.
-        averages: Variables.
+        values, averages: Tensors, and variables.
         errors: Variables, what rounding cut off; or empty.
     """
     if BACKEND == "torch" and averages[0].value.device.type == "cpu":
@@ -233,13 +230,12 @@ def average(due, often, first, coefficient, values, averages, errors):
                 [e.value for e in errors],
             )
         return
-    dtypes = list(dict.fromkeys(a.dtype for a in averages))
-    coefficients = [coefficient(dtype) for dtype in dtypes]
+    coefficients = [coefficient(a.dtype) for a in averages]
 
     def moved():
         return _moved(
             first,
-            [coefficients[dtypes.index(a.dtype)] for a in averages],
+            coefficients,
             values,
             [tracing.read(a) for a in averages],
             [tracing.read(e) for e in errors],
