@@ -167,7 +167,13 @@ def shapes_of(function):
         with tf.init_scope():
             return [t.shape for t in function()]
     with torch.no_grad():
-        return [t.shape for t in function()]
+        try:
+            # Of tensors that have a shape and no values.
+            with keras.device("meta"):
+                return [t.shape for t in function()]
+        except Exception:
+            # An operation that wants values, or an error that is to be told.
+            return [t.shape for t in function()]
 
 
 def scan(function, carry, inputs):

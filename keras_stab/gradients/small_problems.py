@@ -69,11 +69,16 @@ def min_norm_weights(
 
     Departures from the paper:
         The paper's solver is not known to us. This one is a predictor-
-        corrector interior point method on a scaled problem over the orthant.
+        corrector interior point method on a scaled problem over the orthant;
+        on the host block principal pivoting comes first, where the vectors
+        are not nearly dependent.
 
     References:
         - Bui, Yao, Wang, 2026, "GRAIN: Group Aggregation via Min-Norm
           Objective", arXiv:2606.22917
+        - Judice, Pires, 1994, "A block principal pivoting algorithm for
+          large-scale strictly monotone linear complementarity problems",
+          Computers & Operations Research 21(5)
         - Mehrotra, 1992, "On the implementation of a primal-dual interior
           point method", SIAM Journal on Optimization 2(4)
     """
