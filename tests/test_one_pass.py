@@ -303,6 +303,19 @@ def test_one_filter_and_one_row(dtype, monkeypatch):
     np.testing.assert_allclose(*grams, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (3, 2)])
+def test_a_bias_that_keras_adds_elsewhere(shape):
+    """Keras 3.15 on TensorFlow adds it along an axis of the same length."""
+    layer = layers.EinsumDense("abc,cde->abde", (None, *shape), bias_axes="d")
+    inputs = keras.Input((3, 1))
+    outputs = keras.ops.tanh(layers.Flatten()(layer(inputs)))
+    model = random_biases(keras.Model(inputs, outputs))
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(4, 3, 1)).astype("float32")
+    y = rng.normal(size=model(x).shape).astype("float32")
+    assert_engines_agree(model, (x, y), 2)
+
+
 # ---- Losses ---------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
 from keras_stab.gradients.one_pass.rules.patches import paddings
 from keras_stab.gradients.one_pass.rules.patches import unfold
 from keras_stab.gradients.one_pass.rules.sums import bias_gradients
+from keras_stab.gradients.one_pass.rules.sums import is_added_along_its_axis
 from keras_stab.gradients.one_pass.work import matrix_work
 
 
@@ -28,6 +29,9 @@ def _convolution_rule(layer, call):
     last = layer.data_format == "channels_last"
     images = gradient if last else keras.ops.moveaxis(gradient, 1, -1)
     if layer.use_bias:
+        shape = layer.bias.shape + (() if last else (1,) * layer.rank)
+        if not is_added_along_its_axis(shape, gradient.shape):
+            return []
         answer.append(
             (layer.bias, bias_gradients(layer.bias, call.grouped(images)))
         )

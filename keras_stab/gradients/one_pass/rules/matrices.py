@@ -11,6 +11,7 @@ from keras_stab.gradients.one_pass.rules.einsum_factors import einsum_lora
 from keras_stab.gradients.one_pass.rules.einsum_factors import einsum_product
 from keras_stab.gradients.one_pass.rules.einsum_factors import expand_ellipsis
 from keras_stab.gradients.one_pass.rules.sums import bias_gradients
+from keras_stab.gradients.one_pass.rules.sums import is_added_along_its_axis
 
 
 @register_layer_rule(keras.layers.Dense, before_activation=True)
@@ -48,6 +49,8 @@ def einsum_dense_rule(layer, call):
     equation = expand_ellipsis(layer.equation, len(inputs.shape) - 1)
     answer = []
     if layer.bias is not None:
+        if not is_added_along_its_axis(layer.bias.shape, call.gradient.shape):
+            return []
         answer.append((layer.bias, bias_gradients(layer.bias, gradient)))
     if not layer.lora_enabled:
         product = einsum_product(

@@ -18,6 +18,25 @@ def bias_gradients(bias, gradient):
     return products.reshape(total, (-1,) + tuple(bias.shape))
 
 
+def is_added_along_its_axis(bias, outputs):
+    """Whether a bias is added along its own axis, and so may be summed.
+
+    Keras 3.15 on TensorFlow adds one with a single axis longer than 1 along
+    the last axis of that length, or else the second.
+
+    Args:
+        bias: Shape of the bias, aligned with the last axes of `outputs`.
+        outputs: Shape of what it is added to, with all rows.
+    """
+    long = [i - len(bias) for i, size in enumerate(bias) if size > 1]
+    if len(long) != 1:
+        return True
+    size, axis = bias[long[0]], len(outputs) + long[0]
+    if outputs[-1] == size:
+        return axis == len(outputs) - 1
+    return outputs[1] != size or axis == 1
+
+
 def sums_along_axes(layer, call, tensor):
     """Sums over rows and all axes but those that are normalised."""
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
