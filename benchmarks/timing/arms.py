@@ -159,7 +159,7 @@ WORKLOADS = (
         "mlp",
         64,
         METHODS,
-        seconds=30.0,
+        seconds=20.0,
         compiled=(
             "grain_8",
             "sam",
@@ -175,14 +175,14 @@ WORKLOADS = (
         "cnn",
         64,
         (*GRAIN, "lars", "tvlars"),
-        seconds=20.0,
+        seconds=15.0,
         memory=(STOCK, *GRAIN),
     ),
     Workload(
         "transformer",
         64,
         (*GRAIN, "sam", "ire"),
-        seconds=30.0,
+        seconds=20.0,
         memory=(STOCK, *GRAIN),
     ),
 )
