@@ -1,5 +1,7 @@
 """Batch-norm by the one-pass engine, against the microbatch engine."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -349,6 +351,38 @@ def test_thawed_without_weights():
         model.train_on_batch(x, y)
         model.layers[1].trainable = True
         model.train_on_batch(x, y)
+        models.append(model)
+    for a, b in zip(*(model.get_weights() for model in models)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@slow_but_on_torch
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_call_set_on_the_instance(index):
+    """It is what runs, and it stays."""
+    x, y = data(9)
+    models = []
+    for engine in ("auto", "microbatch"):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [
+                keras.Input((5,)),
+                layers.Dense(4),
+                layers.BatchNormalization(),
+                layers.Dense(3),
+            ]
+        )
+        layer = model.layers[index]
+
+        def call(inputs, training=None, own=layer.call, **arguments):
+            if "training" in inspect.signature(own).parameters:
+                arguments["training"] = training
+            return keras.ops.tanh(own(2.0 * inputs, **arguments))
+
+        layer.call = call
+        model.compile(keras_stab.GRAIN("sgd", groups=3, engine=engine), "mse")
+        model.train_on_batch(x, y)
+        assert layer.call is call
         models.append(model)
     for a, b in zip(*(model.get_weights() for model in models)):
         np.testing.assert_allclose(a, b, atol=1e-6)
