@@ -1,14 +1,18 @@
 """Batch-norm by the one-pass engine, against the microbatch engine."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 from marks import quick
+from marks import slow_but_on_torch
 
 import keras_stab
 from keras_stab import keras_internals
 from keras_stab.backend import tracing
+from keras_stab.gradients.one_pass.layout import Layout
 from keras_stab.gradients.oracle import GradientOracle
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -126,6 +130,21 @@ class TrainedThenUsed(keras.Model):
         return self.last(self.norm(x * 2.0 + 1.0, training=False))
 
 
+class Positions(keras.Model):
+    """Adds what is the same for all rows before batch-norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.last = layers.Embedding(5, 4), layers.Dense(3)
+        self.norm, self.first = layers.BatchNormalization(), layers.Dense(4)
+
+    def call(self, x, training=False):
+        positions = self.table(keras.ops.arange(5)[None])
+        x = self.first(keras.ops.expand_dims(x, -1) + positions)
+        x = keras.ops.tanh(self.norm(x, training=training))
+        return self.last(keras.ops.sum(x, axis=1))
+
+
 def nested():
     inner = keras.Sequential(
         [layers.Dense(4), layers.BatchNormalization(momentum=0.7)]
@@ -211,6 +230,7 @@ MODELS = {
     "middle_axis": middle_axis,
     "called_twice": called_twice,
     "trained_then_used": TrainedThenUsed,
+    "positions": Positions,
     "nested": nested,
     "composite": composite,
     "masked": masked,
@@ -309,6 +329,70 @@ def test_mixed_precision(policy):
     np.testing.assert_allclose(
         one.moving_variance, full.moving_variance, rtol=2e-2
     )
+
+
+@slow_but_on_torch
+def test_thawed_without_weights():
+    """The trainable variables do not tell that it now mixes rows."""
+    x, y = data(9)
+    models = []
+    for engine in ("auto", "microbatch"):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [
+                layers.Dense(4),
+                layers.BatchNormalization(scale=False, center=False),
+                layers.Dense(3),
+            ]
+        )
+        model.layers[1].trainable = False
+        optimizer = keras_stab.GRAIN("sgd", groups=3, engine=engine)
+        model.compile(optimizer, "mse", run_eagerly=True)
+        model.train_on_batch(x, y)
+        model.layers[1].trainable = True
+        model.train_on_batch(x, y)
+        models.append(model)
+    for a, b in zip(*(model.get_weights() for model in models)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@slow_but_on_torch
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_call_set_on_the_instance(index):
+    """It is what runs, and it stays."""
+    x, y = data(9)
+    models = []
+    for engine in ("auto", "microbatch"):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [
+                keras.Input((5,)),
+                layers.Dense(4),
+                layers.BatchNormalization(),
+                layers.Dense(3),
+            ]
+        )
+        layer = model.layers[index]
+
+        def call(inputs, training=None, own=layer.call, **arguments):
+            if "training" in inspect.signature(own).parameters:
+                arguments["training"] = training
+            return keras.ops.tanh(own(2.0 * inputs, **arguments))
+
+        layer.call = call
+        model.compile(keras_stab.GRAIN("sgd", groups=3, engine=engine), "mse")
+        model.train_on_batch(x, y)
+        assert layer.call is call
+        models.append(model)
+    for a, b in zip(*(model.get_weights() for model in models)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_shares_are_exact():
+    """Moving statistics in float64 are weighted by them."""
+    x, y = data(15)
+    shares = Layout((x, y, None), 6).shares()
+    np.testing.assert_allclose(shares, [0.2] * 3 + [2 / 15] * 3, rtol=1e-15)
 
 
 def test_groups_of_one_row():

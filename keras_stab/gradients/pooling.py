@@ -101,7 +101,7 @@ class StatePool:
             variables: List of variables.
             before: Their stored values.
             stacks: One tensor `(K, *shape)` for each.
-            shares: p_k, a tensor `(K,)`.
+            shares: p_k, a tensor or array `(K,)`.
         """
         # Side by side: a few operations, however many layers there are.
         dtype = common_dtype(stacks)
@@ -115,7 +115,7 @@ class StatePool:
         ]
         stored = keras.ops.concatenate(stored, axis=0)
         flat = keras.ops.where(keras.ops.isfinite(flat), flat, stored)
-        shares = keras.ops.cast(shares, dtype)[:, None]
+        shares = products.beside(shares, flat)[:, None]
         values = products.sum_over(shares * flat, 0)
         deviations = flat - values
         between = products.sum_over(shares * deviations * deviations, 0)

@@ -13,6 +13,7 @@ from keras_stab.gradients.one_pass.contributions import join
 from keras_stab.gradients.one_pass.gradients import OnePassGradients
 from keras_stab.gradients.one_pass.group_forward import GroupForward
 from keras_stab.gradients.one_pass.group_forward import of_copies
+from keras_stab.gradients.one_pass.group_forward import refuse_batch_norm
 from keras_stab.gradients.one_pass.group_forward import with_enough_rows
 from keras_stab.gradients.one_pass.group_losses import GroupLosses
 from keras_stab.gradients.one_pass.layer_calls import NOMINAL_ROWS
@@ -56,6 +57,8 @@ def one_pass(oracle, layout, examined):
         with scope:
             with recorder.listening():
                 y_pred = oracle.predict(x)
+            # One without weights may have been thawed since the examination.
+            refuse_batch_norm(examined.batch_norms, scope)
             if examined.by_group:
                 by_group.finish(oracle.state_pool())
             _check_rows(recorder.calls, y_pred)

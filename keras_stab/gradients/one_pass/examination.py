@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
+from keras_stab.gradients.one_pass.group_forward import find_batch_norms
 from keras_stab.gradients.one_pass.group_forward import find_group_layers
 from keras_stab.gradients.one_pass.trial_run import TrialRun
 from keras_stab.gradients.one_pass.trial_run import fixed_rows
@@ -27,10 +28,11 @@ _TOLERANCE = 1e-5
 
 
 # The units of a model, and, by its position in the order of the calls, the
-# shapes of the outputs of each call that is the same for all rows; and the
-# layers that run group by group, as `find_group_layers` has them.
+# shapes of the outputs of each call that is the same for all rows; the layers
+# that run group by group, as `find_group_layers` has them; and all layers of
+# batch-norm.
 Examined = collections.namedtuple(
-    "Examined", ["units", "without_rows", "by_group"]
+    "Examined", ["units", "without_rows", "by_group", "batch_norms"]
 )
 
 
@@ -49,7 +51,12 @@ def examine(oracle):
         raise Refusal(f"a trial run on made-up rows failed: {_told(error)}")
     if without_rows:
         trial.check_copies(without_rows)
-    return Examined(trial.units, without_rows, trial.ran_by_group)
+    return Examined(
+        trial.units,
+        without_rows,
+        trial.ran_by_group,
+        find_batch_norms(oracle.model),
+    )
 
 
 class _Trial:
@@ -104,7 +111,7 @@ class _Trial:
         last = 2 % self.count
         others = [i for i in range(self.count) if i != last]
         if self.ran_by_group:  # those of its own group may matter
-            others = others[1 - last % 2 :: 2]
+            others = [i for i in others if i % 2 != last % 2]
         runs = [
             self._run(rows),
             self._run(rows, without_rows),

@@ -34,6 +34,30 @@ def find_group_layers(model):
     ]
 
 
+def find_batch_norms(model):
+    """Every layer of batch-norm, Keras's own or not."""
+    return [
+        layer
+        for layer in keras_internals.all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+
+
+def refuse_batch_norm(layers, scope):
+    """Refuses what has just run on the rows of all groups together.
+
+    Args:
+        layers: As `find_batch_norms` returns them.
+        scope: The `RecordingScope`, before `GroupForward.finish`.
+    """
+    for layer in layers:
+        if id(layer.moving_mean) in scope.assigned:
+            raise Refusal(
+                f"layer {layer.name!r} (BatchNormalization) normalises by the "
+                "statistics of the whole batch"
+            )
+
+
 def with_enough_rows(layout, layers):
     """Refuses groups of one row where a layer needs more, as microbatch does.
 

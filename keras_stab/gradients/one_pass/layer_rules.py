@@ -104,7 +104,7 @@ _GROUP_FORWARDS: dict[type, Callable] = {}
 
 def find_group_forward(layer):
     """The function of `register_group_forward` for a layer, or `None`."""
-    overridden = set()
+    overridden = set(vars(layer)) & {"call"}
     for parent in type(layer).__mro__:
         if parent in _GROUP_FORWARDS:
             functions = {n for n, f in vars(parent).items() if callable(f)}
@@ -122,7 +122,7 @@ def find_rule(layer):
         found = _RULES.get(parent) or _RULES.get(name)
         if found is not None:
             rule, before = found
-            if type(layer).call is not parent.call:
+            if type(layer).call is not parent.call or "call" in vars(layer):
                 break
             activation = getattr(layer, "activation", None)
             if before and isinstance(activation, keras.layers.Layer):

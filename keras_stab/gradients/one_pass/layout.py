@@ -1,6 +1,7 @@
 """How the rows of groups lie in the tensors that layers see."""
 
 import keras
+import numpy as np
 
 from keras_stab.backend import products
 from keras_stab.backend import tracing
@@ -97,9 +98,11 @@ class Layout:
         return products.reshape(own, (self.groups, -1, *ones))
 
     def shares(self):
-        """The part of the rows that each group has, `[K]`."""
-        sizes = keras.ops.cast(self.sizes, "float32")
-        return sizes / keras.ops.cast(self.size, "float32")
+        """The part of the rows that each group has, `[K]`, in float64."""
+        if self.is_static:
+            return np.array(self.sizes) / self.size
+        sizes = keras.ops.cast(keras.ops.stack(self.sizes), "float64")
+        return sizes / keras.ops.cast(self.size, "float64")
 
     def _longest(self):
         return (self.size + self.groups - 1) // self.groups

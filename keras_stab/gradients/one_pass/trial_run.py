@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 
-from keras_stab import keras_internals
 from keras_stab.gradients.one_pass.group_forward import GroupForward
+from keras_stab.gradients.one_pass.group_forward import find_batch_norms
+from keras_stab.gradients.one_pass.group_forward import refuse_batch_norm
 from keras_stab.gradients.one_pass.layout import Layout
 from keras_stab.gradients.one_pass.layout import spread_over
 from keras_stab.gradients.one_pass.units import RecordedCall
@@ -72,25 +73,13 @@ class TrialRun:
         whole = RecordedCall(None, (), {})
         with scope, recorder.listening():
             whole.outputs = floating(oracle.predict(batch))
-        _refuse_batch_norm(model, scope)
+        refuse_batch_norm(find_batch_norms(model), scope)
         self.ran_by_group = [
             (layer, forward)
             for layer, forward in self.group_layers
             if id(layer) in by_group.ran
         ]
         return [*recorder.calls, whole]
-
-
-def _refuse_batch_norm(model, scope):
-    for layer in keras_internals.all_layers(model):
-        if (
-            isinstance(layer, keras.layers.BatchNormalization)
-            and id(layer.moving_mean) in scope.assigned
-        ):
-            raise Refusal(
-                f"layer {layer.name!r} (BatchNormalization) normalises by the "
-                "statistics of the whole batch"
-            )
 
 
 def made_up(tensor, count):

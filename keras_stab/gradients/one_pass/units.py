@@ -139,6 +139,9 @@ class Recorder:
             guarded += self._by_group.guarded()
         self._scope.guard(guarded)
         units = {id(unit.layer): unit for unit in self._units}
+        shadowed = [unit.layer for unit in self._units]
+        shadowed += [layer for layer, _ in layers]
+        own = [vars(layer).get("call") for layer in shadowed]
         try:
             for layer, forward in layers:
                 vars(layer)["call"] = self._by_group.call_of(
@@ -148,10 +151,11 @@ class Recorder:
                 vars(unit.layer)["call"] = self._around(unit, unit.layer.call)
             yield self
         finally:
-            for unit in self._units:
-                vars(unit.layer).pop("call", None)
-            for layer, _ in layers:
-                vars(layer).pop("call", None)
+            for layer, call in zip(shadowed, own):
+                if call is None:
+                    vars(layer).pop("call", None)
+                else:  # set by the user
+                    vars(layer)["call"] = call
 
     def _around(self, unit, original):
         runs_by_group = self._by_group is not None and any(
