@@ -550,10 +550,13 @@ def test_a_longer_step_touches_nothing_outside_of_the_mask(
 
 
 def test_threshold_of_matrices():
-    """Columns are counted first; more rows than fit into int16 are not."""
+    """Columns are counted first; more rows than fit into int16 are not.
+
+    A weight may have no entries.
+    """
     generator = np.random.default_rng(5)
     scores = generator.exponential(size=(40000, 2)).astype("float32")
-    parts = [scores, scores[:9].reshape(3, 3, 2)]
+    parts = [scores, scores[:9].reshape(3, 3, 2), scores[:0]]
     k = 48011
     found, _, _ = smallest(parts, k)
     every = np.concatenate([p.ravel() for p in parts])

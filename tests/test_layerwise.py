@@ -8,8 +8,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from marks import ON_TORCH
 
 import keras_stab
+from keras_stab.backend import in_place
 
 VECTORS = json.loads(
     (Path(__file__).parent / "vectors" / "tvlars.json").read_text()
@@ -592,3 +594,20 @@ def test_schedules_of_a_float64_model():
         ):
             rate = float(keras.ops.convert_to_numpy(schedule(2)))
             np.testing.assert_allclose(rate, expected, rtol=1e-14)
+
+
+def test_a_compiled_step_reads_no_number():
+    """Each would be another program to compile at each step."""
+    tensors, answers = [keras.ops.ones(2)], []
+
+    def step(tensor):
+        answers.append(in_place.is_quicker([], tensors))
+        return tensor + 1.0
+
+    step(*tensors)
+    if ON_TORCH:
+        import torch
+
+        step = torch.compile(step, backend="eager")
+    step(*tensors)
+    assert answers == [ON_TORCH, False]

@@ -260,6 +260,20 @@ def test_rho_as_a_schedule():
     assert again.get_config() == optimizer.get_config()
 
 
+def test_a_schedule_of_rho_is_given_a_tensor():
+    """As from Keras, also where the step is known as a number."""
+
+    class Halved(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            assert keras.ops.is_tensor(step)
+            return 0.1 / (1.0 + keras.ops.cast(step, "float32"))
+
+    optimizer = keras_stab.SAM("sgd", rho=Halved())
+    contract.compiled(optimizer).train_on_batch(*contract.data(1))
+    norm = optimizer.diagnostics()["perturbation_norm"]
+    np.testing.assert_allclose(norm, 0.1, rtol=1e-5)
+
+
 def test_rho_in_proportion_to_the_learning_rate():
     x, y = contract.data(1)
     rate = keras_stab.WarmupCosine(0.1, warmup_steps=2, total_steps=4)

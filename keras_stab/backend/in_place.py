@@ -17,9 +17,10 @@ def is_quicker(variables, tensors):
     """Whether to update in place what has these values and gradients.
 
     On the CPU, where no number has to be waited for, if nothing has to be
-    cast.
+    cast. Not in a step that is compiled: each number read is another program
+    to compile.
     """
-    if BACKEND != "torch":
+    if BACKEND != "torch" or torch.compiler.is_compiling():
         return False
     tensors = [*(v.value for v in variables), *tensors]
     kinds = {(t.dtype, t.device.type) for t in tensors}

@@ -67,10 +67,8 @@ def step_optimistically(variables, before, last, first):
             if first is None or not bool(first):
                 torch._foreach_add_(old, before)  # u' - u
                 torch._foreach_sub_(values, old)
-            torch._foreach_neg_(before)
-        for i, slot in enumerate(last):
-            # A pass over the weights less than to copy.
-            before[i] = updates.exchange(slot, before[i])
+            for slot, backwards in zip(old, before):
+                torch.neg(backwards, out=slot)
         return
     changes = _changes(variables, before)
     old = list(map(tracing.read, last))

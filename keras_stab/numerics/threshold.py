@@ -74,6 +74,8 @@ def kth_smallest(patterns, k, count=count_true):
             ops.where(is_low, to_high, distance),
         )
 
+    # JAX takes no maximum of nothing.
+    patterns = [p for p in patterns if math.prod(p.shape)]
     entries = sum(math.prod(p.shape) for p in patterns)
     start = (0, 0, 0, _HIGHEST, entries - k, k + 0.5, entries - k + 0.5)
     start = tuple(

@@ -61,6 +61,8 @@ class Strength:
         """The strength at a step, as a scalar tensor or a float."""
         value = self.value
         if isinstance(value, Schedule):
+            # A tensor, as from Keras; a step that is known is an int here.
+            step = keras.ops.convert_to_tensor(step, "int32")
             value = _as_tensor(value(step))
         if self.schedule == "constant":
             return value
