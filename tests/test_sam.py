@@ -510,3 +510,11 @@ def test_plain_gradients_are_refused():
         optimizer.apply([keras.ops.ones(2)], weights)
     with pytest.raises(ValueError, match="before the first step"):
         keras_stab.SAM("sgd").diagnostics()
+
+
+@pytest.mark.parametrize("method", ["SAM", "IRE"])
+def test_schedule_free_stays_outside(method):
+    """It has a point of its own, at which gradients are taken."""
+    inner = keras_stab.ScheduleFree.sgd(0.1)
+    with pytest.raises(ValueError, match=rf"ScheduleFree\({method}\(...\)\)"):
+        getattr(keras_stab, method)(inner)

@@ -95,6 +95,7 @@ class ScheduleFree(Restarts, ScheduleFreeUpdate):
     """
 
     averages_weights = True
+    sees_unperturbed_weights_only = True
 
     def __init__(
         self,

@@ -64,7 +64,9 @@ def check_inner(optimizer, curvature, momentum):
             "would undo the boost. Use another inner optimizer"
         )
     for each in nest(optimizer):
-        if isinstance(each, LendsWeights):
+        if isinstance(each, LendsWeights) or getattr(
+            each, "averages_weights", False
+        ):
             name = type(each).__name__
             wraps = hasattr(each, "inner_optimizer")
             advice = (
