@@ -27,7 +27,8 @@ def bits_of(scores):
 
 def count_true(masks):
     """How many entries of boolean tensors hold, an int32 scalar."""
-    return sum(keras.ops.sum(keras.ops.cast(m, "int32")) for m in masks)
+    total = sum(keras.ops.sum(keras.ops.cast(m, "int32")) for m in masks)
+    return keras.ops.cast(total, "int32")  # JAX may sum in int64
 
 
 def kth_smallest(patterns, k, count=count_true):
@@ -66,7 +67,7 @@ def kth_smallest(patterns, k, count=count_true):
         to_low = ops.where(side > 0, to_low / 2, to_low)
         return (
             turn + 1,
-            ops.where(is_low, -1, 1),
+            ops.cast(ops.where(is_low, -1, 1), "int32"),
             ops.where(is_low, trial, low),
             ops.where(is_low, high, trial),
             ops.where(is_low, excess, found),
