@@ -211,13 +211,14 @@ def choose(condition, make_first, make_second, often=True):
     ]
 
 
-def assign_if(condition, often, variables, make_values):
+def assign_if(condition, often, variables, make_values, in_kernel=True):
     """Assigns `make_values()` where the boolean tensor holds.
 
     Args:
         often: Whether a branch costs more than it saves, since it cannot be
             fused with what is around it: where the condition holds in most
             steps, or the values are cheap next to what made their parts.
+        in_kernel: Whether TensorFlow may assign inside a kernel.
     """
     if BACKEND == "tensorflow" and devices.updates_under_conditions():
 
@@ -225,11 +226,14 @@ def assign_if(condition, often, variables, make_values):
             for variable, value in zip(variables, make_values()):
                 variable.assign(value)
 
-        def assign_in_kernel():
-            tracing.in_kernel(assign, variables)
+        def assign_all():
+            if in_kernel:
+                tracing.in_kernel(assign, variables)
+            else:
+                assign()
             return True
 
-        tf.cond(condition, assign_in_kernel, lambda: False)
+        tf.cond(condition, assign_all, lambda: False)
         return
     if is_known(condition):
         if bool(condition):
