@@ -174,3 +174,11 @@ def rescaled(centred, variance, scale, offset, epsilon):
         factor = factor * scale[:, None, :, None]
     out = centred * factor
     return out if offset is None else out + offset[:, None, :, None]
+
+
+def normalise_rows(x, shape, epsilon):
+    """What a layer normalisation over the last axes makes of its inputs.
+
+    Without scale and offset, on PyTorch.
+    """
+    return torch.nn.functional.layer_norm(x, tuple(shape), eps=epsilon)

@@ -9,14 +9,6 @@ if BACKEND == "torch":
     import torch
 
 
-def normalised(inputs, shape, epsilon):
-    """What a layer normalisation over the last axes makes of its inputs.
-
-    Without scale and offset, on PyTorch.
-    """
-    return torch.nn.functional.layer_norm(inputs, tuple(shape), eps=epsilon)
-
-
 def side_by_side(stacks):
     """Tensors `(K, *shape)` as one matrix `(K, P)`, on PyTorch."""
     return torch.cat([s.reshape(s.shape[0], -1) for s in stacks], dim=1)

@@ -77,11 +77,11 @@ def _one_pass(oracle, groups, engine):
     known = remembered(oracle.model, _FOUND)
     key = _key(oracle)
     size = layout.size if layout.is_static else None
-    with _remembered(known, key):
+    with _refused_once(known, key):
         if key not in known:
             known[key] = examine(oracle)
     key = key, size, groups, engine
-    with _remembered(known, key):
+    with _refused_once(known, key):
         evaluation, answer = one_pass(oracle, layout, known[key[0]])
         if key not in known:
             plan = Plan("one_pass", "asked for", groups, answer.works())
@@ -93,7 +93,7 @@ def _one_pass(oracle, groups, engine):
 
 
 @contextlib.contextmanager
-def _remembered(known, key):
+def _refused_once(known, key):
     """Raises the `Refusal` of an earlier time again; keeps a new one."""
     if isinstance(known.get(key), Refusal):
         raise Refusal(str(known[key]))

@@ -12,44 +12,39 @@ def global_norm(tensors):
     return keras.ops.sqrt(inner(tensors, tensors))
 
 
-def ascent(gradients, scales, radius):
-    """`radius T^2 g / |T g|`, zero where the gradient is.
+def ascent(gradients, scales, radius, norm=global_norm):
+    """The perturbation `radius T^2 g / |T g|`, zero where the gradient is.
 
     Args:
         gradients: List of tensors, g.
-        scales: List of tensors or floats, T, one per gradient.
+        scales: List of tensors or floats, T, one per gradient; `None` for 1.
         radius: Scalar, the norm of the perturbations divided by T.
+        norm: As `global_norm`.
 
     Returns:
-        List of tensors, the perturbations, in full precision.
+        The direction, a list of tensors in full precision, and the factor that
+        makes the perturbation of it; the norms of the gradients and of the
+        perturbation.
     """
-    gradients = [in_full_precision(g) for g in gradients]
-    scaled = [t * g for t, g in zip(scales, gradients)]
-    factor = length_factor(radius, global_norm(scaled))
-    return [
-        keras.ops.cast(factor, s.dtype) * (t * s)
-        for t, s in zip(scales, scaled)
-    ]
-
-
-def length_factor(radius, norm):
-    """What gives a vector of some norm the length `radius`; none if it is 0."""
+    direction = [in_full_precision(g) for g in gradients]
+    length = reach = norm_of_gradients = norm(direction)
+    if scales is not None:
+        scaled = [t * g for t, g in zip(scales, direction)]
+        length = norm(scaled)
+        direction = [t * s for t, s in zip(scales, scaled)]
+        reach = norm(direction)
     if not isinstance(radius, float):
-        radius = keras.ops.cast(radius, norm.dtype)
-    return radius / (norm + 1e-12)
+        radius = keras.ops.cast(radius, length.dtype)
+    factor = radius / (length + 1e-12)
+    return direction, factor, (norm_of_gradients, factor * reach)
 
 
-def cosine(left, right):
-    """The cosine between two lists of tensors; 0 where one of them is zero."""
-    left, right = (
-        [in_full_precision(t) for t in part] for part in (left, right)
-    )
-    return cosine_from(
-        inner(left, right), global_norm(left) * global_norm(right)
-    )
+def cosine(product, norms):
+    """The cosine of two vectors, 0 where one of them is zero.
 
-
-def cosine_from(product, norms):
-    """The same, from the inner product and the product of the norms."""
+    Args:
+        product: Their inner product.
+        norms: The product of their norms.
+    """
     safe = keras.ops.where(norms > 0, norms, keras.ops.ones_like(norms))
     return product / safe

@@ -9,6 +9,7 @@ from keras_stab.object_arguments import checked_function
 from keras_stab.optimizers.flatness.second_moment import WITH_SECOND_MOMENT
 from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.lent_weights import LendsWeights
+from keras_stab.optimizers.nest_checks import always_updates
 from keras_stab.optimizers.wrapper import innermost
 
 CURVATURES = ("fisher", "second_moment", "gradient")
@@ -115,8 +116,7 @@ def always_moves(optimizer):
     """
     *outer, base = nest(optimizer)
     return (
-        type(base).apply is keras.optimizers.Optimizer.apply
-        and not base.gradient_accumulation_steps
+        always_updates(base)
         and all(isinstance(each, GradientMethod) for each in outer)
         and not any(getattr(each, "across", None) for each in outer)
     )

@@ -17,8 +17,8 @@ from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.gradients.oracle import GradientOracle
-from keras_stab.numerics.ascent import cosine_from
-from keras_stab.numerics.ascent import length_factor
+from keras_stab.numerics.ascent import ascent
+from keras_stab.numerics.ascent import cosine
 from keras_stab.numerics.norms import in_full_precision
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
@@ -260,7 +260,7 @@ class SAM(GradientMethod):
         gap, similarity = shifted.loss - oracle.loss, 0.0
         if own:
             others = many_tensors.each_value([answer[i] for i in chosen])
-            similarity = cosine_from(
+            similarity = cosine(
                 many_tensors.inner_product(own, others),
                 lengths[0] * many_tensors.total_norm(others),
             )
@@ -283,22 +283,19 @@ class SAM(GradientMethod):
         shift = [None] * len(oracle.values)
         if not chosen:
             return shift, None, (0.0, 0.0)
-        norm = gradient_norm = many_tensors.total_norm(gradients)
-        direction, reach = gradients, norm
+        scales = None
         if self.adaptive:
             scales = [
                 self._scale(oracle.variables[i], oracle.values[i])
                 for i in chosen
             ]
-            scaled = [t * g for t, g in zip(scales, gradients)]
-            norm = many_tensors.total_norm(scaled)
-            direction = [t * s for t, s in zip(scales, scaled)]
-            reach = many_tensors.total_norm(direction)
         radius = self._rho.at(step, self.inner_optimizer)
-        factor = length_factor(radius, norm)
+        direction, factor, lengths = ascent(
+            gradients, scales, radius, many_tensors.total_norm
+        )
         for i, part in zip(chosen, direction):
             shift[i] = part
-        return shift, factor, (gradient_norm, factor * reach)
+        return shift, factor, lengths
 
     def _scale(self, variable, value):
         """T of one variable."""

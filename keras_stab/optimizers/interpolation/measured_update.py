@@ -33,8 +33,11 @@ class MeasuredUpdate(LendsWeights, Wrapper):
 
     slot_name = "anchor"
     evaluation_name = "anchor"
-    # Whether there is a `step_freely`.
-    has_free_step = False
+    # A function as `move`, but of variables, which it assigns, and for the
+    # case of `_is_free`: of the weights after the inner update, what they were
+    # before (tensors that may be written over), the slots, and whether this is
+    # the first update.
+    _step_freely: Callable[..., None] | None = None
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         skip an update.
         """
         return (
-            self.has_free_step
+            self._step_freely is not None
             and always_updates(self.inner_optimizer)
             and look_ahead.is_possible()
             and all(
@@ -125,7 +128,7 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         vars(self)["_room"] = before if devices.EAGER else []
         updates.apply_gradients(self.inner_optimizer, gradients, variables)
         first = keras.ops.convert_to_tensor(self._phase.value) == 0
-        self.step_freely(variables, before, self._slots, first)
+        self._step_freely(variables, before, self._slots, first)
         self._phase.assign(1)
 
     def inner_apply(
@@ -159,23 +162,6 @@ class MeasuredUpdate(LendsWeights, Wrapper):
 
         Returns:
             New slots, new weights.
-        """
-        raise NotImplementedError
-
-    def step_freely(
-        self,
-        variables: list[keras.Variable],
-        before: list[Tensor],
-        slots: list[keras.Variable],
-        first: Tensor,
-    ) -> None:
-        """As `move`, but assigns; see `_is_free`.
-
-        Args:
-            variables: After the inner update.
-            before: Weights before it, tensors that may be written over.
-            slots: Variables.
-            first: Boolean tensor, whether this is the first update.
         """
         raise NotImplementedError
 

@@ -64,7 +64,6 @@ class OptimisticGradient(MeasuredUpdate):
     """
 
     slot_name = "last_update"
-    has_free_step = True
     evaluations_per_step = 1
 
     def __init__(
@@ -102,13 +101,7 @@ class OptimisticGradient(MeasuredUpdate):
         last = updates.choose(updated, changes, lambda: slots)
         return last, values
 
-    def step_freely(
-        self,
-        variables: list[keras.Variable],
-        before: list[Tensor],
-        slots: list[keras.Variable],
-        first: Tensor,
-    ) -> None:
+    def _step_freely(self, variables, before, slots, first):
         repeats = self.initial_update == "repeat"
         look_ahead.step_optimistically(
             variables, before, slots, first if repeats else None

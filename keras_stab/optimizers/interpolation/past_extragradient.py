@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import keras
-
 from keras_stab.backend import look_ahead
 from keras_stab.backend import many_tensors
 from keras_stab.backend import updates
@@ -63,7 +61,6 @@ class PastExtraGradient(MeasuredUpdate):
 
     slot_name = "iterate"
     evaluation_name = "iterate"
-    has_free_step = True
     evaluations_per_step = 1
 
     def move(
@@ -87,11 +84,5 @@ class PastExtraGradient(MeasuredUpdate):
         both = updates.choose(updated, moved, lambda: [*iterates, *after])
         return both[: len(slots)], both[len(slots) :]
 
-    def step_freely(
-        self,
-        variables: list[keras.Variable],
-        before: list[Tensor],
-        slots: list[keras.Variable],
-        first: Tensor,
-    ) -> None:
+    def _step_freely(self, variables, before, slots, first):
         look_ahead.step_past(variables, before, slots, first)

@@ -3,13 +3,13 @@
 import keras
 
 from keras_stab.backend import devices
-from keras_stab.backend import together
+from keras_stab.backend import normalisation
 from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
 from keras_stab.gradients.one_pass.rules.sums import sums_along_axes
 from keras_stab.numerics.norms import in_full_precision
 
 
-def _normalisation_rule(scale_name, offset_name=None):
+def normalisation_rule(scale_name, offset_name=None):
     def rule(layer, call):
         """The output without scale and offset, from the layer itself."""
         scale = getattr(layer, scale_name)
@@ -30,7 +30,7 @@ def _normalisation_rule(scale_name, offset_name=None):
     return rule
 
 
-_any_normalisation_rule = _normalisation_rule("gamma", "beta")
+_any_normalisation_rule = normalisation_rule("gamma", "beta")
 
 
 @register_layer_rule(keras.layers.LayerNormalization)
@@ -48,7 +48,7 @@ def layer_normalisation_rule(layer, call):
     if layer.beta is not None:
         answer.append((layer.beta, sums_along_axes(layer, call, gradient)))
     if layer.gamma is not None:
-        product = gradient * together.normalised(
+        product = gradient * normalisation.normalise_rows(
             inputs, inputs.shape[axes[0] :], layer.epsilon
         )
         answer.append((layer.gamma, sums_along_axes(layer, call, product)))
@@ -56,4 +56,4 @@ def layer_normalisation_rule(layer, call):
 
 
 register_layer_rule(keras.layers.GroupNormalization)(_any_normalisation_rule)
-register_layer_rule(keras.layers.RMSNormalization)(_normalisation_rule("scale"))
+register_layer_rule(keras.layers.RMSNormalization)(normalisation_rule("scale"))
