@@ -1,11 +1,14 @@
 """Which engine answers for the groups of a batch, and why."""
 
 import contextlib
+import math
 import warnings
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_count
 from keras_stab.backend import devices
+from keras_stab.backend import exchange
+from keras_stab.gradients.grouping import grouping_for
 from keras_stab.gradients.microbatch import microbatch
 from keras_stab.gradients.one_pass.engine import one_pass
 from keras_stab.gradients.one_pass.examination import examine
@@ -26,10 +29,25 @@ _WORTHWHILE = 0.05
 _FOUND = "group gradients"
 
 
-def group_gradients(oracle, groups, engine="auto"):
-    """The gradients of K groups of rows; their `plan` says how."""
+def group_gradients(oracle, groups, engine="auto", rule="interleaved"):
+    """The gradients of K groups of rows; their `plan` says how.
+
+    Args:
+        oracle: The `GradientOracle`.
+        groups: Int, K over all devices.
+        engine: One of `ENGINES`.
+        rule: As in `grouping_for`.
+    """
     checked_count("groups", groups, 1)
-    answer, plan = _answer(oracle, groups, engine)
+    grouping = grouping_for(rule, groups)
+    answer, plan = _answer(oracle, grouping, engine)
+    plan.groups = groups
+    plan.grouping = grouping.rule
+    plan.traffic = exchange.traffic(
+        sum(math.prod(v.shape) for v in oracle.variables),
+        groups,
+        grouping.aligned,
+    )
     answer.plan = plan
     _warn_of_empty_groups(oracle.model, answer.rows, groups)
     return answer
@@ -50,12 +68,13 @@ def _warn_of_empty_groups(model, size, groups):
         )
 
 
-def _answer(oracle, groups, engine):
+def _answer(oracle, grouping, engine):
+    groups = grouping.groups
     if engine == "microbatch":
         plan = Plan("microbatch", "asked for", groups)
-        return microbatch(oracle, groups), plan
+        return microbatch(oracle, grouping), plan
     try:
-        return _one_pass(oracle, groups, engine)
+        return _one_pass(oracle, grouping, engine)
     except Refusal as refusal:
         if engine == "one_pass":
             raise ValueError(
@@ -64,23 +83,25 @@ def _answer(oracle, groups, engine):
                 f"Received: model {oracle.model.name!r}"
             ) from refusal
         plan = Plan("microbatch", str(refusal), groups)
-        return microbatch(oracle, groups), plan
+        return microbatch(oracle, grouping), plan
 
 
-def _one_pass(oracle, groups, engine):
+def _one_pass(oracle, grouping, engine):
+    groups = grouping.groups
     if devices.replicas() > 1:
         raise Refusal(
             "the replicas of tf.distribute exchange the gradients of all "
             "groups, which one pass does not form"
         )
-    layout = Layout(oracle.batch, groups)
+    alone = exchange.batch_shares() == 1
+    layout = Layout(oracle.batch, groups, sorts=alone, rule=grouping.rule)
     known = remembered(oracle.model, _FOUND)
     key = _key(oracle)
     size = layout.size if layout.is_static else None
     with _refused_once(known, key):
         if key not in known:
             known[key] = examine(oracle)
-    key = key, size, groups, engine
+    key = key, size, groups, engine, grouping.rule
     with _refused_once(known, key):
         evaluation, answer = one_pass(oracle, layout, known[key[0]])
         if key not in known:

@@ -27,12 +27,12 @@ _CONVOLUTIONS = (
 )
 
 
-def microbatch(oracle, groups):
+def microbatch(oracle, grouping):
     """The ordinary gradient of every group, one group after another."""
+    groups = grouping.groups
     size = rows.batch_size(*oracle.batch)
-    sizes = rows.group_sizes(size, groups)
+    sizes = grouping.sizes(size)
     rows.check_not_empty(size)
-    evaluated = min(groups, size) if rows.is_static(size) else groups
     batch = oracle.batch
     if groups > 1:
         _check_model(oracle, size, groups)
@@ -43,14 +43,14 @@ def microbatch(oracle, groups):
             batch = tracing.checked(batch, conditions)
     scanned = (
         devices.FUNCTIONAL
-        and evaluated > 1
+        and groups > 1
         and rows.is_static(size)
-        and size % evaluated == 0
+        and size % groups == 0
         and not _has_convolution(oracle.model)
     )
     run = _run_scanned if scanned else _run_unrolled
     try:
-        evaluation, gradients = run(oracle, batch, evaluated, size, sizes)
+        evaluation, gradients = run(oracle, batch, grouping, size, sizes)
     except Exception as error:
         error.add_note(
             "This happened while the model ran on the rows of one group, a "
@@ -59,11 +59,14 @@ def microbatch(oracle, groups):
         )
         raise
     oracle.record(evaluation)
-    return _collect(oracle, gradients, sizes)
+    return _collect(oracle, gradients, sizes, grouping)
 
 
-def _run_unrolled(oracle, batch, groups, size, sizes):
+def _run_unrolled(oracle, batch, grouping, size, sizes):
     """Evaluates each group by itself; on TensorFlow and JAX in one graph."""
+    groups = grouping.groups
+    if rows.is_static(size):
+        groups = min(groups, size)
     evaluations = []
     gradients = []
     carried = oracle.carried
@@ -73,7 +76,7 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
 
         def evaluate(k=k, carried=carried):
             evaluation, group = oracle.evaluate(
-                rows.take_group(batch, k, groups),
+                grouping.take(batch, k, size),
                 shift_seeds(variables, oracle.non_trainable, k),
                 carried,
                 shares[k],
@@ -94,8 +97,8 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
     losses = [evaluation.loss for evaluation in evaluations]
     merged = evaluations[0]._replace(
         loss=weighted_sum(shares, losses),
-        y_pred=rows.merge_groups([e.y_pred for e in evaluations], size),
-        masks=rows.merge_groups([e.masks for e in evaluations], size),
+        y_pred=grouping.merge([e.y_pred for e in evaluations], size),
+        masks=grouping.merge([e.masks for e in evaluations], size),
         state=oracle.state_pool().merge(
             oracle.non_trainable, [e.state for e in evaluations], shares
         ),
@@ -105,8 +108,9 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
     return merged, gradients
 
 
-def _run_scanned(oracle, batch, groups, size, sizes):
+def _run_scanned(oracle, batch, grouping, size, sizes):
     """Groups of equal size in one loop: the memory of one group at a time."""
+    groups = grouping.groups
     variables = oracle.model.non_trainable_variables
 
     def one_group(carried, inputs):
@@ -120,7 +124,7 @@ def _run_scanned(oracle, batch, groups, size, sizes):
         carried = evaluation.carried
         return carried, (evaluation._replace(carried=[]), group)
 
-    batches = rows.stack_groups(batch, groups)
+    batches = grouping.stack(batch)
     carried, (stacked, gradients) = tracing.scan(
         one_group,
         oracle.carried,
@@ -133,8 +137,8 @@ def _run_scanned(oracle, batch, groups, size, sizes):
     ]
     merged = stacked._replace(
         loss=keras.ops.mean(stacked.loss),
-        y_pred=rows.unstack_groups(stacked.y_pred),
-        masks=rows.unstack_groups(stacked.masks),
+        y_pred=grouping.unstack(stacked.y_pred),
+        masks=grouping.unstack(stacked.masks),
         state=oracle.state_pool().merge(oracle.non_trainable, states, shares),
         carried=carried,
         replacements=[
@@ -182,7 +186,7 @@ def _without_rows(oracle, first, carried):
     return otherwise
 
 
-def _collect(oracle, gradients, sizes):
+def _collect(oracle, gradients, sizes, grouping):
     """Brings the K gradients of every variable together."""
     variables = oracle.variables
     if isinstance(gradients[0], list):
@@ -211,12 +215,11 @@ def _collect(oracle, gradients, sizes):
         packed = products.pack_groups(list(zip(*lists)))
     else:
         packed = [in_full_precision(s) for s in stacks]
-    packed, sizes = devices.sum_groups(packed, sizes)
     if oracle.loss_scale is not None:
         packed = [
             s / keras.ops.cast(oracle.loss_scale, s.dtype) for s in packed
         ]
-    return GroupGradients(oracle, packed, shapes, sizes)
+    return GroupGradients(oracle, packed, shapes, sizes, grouping.aligned)
 
 
 def _shares(sizes, size):

@@ -109,18 +109,20 @@ class GradientOracle(BatchLoss):
         """The loss here, once a gradient was asked for."""
         return self._outcome.loss
 
-    def group_gradients(self, groups, engine="auto"):
+    def group_gradients(self, groups, engine="auto", rule="interleaved"):
         """The gradients of K groups of rows, as a `GroupGradients`.
 
         Args:
             groups: Int, K.
             engine: One of `ENGINES`.
+            rule: Which rows are in which group, as in `grouping_for`.
         """
-        if (groups, engine) not in self._answers:
-            self._answers[groups, engine] = self._in_turn(
-                lambda: group_gradients(self, groups, engine)
+        key = groups, engine, rule
+        if key not in self._answers:
+            self._answers[key] = self._in_turn(
+                lambda: group_gradients(self, *key)
             )
-        return self._answers[groups, engine]
+        return self._answers[key]
 
     def at(self, shift, factor=None):
         """The same oracle at the weights + `factor * shift`.

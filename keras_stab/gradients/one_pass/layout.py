@@ -6,35 +6,39 @@ import numpy as np
 from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.gradients import rows
+from keras_stab.gradients.grouping import grouping_of
 
 
 class Layout:
-    """Row i of a batch of B belongs to group i mod K.
+    """The rows of a batch of B while a model runs, and their groups in tensors.
 
     When K divides B, the rows are put group by group once, at the input, so
     that every layer sees K blocks. Otherwise they stay where they are and
     each tensor is padded with rows of zeros when its groups are formed (also
-    with `sorts=False`).
+    with `sorts=False`, where devices share the rows, which must not move).
 
     A tensor inside the model may have B c leading rows, c for each row of the
     batch (a reshape of `[B, T, d]` to `[B T, d]` has).
     """
 
-    def __init__(self, batch, groups, sorts=True):
+    def __init__(self, batch, groups, sorts=True, rule="interleaved"):
         self.groups = groups
+        self.grouping = grouping_of(rule, groups)
         self.size = rows.batch_size(*batch)
         rows.check_not_empty(self.size)
-        self.sizes = rows.group_sizes(self.size, groups)
+        self.sizes = self.grouping.sizes(self.size)
         self.is_static = rows.is_static(self.size)
         self.is_even = self.is_static and self.size % groups == 0
-        self.sorted = self.is_even and sorts
+        self._in_blocks = rule == "contiguous"
+        # Whether each group is a block of successive rows.
+        self.sorted = self.is_even and (sorts or self._in_blocks)
         # A step that runs eagerly may be given arrays.
         self.batch = rows.as_tensors(batch)
         conditions = rows.length_checks(batch)
         if conditions:
             self.batch = tracing.checked(self.batch, conditions)
-        if self.sorted:
-            stacked = rows.stack_groups(self.batch, groups)
+        if self.sorted and not self._in_blocks:
+            stacked = self.grouping.stack(self.batch)
             self.batch = rows.map_tensors(rows.merge_first_axes, stacked)
 
     def group(self, data, k):
@@ -45,9 +49,11 @@ class Layout:
                 share = tensor.shape[0] // self.groups
                 return tensor[k * share : (k + 1) * share]
             if tensor.shape[0] == self.size:
-                return tensor[k :: self.groups]
-            blocks = self._by_row(tensor)[k :: self.groups]
-            return rows.merge_first_axes(blocks)
+                return self.grouping.take(tensor, k, self.size)
+            by_row = self._by_row(tensor)
+            return rows.merge_first_axes(
+                self.grouping.take(by_row, k, self.size)
+            )
 
         return rows.map_tensors(cut, data)
 
@@ -58,6 +64,8 @@ class Layout:
             return products.reshape(tensor, (self.groups, -1) + rest)
         missing = -self.size % self.groups
         tensor = self._by_row(tensor)
+        if self._in_blocks:
+            return self._stack_blocks(tensor)
         shape = keras.ops.shape(tensor)
         zeros = keras.ops.zeros((missing, shape[1]) + rest, tensor.dtype)
         tensor = keras.ops.concatenate([tensor, zeros], axis=0)
@@ -70,6 +78,49 @@ class Layout:
         tensor = products.swapaxes(tensor, 0, 1)
         return products.reshape(tensor, (self.groups, -1) + rest)
 
+    def _stack_blocks(self, tensor):
+        """From `[B, c, ...]` to `[K, n c, ...]`; longer groups come first."""
+        source = self._first_rows()[:, None] + self._positions()[None, :]
+        source = keras.ops.minimum(source, self.size - 1)
+        taken = keras.ops.take(tensor, source, axis=0)
+        own = self._own_rows()
+        own = products.reshape(own, (*own.shape, *(1,) * len(tensor.shape[1:])))
+        taken = keras.ops.where(own, taken, keras.ops.zeros((), tensor.dtype))
+        shape = (self.groups, -1, *tuple(tensor.shape[2:]))
+        return products.reshape(taken, shape)
+
+    def _unstack_blocks(self, tensor):
+        """From `[K, n, c, ...]` to `[B, c, ...]`."""
+        shape = tuple(keras.ops.shape(tensor))
+        flat = products.reshape(tensor, (shape[0] * shape[1], *shape[2:]))
+        first = self._first_rows()
+        row = keras.ops.arange(self.size, dtype="int32")
+        group = products.sum_over(
+            keras.ops.cast(row[:, None] >= first[None, 1:], "int32"), 1
+        )
+        place = group * self._longest() + row - keras.ops.take(first, group)
+        return keras.ops.take(flat, place, axis=0)
+
+    def _first_rows(self):
+        """The number of the first row of each group, `[K]`."""
+        first = [
+            self.grouping.first_row(k, self.size) for k in range(self.groups)
+        ]
+        return keras.ops.cast(keras.ops.stack(first), "int32")
+
+    def _positions(self):
+        return keras.ops.arange(self._longest(), dtype="int32")
+
+    def _own_rows(self):
+        """Which rows `[K, n]` of padded groups are none of padding."""
+        if self._in_blocks:
+            sizes = keras.ops.cast(keras.ops.stack(self.sizes), "int32")
+            return self._positions()[None, :] < sizes[:, None]
+        longest = self._longest()
+        index = keras.ops.arange(longest * self.groups, dtype="int32")
+        own = products.reshape(index < self.size, (longest, self.groups))
+        return products.swapaxes(own, 0, 1)
+
     def unstack(self, tensor):
         """From `[K, n c, ...]`, padded, back to `[B c, ...]`."""
         rest = tuple(tensor.shape[2:])
@@ -78,7 +129,11 @@ class Layout:
         length = tensor.shape[1] or keras.ops.shape(tensor)[1]
         positions = length // self._longest()
         shape = (self.groups, self._longest(), positions, *rest)
-        tensor = products.swapaxes(products.reshape(tensor, shape), 0, 1)
+        tensor = products.reshape(tensor, shape)
+        if self._in_blocks:
+            tensor = self._unstack_blocks(tensor)
+            return products.reshape(tensor, (-1, *rest))
+        tensor = products.swapaxes(tensor, 0, 1)
         return products.reshape(tensor, (-1, *rest))[: self.size * positions]
 
     def members(self, stacked):
@@ -88,9 +143,7 @@ class Layout:
         if self.is_even:
             return None
         longest = self._longest()
-        index = keras.ops.arange(longest * self.groups, dtype="int32")
-        own = products.reshape(index < self.size, (longest, self.groups))
-        own = products.swapaxes(own, 0, 1)[:, :, None]
+        own = self._own_rows()[:, :, None]
         length = stacked.shape[1] or keras.ops.shape(stacked)[1]
         shape = (self.groups, longest, length // longest)
         own = keras.ops.broadcast_to(own, shape)
@@ -113,10 +166,9 @@ class Layout:
 
     def restore(self, data):
         """Outputs of the model, back in the order of the rows."""
-        if not self.sorted:
+        if self._in_blocks or not self.sorted:
             return data
-
-        return rows.unstack_groups(rows.map_tensors(self.stack, data))
+        return self.grouping.unstack(rows.map_tensors(self.stack, data))
 
     def _by_row(self, tensor):
         """From `[B c, ...]` to `[B, c, ...]`."""
