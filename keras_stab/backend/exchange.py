@@ -9,18 +9,12 @@ device ("aligned"), and (K + 1) / 2 times that where its rows are spread.
 """
 
 import dataclasses
-import math
 
 import keras
 
 from keras_stab.backend import devices
+from keras_stab.backend import sharding
 from keras_stab.backend.devices import BACKEND
-
-if BACKEND == "jax":
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec
 
 
 def batch_shares():
@@ -30,9 +24,21 @@ def batch_shares():
     whose arrays are those of all rows. Elsewhere a replica sees its own rows.
     """
     if BACKEND == "jax":
-        mesh, axis = _mesh()
+        mesh, axis = sharding.mesh_and_axis()
         return 1 if mesh is None else mesh.shape[axis]
     return devices.replicas()
+
+
+def computes_on_each_device():
+    """Whether a part of a step may run on each device's rows alone.
+
+    Where the program is one for all devices: with weights on each of them.
+    """
+    return (
+        BACKEND == "jax"
+        and batch_shares() > 1
+        and not (sharding.cuts_weights())
+    )
 
 
 def sees_own_rows():
@@ -104,6 +110,11 @@ class GroupSlices:
     sizes: list
     shapes: list | None = None
 
+    def divided_by(self, scale):
+        """The same, divided by a scalar: that of a loss scaler."""
+        slices = [s / keras.ops.cast(scale, s.dtype) for s in self.slices]
+        return dataclasses.replace(self, slices=slices)
+
 
 def cut(stacks, sizes, aligned=False):
     """Cuts K gradients along the weights over the devices: `GroupSlices`.
@@ -120,7 +131,12 @@ def cut(stacks, sizes, aligned=False):
     if batch_shares() == 1:
         return GroupSlices(stacks, sizes)
     if BACKEND == "jax":
-        return _cut_by_sharding(stacks, sizes, aligned)
+        if sharding.cuts_weights():  # which it would undo
+            return GroupSlices(stacks, sizes)
+        shapes = [tuple(stack.shape[1:]) for stack in stacks]
+        aligned = aligned and len(sizes) % batch_shares() == 0
+        slices = sharding.cut_along_weights(stacks, aligned)
+        return GroupSlices(slices, sizes, shapes)
     if aligned:
         raise ValueError(
             'GRAIN(across="replicas") is not served on several replicas of '
@@ -131,7 +147,9 @@ def cut(stacks, sizes, aligned=False):
 
 def sum_over_devices(small):
     """Adds up a small tensor, what each device's slices give of it."""
-    # On JAX, and where the slices are whole, it is the sum already.
+    if BACKEND == "jax" and batch_shares() > 1:
+        # It is the sum already. What is computed from it should not be cut.
+        return sharding.whole_on_each_device(small)
     return small
 
 
@@ -145,49 +163,5 @@ def whole(combined, shapes):
     if shapes is None:
         return combined
     if BACKEND == "jax":
-        return _gathered(combined, shapes)
+        return sharding.gathered(combined, shapes)
     return combined
-
-
-# ---- JAX: two shardings of one array ---------------------------------------
-
-
-def _mesh():
-    """The mesh of `keras.distribution` and its axis along which rows lie."""
-    distribution = keras.distribution.distribution()
-    if distribution is None or distribution.batch_dim_name is None:
-        return None, None
-    mesh = distribution.device_mesh.backend_mesh
-    return mesh, distribution.batch_dim_name
-
-
-def _laid_out(tensor, *axes):
-    mesh, _ = _mesh()
-    sharding = NamedSharding(mesh, PartitionSpec(*axes))
-    return jax.lax.with_sharding_constraint(tensor, sharding)
-
-
-def _cut_by_sharding(stacks, sizes, aligned):
-    mesh, axis = _mesh()
-    if len(mesh.shape) > 1:  # which would undo the layout of the variables
-        return GroupSlices(stacks, sizes)
-    aligned = aligned and len(sizes) % mesh.shape[axis] == 0
-    shapes = [tuple(stack.shape[1:]) for stack in stacks]
-    slices = []
-    for stack in stacks:
-        flat = jnp.reshape(stack, (stack.shape[0], -1))
-        missing = -flat.shape[1] % mesh.shape[axis]
-        flat = jnp.pad(flat, ((0, 0), (0, missing)))
-        if aligned:
-            flat = _laid_out(flat, axis, None)
-        slices.append(_laid_out(flat, None, axis))
-    return GroupSlices(slices, sizes, shapes)
-
-
-def _gathered(combined, shapes):
-    _, axis = _mesh()
-    answer = []
-    for part, shape in zip(combined, shapes):
-        part = _laid_out(_laid_out(part, axis), None)
-        answer.append(jnp.reshape(part[: math.prod(shape)], shape))
-    return answer

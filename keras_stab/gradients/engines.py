@@ -8,6 +8,7 @@ from keras_stab import keras_internals
 from keras_stab.arguments import checked_count
 from keras_stab.backend import devices
 from keras_stab.backend import exchange
+from keras_stab.backend import tracing
 from keras_stab.gradients.grouping import grouping_for
 from keras_stab.gradients.microbatch import microbatch
 from keras_stab.gradients.one_pass.engine import one_pass
@@ -49,19 +50,21 @@ def group_gradients(oracle, groups, engine="auto", rule="interleaved"):
         grouping.aligned,
     )
     answer.plan = plan
-    _warn_of_empty_groups(oracle.model, answer.rows, groups)
+    _warn_of_empty_groups(oracle.model, answer)
     return answer
 
 
-def _warn_of_empty_groups(model, size, groups):
+def _warn_of_empty_groups(model, answer):
     """Warns once if the first batch has too few: a later one may be short."""
+    size, groups = answer.rows, len(answer.sizes)
     known = remembered(model, _FOUND)
     if groups in known or not is_static(size):
         return
     known[groups] = True
-    if size < groups:
+    empty = sum(n == 0 for n in answer.sizes)
+    if empty:
         warnings.warn(
-            f"Each group needs a row: of {groups} groups {groups - size} are "
+            f"Each group needs a row: of {groups} groups {empty} are "
             "empty and take no part in the step. Use larger batches or fewer "
             f"groups. Received: groups={groups}, a batch of {size} rows",
             stacklevel=2,
@@ -72,7 +75,8 @@ def _answer(oracle, grouping, engine):
     groups = grouping.groups
     if engine == "microbatch":
         plan = Plan("microbatch", "asked for", groups)
-        return microbatch(oracle, grouping), plan
+        apart = _rows_apart(oracle, grouping)
+        return microbatch(oracle, grouping, apart), plan
     try:
         return _one_pass(oracle, grouping, engine)
     except Refusal as refusal:
@@ -83,7 +87,32 @@ def _answer(oracle, grouping, engine):
                 f"Received: model {oracle.model.name!r}"
             ) from refusal
         plan = Plan("microbatch", str(refusal), groups)
-        return microbatch(oracle, grouping), plan
+        apart = _rows_apart(oracle, grouping)
+        return microbatch(oracle, grouping, apart), plan
+
+
+def _rows_apart(oracle, grouping):
+    """Whether devices may compute their parts of a group without the others.
+
+    Where the model mixes no rows and the loss is a mean over them, which the
+    one-pass engine finds out. Known once for a model.
+    """
+    if grouping.aligned or not exchange.computes_on_each_device():
+        return False
+    known = remembered(oracle.model, _FOUND)
+    key = "rows apart", _key(oracle)
+    if key not in known:
+        known[key] = False
+        layout = Layout(oracle.batch, grouping.groups, sorts=False)
+
+        def ask(_):
+            examined = examine(oracle)
+            _, answer = one_pass(oracle, layout, examined)
+            known[key] = answer.is_of_rows and not examined.by_group
+
+        with contextlib.suppress(Refusal):
+            tracing.traced(ask, [])
+    return known[key]
 
 
 def _one_pass(oracle, grouping, engine):
@@ -94,7 +123,7 @@ def _one_pass(oracle, grouping, engine):
             "groups, which one pass does not form"
         )
     alone = exchange.batch_shares() == 1
-    layout = Layout(oracle.batch, groups, sorts=alone, rule=grouping.rule)
+    layout = Layout(oracle.batch, groups, sorts=alone, grouping=grouping)
     known = remembered(oracle.model, _FOUND)
     key = _key(oracle)
     size = layout.size if layout.is_static else None

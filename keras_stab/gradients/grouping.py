@@ -50,7 +50,7 @@ def grouping_for(rule, groups):
 
 
 class Grouping:
-    """B rows in K groups, of which the first B mod K have one row more.
+    """B rows in K groups.
 
     Attributes:
         groups: K, or those of this replica alone.
@@ -66,9 +66,12 @@ class Grouping:
         self.groups = groups
 
     def sizes(self, size):
-        """Rows in each group of a batch, a list."""
-        groups = self.groups
-        return [(size - k + groups - 1) // groups for k in range(groups)]
+        """Rows in each group of a batch, a list; the empty ones come last."""
+        raise NotImplementedError
+
+    def no_single_rows(self, size):
+        """Whether no group has only one row."""
+        raise NotImplementedError
 
     def take(self, data, k, size):
         """The rows of group k, from any nested structure of tensors."""
@@ -95,6 +98,13 @@ class Interleaved(Grouping):
     """
 
     rule = "interleaved"
+
+    def sizes(self, size):
+        groups = self.groups
+        return [(size - k + groups - 1) // groups for k in range(groups)]
+
+    def no_single_rows(self, size):
+        return size >= 2 * self.groups
 
     def take(self, data, k, size):
         return rows.map_tensors(lambda leaf: leaf[k :: self.groups], data)
@@ -135,24 +145,35 @@ class Interleaved(Grouping):
 
 
 class Contiguous(Grouping):
-    """Group k is the k-th block of successive rows.
+    """Group k is the k-th block of successive rows, of B/K rounded up.
 
-    Where devices share a batch row block by row block, a group then lies
-    whole on a device.
+    Where that is not even, the last groups are shorter or empty. It is how a
+    batch is dealt out to devices: a group then lies whole on one.
     """
 
     rule = "contiguous"
 
-    def first_row(self, k, size):
-        """The number of the first row of group k."""
-        longer = size % self.groups
+    def sizes(self, size):
+        ends = self._ends(size)
+        return [end - first for first, end in zip(ends, ends[1:])]
+
+    def no_single_rows(self, size):
+        longest = (size + self.groups - 1) // self.groups
         if rows.is_static(size):
-            return k * (size // self.groups) + min(k, longer)
-        return k * (size // self.groups) + keras.ops.minimum(k, longer)
+            return longest > 1 and size % longest != 1
+        return keras.ops.logical_and(
+            longest > 1, size % keras.ops.maximum(longest, 1) != 1
+        )
 
     def take(self, data, k, size):
-        first, end = self.first_row(k, size), self.first_row(k + 1, size)
+        first, end = self._ends(size)[k : k + 2]
         return rows.map_tensors(lambda leaf: leaf[first:end], data)
+
+    def _ends(self, size):
+        """Where each group begins, and the last one ends."""
+        longest = (size + self.groups - 1) // self.groups
+        minimum = min if rows.is_static(size) else keras.ops.minimum
+        return [minimum(k * longest, size) for k in range(self.groups + 1)]
 
     def stack(self, data):
         def split(leaf):

@@ -21,8 +21,9 @@ class GroupGradients:
         rows: Rows in the batch.
     """
 
-    def __init__(self, oracle, packed, shapes, sizes, aligned=False):
-        cut = exchange.cut(packed, sizes, aligned)
+    def __init__(self, oracle, cut, shapes):
+        if oracle.loss_scale is not None:
+            cut = cut.divided_by(oracle.loss_scale)
         self.sizes = cut.sizes
         self.rows = sum(cut.sizes)
         self.present = rows.present(cut.sizes)

@@ -72,8 +72,8 @@ class GRAIN(HasWindow, GradientMethod):
             `BatchNormalization` is served). `"auto"` takes the cheaper one
             that works; `plan()` says which and why. Defaults to `"auto"`.
         grouping: `"interleaved"`: row i of a batch belongs to group i mod K.
-            `"contiguous"`: the groups are blocks of successive rows, the
-            first B mod K of them one row longer than the others; so with
+            `"contiguous"`: the groups are blocks of B/K successive rows,
+            rounded up, so that the last ones may be shorter or empty; with
             `groups=K` one device computes what K devices do with
             `across="replicas"`, where no other rule is possible. `None`
             stands for the one that fits `across`. Defaults to `None`.

@@ -6,7 +6,7 @@ import numpy as np
 from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.gradients import rows
-from keras_stab.gradients.grouping import grouping_of
+from keras_stab.gradients.grouping import Interleaved
 
 
 class Layout:
@@ -21,15 +21,15 @@ class Layout:
     batch (a reshape of `[B, T, d]` to `[B T, d]` has).
     """
 
-    def __init__(self, batch, groups, sorts=True, rule="interleaved"):
+    def __init__(self, batch, groups, sorts=True, grouping=None):
         self.groups = groups
-        self.grouping = grouping_of(rule, groups)
+        self.grouping = grouping or Interleaved(groups)
         self.size = rows.batch_size(*batch)
         rows.check_not_empty(self.size)
         self.sizes = self.grouping.sizes(self.size)
         self.is_static = rows.is_static(self.size)
         self.is_even = self.is_static and self.size % groups == 0
-        self._in_blocks = rule == "contiguous"
+        self._in_blocks = self.grouping.rule == "contiguous"
         # Whether each group is a block of successive rows.
         self.sorted = self.is_even and (sorts or self._in_blocks)
         # A step that runs eagerly may be given arrays.
@@ -64,11 +64,11 @@ class Layout:
             return products.reshape(tensor, (self.groups, -1) + rest)
         missing = -self.size % self.groups
         tensor = self._by_row(tensor)
-        if self._in_blocks:
-            return self._stack_blocks(tensor)
         shape = keras.ops.shape(tensor)
         zeros = keras.ops.zeros((missing, shape[1]) + rest, tensor.dtype)
         tensor = keras.ops.concatenate([tensor, zeros], axis=0)
+        if self._in_blocks:
+            return products.reshape(tensor, (self.groups, -1) + rest)
         # [n, K, c, ...]: the rows of a group are K apart.
         shape = keras.ops.shape(tensor)
         tensor = products.reshape(
@@ -78,46 +78,12 @@ class Layout:
         tensor = products.swapaxes(tensor, 0, 1)
         return products.reshape(tensor, (self.groups, -1) + rest)
 
-    def _stack_blocks(self, tensor):
-        """From `[B, c, ...]` to `[K, n c, ...]`; longer groups come first."""
-        source = self._first_rows()[:, None] + self._positions()[None, :]
-        source = keras.ops.minimum(source, self.size - 1)
-        taken = keras.ops.take(tensor, source, axis=0)
-        own = self._own_rows()
-        own = products.reshape(own, (*own.shape, *(1,) * len(tensor.shape[1:])))
-        taken = keras.ops.where(own, taken, keras.ops.zeros((), tensor.dtype))
-        shape = (self.groups, -1, *tuple(tensor.shape[2:]))
-        return products.reshape(taken, shape)
-
-    def _unstack_blocks(self, tensor):
-        """From `[K, n, c, ...]` to `[B, c, ...]`."""
-        shape = tuple(keras.ops.shape(tensor))
-        flat = products.reshape(tensor, (shape[0] * shape[1], *shape[2:]))
-        first = self._first_rows()
-        row = keras.ops.arange(self.size, dtype="int32")
-        group = products.sum_over(
-            keras.ops.cast(row[:, None] >= first[None, 1:], "int32"), 1
-        )
-        place = group * self._longest() + row - keras.ops.take(first, group)
-        return keras.ops.take(flat, place, axis=0)
-
-    def _first_rows(self):
-        """The number of the first row of each group, `[K]`."""
-        first = [
-            self.grouping.first_row(k, self.size) for k in range(self.groups)
-        ]
-        return keras.ops.cast(keras.ops.stack(first), "int32")
-
-    def _positions(self):
-        return keras.ops.arange(self._longest(), dtype="int32")
-
     def _own_rows(self):
         """Which rows `[K, n]` of padded groups are none of padding."""
-        if self._in_blocks:
-            sizes = keras.ops.cast(keras.ops.stack(self.sizes), "int32")
-            return self._positions()[None, :] < sizes[:, None]
         longest = self._longest()
         index = keras.ops.arange(longest * self.groups, dtype="int32")
+        if self._in_blocks:
+            return products.reshape(index < self.size, (self.groups, longest))
         own = products.reshape(index < self.size, (longest, self.groups))
         return products.swapaxes(own, 0, 1)
 
@@ -128,12 +94,10 @@ class Layout:
             return products.reshape(tensor, (-1, *rest))
         length = tensor.shape[1] or keras.ops.shape(tensor)[1]
         positions = length // self._longest()
-        shape = (self.groups, self._longest(), positions, *rest)
-        tensor = products.reshape(tensor, shape)
-        if self._in_blocks:
-            tensor = self._unstack_blocks(tensor)
-            return products.reshape(tensor, (-1, *rest))
-        tensor = products.swapaxes(tensor, 0, 1)
+        if not self._in_blocks:
+            shape = (self.groups, self._longest(), positions, *rest)
+            tensor = products.reshape(tensor, shape)
+            tensor = products.swapaxes(tensor, 0, 1)
         return products.reshape(tensor, (-1, *rest))[: self.size * positions]
 
     def members(self, stacked):
