@@ -53,7 +53,7 @@ class GroupGradients:
             weights: Tensor `(K,)`. A group of weight 0 does not enter, even
                 when its gradient is not finite.
         """
-        weights = weights[: self._evaluated()]
+        weights = exchange.alike(weights)[: self._evaluated()]
         combined = [
             group_weights.combine(weights, part) for part in self._cut.slices
         ]

@@ -52,7 +52,7 @@ class OnePassGradients:
 
     def combine(self, weights):
         """The combination `sum_k weights[k] g_k`, one tensor per variable."""
-        whole = weights
+        whole = weights = exchange.alike(weights)
         weights = self._times_factors(weights, (-1,))
         if self._oracle.values:
             like = self._oracle.values[0]
