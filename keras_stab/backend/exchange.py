@@ -145,6 +145,15 @@ def cut(stacks, sizes, aligned=False):
     return GroupSlices(*devices.sum_groups(stacks, sizes))
 
 
+def with_shared_rows(tensor):
+    """The same tensor, its rows dealt out to the devices where they can be."""
+    if BACKEND != "jax" or batch_shares() == 1:
+        return tensor
+    if tensor.shape[0] % batch_shares():
+        return tensor
+    return sharding.cut_by_rows(tensor)
+
+
 def sum_over_devices(small):
     """Adds up a small tensor, what each device's slices give of it."""
     return alike(small)  # On JAX it is the sum already.

@@ -40,6 +40,12 @@ def laid_out(tensor, *axes):
     return jax.lax.with_sharding_constraint(tensor, sharding)
 
 
+def cut_by_rows(tensor):
+    """The same array, each device with a block of its rows."""
+    _, axis = mesh_and_axis()
+    return laid_out(tensor, axis)
+
+
 def whole_on_each_device(tensor):
     """The same array, whole on every device."""
     return laid_out(tensor, *(None,) * tensor.ndim)

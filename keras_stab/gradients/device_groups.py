@@ -9,6 +9,7 @@ import keras
 from keras_stab.backend import exchange
 from keras_stab.backend import sharding
 from keras_stab.backend import tracing
+from keras_stab.gradients import rows
 from keras_stab.gradients.convolutional import has_convolution
 from keras_stab.gradients.grouping import Contiguous
 from keras_stab.gradients.grouping import Interleaved
@@ -21,15 +22,18 @@ class InTurn(Exception):
 
 
 def groups_on_own_device(oracle, batch, grouping, size):
-    """Groups that lie whole on a device: one `Evaluation` of all, and stacks.
+    """Groups whole on a device: one `Evaluation` of all, and stacks.
 
-    The gradients `[K, *shape]` are cut along the groups.
+    The rows of a batch are moved to the device of their group: less than the
+    gradients of all groups on all devices would be. The gradients
+    `[K, *shape]` are cut along the groups.
 
     Raises:
         InTurn: If one group must see what another has left behind.
     """
     groups, shares = grouping.groups, exchange.batch_shares()
     own = Contiguous(groups // shares)
+    batch = rows.map_tensors(_by_group, grouping.stack(batch))
 
     def evaluate(index, part, shared):
         first = index * own.groups
@@ -51,10 +55,19 @@ def groups_on_own_device(oracle, batch, grouping, size):
         state=oracle.state_pool().merge(
             oracle.non_trainable, states, [1 / groups] * groups
         ),
-        y_pred=grouping.unstack(stacked.y_pred),
-        masks=grouping.unstack(stacked.masks),
+        y_pred=_in_order(grouping, stacked.y_pred),
+        masks=_in_order(grouping, stacked.masks),
     )
     return merged, gradients
+
+
+def _by_group(stacked):
+    return exchange.with_shared_rows(rows.merge_first_axes(stacked))
+
+
+def _in_order(grouping, stacked):
+    ordered = grouping.unstack(stacked)
+    return rows.map_tensors(exchange.with_shared_rows, ordered)
 
 
 def groups_over_devices(oracle, batch, grouping, size):

@@ -28,6 +28,7 @@ _WORTHWHILE = 0.05
 # What was found out about a model, so that no step repeats it: `Examined`; for
 # a number of rows the `Plan`; or why it was refused.
 _FOUND = "group gradients"
+_DRAWS = "draws random numbers"
 
 
 def group_gradients(oracle, groups, engine="auto", rule="interleaved"):
@@ -122,10 +123,12 @@ def _one_pass(oracle, grouping, engine):
             "the replicas of tf.distribute exchange the gradients of all "
             "groups, which one pass does not form"
         )
-    alone = exchange.batch_shares() == 1
-    layout = Layout(oracle.batch, groups, sorts=alone, grouping=grouping)
     known = remembered(oracle.model, _FOUND)
     key = _key(oracle)
+    # Rows that devices share stay where they are. But random numbers are drawn
+    # row by row, and the groups are to get those of one device.
+    sorts = exchange.batch_shares() == 1 or (_DRAWS, key) in known
+    layout = Layout(oracle.batch, groups, sorts, grouping)
     size = layout.size if layout.is_static else None
     with _refused_once(known, key):
         if key not in known:
@@ -133,6 +136,9 @@ def _one_pass(oracle, grouping, engine):
     key = key, size, groups, engine, grouping.rule
     with _refused_once(known, key):
         evaluation, answer = one_pass(oracle, layout, known[key[0]])
+        if answer.draws and not sorts:
+            known[_DRAWS, key[0]] = True
+            return _one_pass(oracle, grouping, engine)
         if key not in known:
             plan = Plan("one_pass", "asked for", groups, answer.works())
             if engine == "auto":

@@ -69,7 +69,10 @@ def microbatch(oracle, grouping, rows_apart=False):
         shapes = [tuple(v.shape) for v in oracle.variables]
         slices = exchange.GroupSlices(gradients, sizes, shapes)
         return GroupGradients(oracle, slices, shapes)
-    return _collect(oracle, gradients, sizes, grouping)
+    aligned = grouping.aligned
+    if not exchange.sees_own_rows():
+        aligned = where is groups_on_own_device
+    return _collect(oracle, gradients, sizes, aligned)
 
 
 def _on_devices(grouping, size, rows_apart):
@@ -77,7 +80,7 @@ def _on_devices(grouping, size, rows_apart):
     shares = exchange.batch_shares()
     if not exchange.computes_on_each_device() or size % shares:
         return None
-    if grouping.aligned and size % grouping.groups == 0:
+    if grouping.groups % shares == 0 and size % grouping.groups == 0:
         return groups_on_own_device
     own = size // shares
     if grouping.rule == "interleaved" and own % grouping.groups == 0:
@@ -209,7 +212,7 @@ def _without_rows(oracle, first, carried):
     return otherwise
 
 
-def _collect(oracle, gradients, sizes, grouping):
+def _collect(oracle, gradients, sizes, aligned):
     """Brings the K gradients of every variable together."""
     variables = oracle.variables
     if isinstance(gradients[0], list):
@@ -238,7 +241,7 @@ def _collect(oracle, gradients, sizes, grouping):
         packed = products.pack_groups(list(zip(*lists)))
     else:
         packed = [in_full_precision(s) for s in stacks]
-    cut = exchange.cut(packed, sizes, grouping.aligned)
+    cut = exchange.cut(packed, sizes, aligned)
     return GroupGradients(oracle, cut, shapes)
 
 

@@ -16,7 +16,12 @@ class OnePassGradients:
 
     Those of group k are `factors[k]` times what `by_variable` says, without
     the terms of regularisers.
+
+    Attributes:
+        draws: How often the model drew random numbers.
     """
+
+    draws = 0
 
     def __init__(self, oracle, layout, by_variable, factors, regularised):
         self.sizes = layout.sizes
@@ -24,8 +29,7 @@ class OnePassGradients:
         self.present = rows.present(layout.sizes)
         self._oracle = oracle
         self._by_variable = by_variable
-        aligned = layout.grouping.aligned and layout.is_even
-        self._parts = gathered(by_variable, aligned)
+        self._parts = gathered(by_variable, layout.is_aligned)
         self._factors = factors
         self._regularised = regularised
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_stab.backend import exchange
 from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.gradients import rows
@@ -15,7 +16,7 @@ class Layout:
     When K divides B, the rows are put group by group once, at the input, so
     that every layer sees K blocks. Otherwise they stay where they are and
     each tensor is padded with rows of zeros when its groups are formed (also
-    with `sorts=False`, where devices share the rows, which must not move).
+    with `sorts=False`, where devices share the rows, which then need not move).
 
     A tensor inside the model may have B c leading rows, c for each row of the
     batch (a reshape of `[B, T, d]` to `[B T, d]` has).
@@ -32,6 +33,8 @@ class Layout:
         self._in_blocks = self.grouping.rule == "contiguous"
         # Whether each group is a block of successive rows.
         self.sorted = self.is_even and (sorts or self._in_blocks)
+        # Whether each lies whole on one of the devices that share the rows.
+        self.is_aligned = self.sorted and groups % exchange.batch_shares() == 0
         # A step that runs eagerly may be given arrays.
         self.batch = rows.as_tensors(batch)
         conditions = rows.length_checks(batch)
@@ -39,7 +42,7 @@ class Layout:
             self.batch = tracing.checked(self.batch, conditions)
         if self.sorted and not self._in_blocks:
             stacked = self.grouping.stack(self.batch)
-            self.batch = rows.map_tensors(rows.merge_first_axes, stacked)
+            self.batch = rows.map_tensors(_merged_rows, stacked)
 
     def group(self, data, k):
         """The rows of group k, from a structure of tensors of B c rows."""
@@ -132,7 +135,8 @@ class Layout:
         """Outputs of the model, back in the order of the rows."""
         if self._in_blocks or not self.sorted:
             return data
-        return self.grouping.unstack(rows.map_tensors(self.stack, data))
+        data = self.grouping.unstack(rows.map_tensors(self.stack, data))
+        return rows.map_tensors(exchange.with_shared_rows, data)
 
     def _by_row(self, tensor):
         """From `[B c, ...]` to `[B, c, ...]`."""
@@ -145,6 +149,10 @@ class Layout:
         return products.reshape(
             tensor, (self.size, tensor.shape[0] // self.size) + rest
         )
+
+
+def _merged_rows(stacked):
+    return exchange.with_shared_rows(rows.merge_first_axes(stacked))
 
 
 def spread_over(tensor, size):
