@@ -386,15 +386,24 @@ def test_backends_agree():
         ({"groups": 65}, "1 to 64"),
         ({"groups": 2.0}, "integer"),
         ({"groups": True}, "integer"),
-        ({"groups": None}, "integer"),
+        ({"groups": "4"}, "integer"),
         ({"engine": "fast"}, "engine"),
         ({"across": "epochs"}, "across"),
         ({"zero_groups": "keep"}, "zero_groups"),
+        ({"grouping": "rows"}, "grouping"),
+        (
+            {"across": "replicas", "grouping": "interleaved"},
+            'leave `grouping` out, or use "contiguous"',
+        ),
+        ({"across": "batches", "grouping": "contiguous"}, "nothing is split"),
         ({"across": "batches", "engine": "microbatch"}, "engine"),
         ({"learning_rate": 0.1}, "AdamW\\(learning_rate=0.1\\)"),
         ({"clipnorm": 1.0}, "inner"),
         ({"group": 4}, "did you mean `groups`"),
-        ({"nothing_like_it": 4}, "it has `across`, `engine`, `groups`"),
+        (
+            {"nothing_like_it": 4},
+            "it has `across`, `engine`, `grouping`, `groups`",
+        ),
     ],
 )
 def test_bad_arguments(arguments, words):

@@ -131,6 +131,18 @@ def weight_product(left, right):
     return in_full_precision(product)
 
 
+def product_of_all_groups(left, right):
+    """The sum of `left_k' right_k` over K groups, of factors `(H, K, n, d)`.
+
+    Without laying all tokens side by side, which on JAX would gather those
+    of other devices.
+    """
+    dtype = "float64" if left.dtype == "float64" else "float32"
+    return jnp.einsum(
+        "hknd,hknp->hdp", left, right, preferred_element_type=dtype
+    )
+
+
 def total(matrices):
     """The sum of matrices in full precision, in the widest of their dtypes."""
     if BACKEND != "torch":  # which does so by itself

@@ -14,6 +14,7 @@ if BACKEND == "tensorflow":
     import tensorflow as tf
 elif BACKEND == "jax":
     import jax
+    import jax.numpy as jnp
 elif BACKEND == "torch":
     import torch
 
@@ -174,6 +175,11 @@ def shapes_of(function):
         except Exception:
             # An operation that wants values, or an error that is to be told.
             return [t.shape for t in function()]
+
+
+def stacked(structures):
+    """Equal structures of arrays as one, whose leaves have a new first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *structures)
 
 
 def scan(function, carry, inputs):

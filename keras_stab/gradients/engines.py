@@ -1,11 +1,15 @@
 """Which engine answers for the groups of a batch, and why."""
 
 import contextlib
+import math
 import warnings
 
 from keras_stab import keras_internals
 from keras_stab.arguments import checked_count
 from keras_stab.backend import devices
+from keras_stab.backend import exchange
+from keras_stab.backend import tracing
+from keras_stab.gradients.grouping import grouping_for
 from keras_stab.gradients.microbatch import microbatch
 from keras_stab.gradients.one_pass.engine import one_pass
 from keras_stab.gradients.one_pass.examination import examine
@@ -24,38 +28,58 @@ _WORTHWHILE = 0.05
 # What was found out about a model, so that no step repeats it: `Examined`; for
 # a number of rows the `Plan`; or why it was refused.
 _FOUND = "group gradients"
+_DRAWS = "draws random numbers"
 
 
-def group_gradients(oracle, groups, engine="auto"):
-    """The gradients of K groups of rows; their `plan` says how."""
+def group_gradients(oracle, groups, engine="auto", rule="interleaved"):
+    """The gradients of K groups of rows; their `plan` says how.
+
+    Args:
+        oracle: The `GradientOracle`.
+        groups: Int, K over all devices.
+        engine: One of `ENGINES`.
+        rule: As in `grouping_for`.
+    """
     checked_count("groups", groups, 1)
-    answer, plan = _answer(oracle, groups, engine)
+    grouping = grouping_for(rule, groups)
+    answer, plan = _answer(oracle, grouping, engine)
+    plan.groups = groups
+    plan.grouping = grouping.rule
+    plan.traffic = exchange.traffic(
+        sum(math.prod(v.shape) for v in oracle.variables),
+        groups,
+        grouping.aligned,
+    )
     answer.plan = plan
-    _warn_of_empty_groups(oracle.model, answer.rows, groups)
+    _warn_of_empty_groups(oracle.model, answer)
     return answer
 
 
-def _warn_of_empty_groups(model, size, groups):
+def _warn_of_empty_groups(model, answer):
     """Warns once if the first batch has too few: a later one may be short."""
+    size, groups = answer.rows, len(answer.sizes)
     known = remembered(model, _FOUND)
     if groups in known or not is_static(size):
         return
     known[groups] = True
-    if size < groups:
+    empty = sum(n == 0 for n in answer.sizes)
+    if empty:
         warnings.warn(
-            f"Each group needs a row: of {groups} groups {groups - size} are "
+            f"Each group needs a row: of {groups} groups {empty} are "
             "empty and take no part in the step. Use larger batches or fewer "
             f"groups. Received: groups={groups}, a batch of {size} rows",
             stacklevel=2,
         )
 
 
-def _answer(oracle, groups, engine):
+def _answer(oracle, grouping, engine):
+    groups = grouping.groups
     if engine == "microbatch":
         plan = Plan("microbatch", "asked for", groups)
-        return microbatch(oracle, groups), plan
+        apart = _rows_apart(oracle, grouping)
+        return microbatch(oracle, grouping, apart), plan
     try:
-        return _one_pass(oracle, groups, engine)
+        return _one_pass(oracle, grouping, engine)
     except Refusal as refusal:
         if engine == "one_pass":
             raise ValueError(
@@ -64,25 +88,57 @@ def _answer(oracle, groups, engine):
                 f"Received: model {oracle.model.name!r}"
             ) from refusal
         plan = Plan("microbatch", str(refusal), groups)
-        return microbatch(oracle, groups), plan
+        apart = _rows_apart(oracle, grouping)
+        return microbatch(oracle, grouping, apart), plan
 
 
-def _one_pass(oracle, groups, engine):
+def _rows_apart(oracle, grouping):
+    """Whether devices may compute their parts of a group without the others.
+
+    Where the model mixes no rows and the loss is a mean over them, which the
+    one-pass engine finds out. Known once for a model.
+    """
+    if grouping.aligned or not exchange.computes_on_each_device():
+        return False
+    known = remembered(oracle.model, _FOUND)
+    key = "rows apart", _key(oracle)
+    if key not in known:
+        known[key] = False
+        layout = Layout(oracle.batch, grouping.groups, sorts=False)
+
+        def ask(_):
+            examined = examine(oracle)
+            _, answer = one_pass(oracle, layout, examined)
+            known[key] = answer.is_of_rows and not examined.by_group
+
+        with contextlib.suppress(Refusal):
+            tracing.traced(ask, [])
+    return known[key]
+
+
+def _one_pass(oracle, grouping, engine):
+    groups = grouping.groups
     if devices.replicas() > 1:
         raise Refusal(
             "the replicas of tf.distribute exchange the gradients of all "
             "groups, which one pass does not form"
         )
-    layout = Layout(oracle.batch, groups)
     known = remembered(oracle.model, _FOUND)
     key = _key(oracle)
+    # Rows that devices share stay where they are. But random numbers are drawn
+    # row by row, and the groups are to get those of one device.
+    sorts = exchange.batch_shares() == 1 or (_DRAWS, key) in known
+    layout = Layout(oracle.batch, groups, sorts, grouping)
     size = layout.size if layout.is_static else None
     with _refused_once(known, key):
         if key not in known:
             known[key] = examine(oracle)
-    key = key, size, groups, engine
+    key = key, size, groups, engine, grouping.rule
     with _refused_once(known, key):
         evaluation, answer = one_pass(oracle, layout, known[key[0]])
+        if answer.draws and not sorts:
+            known[_DRAWS, key[0]] = True
+            return _one_pass(oracle, grouping, engine)
         if key not in known:
             plan = Plan("one_pass", "asked for", groups, answer.works())
             if engine == "auto":

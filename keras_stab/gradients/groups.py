@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_stab.backend import exchange
 from keras_stab.backend import group_weights
 from keras_stab.backend import products
 from keras_stab.gradients import rows
@@ -9,6 +10,8 @@ from keras_stab.gradients import rows
 
 class GroupGradients:
     """The gradients of K groups of rows, reachable by two questions.
+
+    Where several devices share the batch, each holds a slice of all of them.
 
     Attributes:
         sizes: Rows in each group, a list of K ints, or scalar tensors when
@@ -18,12 +21,14 @@ class GroupGradients:
         rows: Rows in the batch.
     """
 
-    def __init__(self, oracle, packed, shapes, sizes):
-        self.sizes = sizes
-        self.rows = sum(sizes)
-        self.present = rows.present(sizes)
+    def __init__(self, oracle, cut, shapes):
+        if oracle.loss_scale is not None:
+            cut = cut.divided_by(oracle.loss_scale)
+        self.sizes = cut.sizes
+        self.rows = sum(cut.sizes)
+        self.present = rows.present(cut.sizes)
         self._oracle = oracle
-        self._packed = packed
+        self._cut = cut
         self._shapes = shapes
 
     def gram(self):
@@ -33,8 +38,9 @@ class GroupGradients:
         columns of groups without rows are zero.
         """
         total = products.total(
-            [products.inner_products(stack) for stack in self._packed]
+            [products.inner_products(part) for part in self._cut.slices]
         )
+        total = exchange.sum_over_devices(total)
         missing = len(self.sizes) - self._evaluated()
         if missing:
             total = keras.ops.pad(total, [[0, missing], [0, missing]])
@@ -47,8 +53,11 @@ class GroupGradients:
             weights: Tensor `(K,)`. A group of weight 0 does not enter, even
                 when its gradient is not finite.
         """
-        weights = weights[: self._evaluated()]
-        combined = [group_weights.combine(weights, s) for s in self._packed]
+        weights = exchange.alike(weights)[: self._evaluated()]
+        combined = [
+            group_weights.combine(weights, part) for part in self._cut.slices
+        ]
+        combined = exchange.whole(combined, self._cut.shapes)
         combined = iter(products.unpack_group(combined, self._present_shapes()))
         answer = []
         for variable, shape in zip(self._oracle.variables, self._shapes):
@@ -59,7 +68,8 @@ class GroupGradients:
         return answer
 
     def _evaluated(self):
-        return self._packed[0].shape[0] if self._packed else len(self.sizes)
+        slices = self._cut.slices
+        return slices[0].shape[0] if slices else len(self.sizes)
 
     def _present_shapes(self):
         return [shape for shape in self._shapes if shape is not None]

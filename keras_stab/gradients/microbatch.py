@@ -4,53 +4,59 @@ import keras
 
 from keras_stab import keras_internals
 from keras_stab.backend import devices
+from keras_stab.backend import exchange
 from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.gradients import rows
+from keras_stab.gradients.convolutional import has_convolution
+from keras_stab.gradients.device_groups import InTurn
+from keras_stab.gradients.device_groups import groups_on_own_device
+from keras_stab.gradients.device_groups import groups_over_devices
 from keras_stab.gradients.groups import GroupGradients
 from keras_stab.gradients.pooling import rows_check
 from keras_stab.gradients.pooling import shift_seeds
 from keras_stab.gradients.pooling import weighted_sum
 from keras_stab.numerics.norms import in_full_precision
 
-_CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
 
+def microbatch(oracle, grouping, rows_apart=False):
+    """The ordinary gradient of every group, one group after another.
 
-def microbatch(oracle, groups):
-    """The ordinary gradient of every group, one group after another."""
+    Args:
+        oracle: The `GradientOracle`.
+        grouping: The `Grouping` of its rows.
+        rows_apart: Whether it is known that the model does not mix the rows
+            of a group and that its loss is a mean over them.
+    """
+    groups = grouping.groups
     size = rows.batch_size(*oracle.batch)
-    sizes = rows.group_sizes(size, groups)
+    sizes = grouping.sizes(size)
     rows.check_not_empty(size)
-    evaluated = min(groups, size) if rows.is_static(size) else groups
     batch = oracle.batch
     if groups > 1:
-        _check_model(oracle, size, groups)
+        _check_model(oracle, size, grouping)
         conditions = rows.length_checks(batch)
         if not rows.is_static(size):
-            conditions += _batch_norm_checks(oracle, size, groups)
+            conditions += _batch_norm_checks(oracle, size, grouping)
         if conditions:
             batch = tracing.checked(batch, conditions)
     scanned = (
         devices.FUNCTIONAL
-        and evaluated > 1
+        and groups > 1
         and rows.is_static(size)
-        and size % evaluated == 0
-        and not _has_convolution(oracle.model)
+        and size % groups == 0
+        and not has_convolution(oracle.model)
     )
     run = _run_scanned if scanned else _run_unrolled
+    where = _on_devices(grouping, size, rows_apart)
     try:
-        evaluation, gradients = run(oracle, batch, evaluated, size, sizes)
+        if where is not None:
+            try:
+                evaluation, gradients = where(oracle, batch, grouping, size)
+            except InTurn:
+                where = None
+        if where is None:
+            evaluation, gradients = run(oracle, batch, grouping, size, sizes)
     except Exception as error:
         error.add_note(
             "This happened while the model ran on the rows of one group, a "
@@ -59,11 +65,34 @@ def microbatch(oracle, groups):
         )
         raise
     oracle.record(evaluation)
-    return _collect(oracle, gradients, sizes)
+    if where is groups_over_devices:
+        shapes = [tuple(v.shape) for v in oracle.variables]
+        slices = exchange.GroupSlices(gradients, sizes, shapes)
+        return GroupGradients(oracle, slices, shapes)
+    aligned = grouping.aligned
+    if not exchange.sees_own_rows():
+        aligned = where is groups_on_own_device
+    return _collect(oracle, gradients, sizes, aligned)
 
 
-def _run_unrolled(oracle, batch, groups, size, sizes):
+def _on_devices(grouping, size, rows_apart):
+    """How groups are formed on each device by itself, or `None`."""
+    shares = exchange.batch_shares()
+    if not exchange.computes_on_each_device() or size % shares:
+        return None
+    if grouping.groups % shares == 0 and size % grouping.groups == 0:
+        return groups_on_own_device
+    own = size // shares
+    if grouping.rule == "interleaved" and own % grouping.groups == 0:
+        return groups_over_devices if rows_apart else None
+    return None
+
+
+def _run_unrolled(oracle, batch, grouping, size, sizes):
     """Evaluates each group by itself; on TensorFlow and JAX in one graph."""
+    groups = grouping.groups
+    if rows.is_static(size):  # those without rows come last
+        groups = sum(n > 0 for n in sizes)
     evaluations = []
     gradients = []
     carried = oracle.carried
@@ -73,7 +102,7 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
 
         def evaluate(k=k, carried=carried):
             evaluation, group = oracle.evaluate(
-                rows.take_group(batch, k, groups),
+                grouping.take(batch, k, size),
                 shift_seeds(variables, oracle.non_trainable, k),
                 carried,
                 shares[k],
@@ -94,8 +123,8 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
     losses = [evaluation.loss for evaluation in evaluations]
     merged = evaluations[0]._replace(
         loss=weighted_sum(shares, losses),
-        y_pred=rows.merge_groups([e.y_pred for e in evaluations], size),
-        masks=rows.merge_groups([e.masks for e in evaluations], size),
+        y_pred=grouping.merge([e.y_pred for e in evaluations], size),
+        masks=grouping.merge([e.masks for e in evaluations], size),
         state=oracle.state_pool().merge(
             oracle.non_trainable, [e.state for e in evaluations], shares
         ),
@@ -105,8 +134,9 @@ def _run_unrolled(oracle, batch, groups, size, sizes):
     return merged, gradients
 
 
-def _run_scanned(oracle, batch, groups, size, sizes):
+def _run_scanned(oracle, batch, grouping, size, sizes):
     """Groups of equal size in one loop: the memory of one group at a time."""
+    groups = grouping.groups
     variables = oracle.model.non_trainable_variables
 
     def one_group(carried, inputs):
@@ -120,7 +150,7 @@ def _run_scanned(oracle, batch, groups, size, sizes):
         carried = evaluation.carried
         return carried, (evaluation._replace(carried=[]), group)
 
-    batches = rows.stack_groups(batch, groups)
+    batches = grouping.stack(batch)
     carried, (stacked, gradients) = tracing.scan(
         one_group,
         oracle.carried,
@@ -133,8 +163,8 @@ def _run_scanned(oracle, batch, groups, size, sizes):
     ]
     merged = stacked._replace(
         loss=keras.ops.mean(stacked.loss),
-        y_pred=rows.unstack_groups(stacked.y_pred),
-        masks=rows.unstack_groups(stacked.masks),
+        y_pred=grouping.unstack(stacked.y_pred),
+        masks=grouping.unstack(stacked.masks),
         state=oracle.state_pool().merge(oracle.non_trainable, states, shares),
         carried=carried,
         replacements=[
@@ -182,7 +212,7 @@ def _without_rows(oracle, first, carried):
     return otherwise
 
 
-def _collect(oracle, gradients, sizes):
+def _collect(oracle, gradients, sizes, aligned):
     """Brings the K gradients of every variable together."""
     variables = oracle.variables
     if isinstance(gradients[0], list):
@@ -211,12 +241,8 @@ def _collect(oracle, gradients, sizes):
         packed = products.pack_groups(list(zip(*lists)))
     else:
         packed = [in_full_precision(s) for s in stacks]
-    packed, sizes = devices.sum_groups(packed, sizes)
-    if oracle.loss_scale is not None:
-        packed = [
-            s / keras.ops.cast(oracle.loss_scale, s.dtype) for s in packed
-        ]
-    return GroupGradients(oracle, packed, shapes, sizes)
+    cut = exchange.cut(packed, sizes, aligned)
+    return GroupGradients(oracle, cut, shapes)
 
 
 def _shares(sizes, size):
@@ -230,14 +256,7 @@ def _shares(sizes, size):
     return [keras.ops.cast(n, "float64") / whole for n in counts]
 
 
-def _has_convolution(model):
-    return any(
-        isinstance(layer, _CONVOLUTIONS)
-        for layer in keras_internals.all_layers(model)
-    )
-
-
-def _check_model(oracle, size, groups):
+def _check_model(oracle, size, grouping):
     """Refuses models whose answer would be wrong on a part of a batch."""
     model = oracle.model
     for layer in keras_internals.all_layers(model):
@@ -248,11 +267,11 @@ def _check_model(oracle, size, groups):
                 f"Received: layer {layer.name!r}"
             )
     if rows.is_static(size):
-        for enough, message in _batch_norm_checks(oracle, size, groups):
+        for enough, message in _batch_norm_checks(oracle, size, grouping):
             if not enough:
                 raise ValueError(f"{message}, a batch of {size} rows")
 
 
-def _batch_norm_checks(oracle, size, groups):
+def _batch_norm_checks(oracle, size, grouping):
     name = oracle.state_pool().flat_batch_norm
-    return [] if name is None else [rows_check(name, size, groups)]
+    return [] if name is None else [rows_check(name, size, grouping)]

@@ -109,18 +109,20 @@ class GradientOracle(BatchLoss):
         """The loss here, once a gradient was asked for."""
         return self._outcome.loss
 
-    def group_gradients(self, groups, engine="auto"):
+    def group_gradients(self, groups, engine="auto", rule="interleaved"):
         """The gradients of K groups of rows, as a `GroupGradients`.
 
         Args:
             groups: Int, K.
             engine: One of `ENGINES`.
+            rule: Which rows are in which group, as in `grouping_for`.
         """
-        if (groups, engine) not in self._answers:
-            self._answers[groups, engine] = self._in_turn(
-                lambda: group_gradients(self, groups, engine)
+        key = groups, engine, rule
+        if key not in self._answers:
+            self._answers[key] = self._in_turn(
+                lambda: group_gradients(self, *key)
             )
-        return self._answers[groups, engine]
+        return self._answers[key]
 
     def at(self, shift, factor=None):
         """The same oracle at the weights + `factor * shift`.
@@ -146,6 +148,15 @@ class GradientOracle(BatchLoss):
             oracle.carried_variables = self.carried_variables
             oracle.carried = self.carried
             self._root._current = oracle
+        return oracle
+
+    def with_values(self, values):
+        """The same oracle, whose weights come in as these tensors.
+
+        For a part of the step that a backend traces by itself.
+        """
+        oracle = self._derived()
+        oracle.values = values
         return oracle
 
     def with_labels(self, sampler):

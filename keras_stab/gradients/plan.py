@@ -15,7 +15,14 @@ class Plan:
         groups: K.
         works: Pairs of a variable's path and its predicted `Work`; empty for
             `"microbatch"`.
+        grouping: `"interleaved"` or `"contiguous"`.
+        traffic: What devices that share a batch exchange: `devices`, how many
+            they are, `form`, and what each sends in a step, `bytes`, beside
+            `plain_bytes` for a mean gradient.
     """
+
+    grouping = "interleaved"
+    traffic = None
 
     def __init__(self, engine, reason, groups, works=()):
         self.engine = engine
@@ -43,8 +50,11 @@ class Plan:
 
     def __str__(self):
         lines = [
-            f"{self.groups} groups by engine {self.engine!r}: {self.reason}"
+            f"{self.groups} groups by engine {self.engine!r}: {self.reason}",
+            f"grouping {self.grouping!r}",
         ]
+        if self.traffic is not None:
+            lines[-1] += f"; {self.traffic}"
         if self.works:
             lines.append(_table(self.works))
             lines.append(

@@ -6,13 +6,13 @@ from keras_stab.batches import iterate_whole
 from keras_stab.gradients.oracle import GradientOracle
 
 
-def plan_for(model, batch, groups, engine):
+def plan_for(model, batch, groups, engine, rule):
     """The `Plan` for one batch, as `fit` of the model takes it.
 
     Args:
         model: A compiled `keras.Model`.
         batch: Tuple `(x, y, sample_weight)` of arrays.
-        groups, engine: As in `GradientOracle.group_gradients`.
+        groups, engine, rule: As in `GradientOracle.group_gradients`.
     """
     batches, _ = iterate_whole(batch, _ALL_ROWS, model)
     batch = next(batches)
@@ -20,7 +20,8 @@ def plan_for(model, batch, groups, engine):
     plans = []
 
     def ask(batch):
-        answer = GradientOracle(model, *batch).group_gradients(groups, engine)
+        oracle = GradientOracle(model, *batch)
+        answer = oracle.group_gradients(groups, engine, rule)
         plans.append(answer.plan)
 
     tracing.traced(ask, batch)

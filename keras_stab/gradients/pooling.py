@@ -151,15 +151,15 @@ class StatePool:
         return weighted_sum(shares, squares) / (1.0 - momentum)
 
 
-def rows_check(name, size, groups):
+def rows_check(name, size, grouping):
     """A condition and its message: no group of batch-norm has only one row."""
     message = (
         f"Layer {name!r} (BatchNormalization) would normalise a group of one "
         "row, whose variance is zero. Use batches of at least twice as many "
         "rows as groups and drop a short last batch, or fewer groups. "
-        f"Received: groups={groups}"
+        f"Received: groups={grouping.groups}"
     )
-    return size >= 2 * groups, message
+    return grouping.no_single_rows(size), message
 
 
 def _is_float(variable):

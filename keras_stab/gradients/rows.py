@@ -1,8 +1,4 @@
-"""Cutting a batch into groups of rows, and putting rows back in order.
-
-Row i belongs to group i mod K. So group sizes differ by at most one, nothing
-is padded, groups do not depend on the number of devices, and the rows of a
-group stay spread over the shards of a data-parallel batch.
+"""The rows of a batch: how many there are, and parts of them.
 
 A size is a Python int, or on TensorFlow a scalar tensor when the batch
 dimension is unknown while the step is traced.
@@ -107,47 +103,11 @@ def is_static(size):
     return isinstance(size, int)
 
 
-def group_sizes(size, groups):
-    """Rows in each group, a list of `groups` sizes."""
-    return [(size - k + groups - 1) // groups for k in range(groups)]
-
-
 def present(sizes):
     """Booleans `(K,)`, `False` for a group without rows; an array if known."""
     if all(is_static(n) for n in sizes):
         return np.array([n > 0 for n in sizes])
     return keras.ops.stack([n > 0 for n in sizes])
-
-
-def take_group(data, k, groups):
-    """The rows of group k, from any nested structure of tensors."""
-    return map_tensors(lambda leaf: leaf[k::groups], data)
-
-
-def stack_groups(data, groups):
-    """Tensors `[K, B/K, ...]` whose slice k is group k; K divides B."""
-
-    def split(leaf):
-        # -1 even where B/K is known: otherwise TensorFlow's graph optimizer
-        # would let this run before the checks of lengths.
-        shape = tuple(leaf.shape)
-        empty = shape[0] is not None and 0 in shape
-        rows = shape[0] // groups if empty else -1
-        if None in shape[1:]:
-            shape = tuple(keras.ops.shape(leaf))
-        shape = (rows, groups) + shape[1:]
-        return products.swapaxes(products.reshape(leaf, shape), 0, 1)
-
-    return map_tensors(split, data)
-
-
-def unstack_groups(data):
-    """Undoes `stack_groups`: from `[K, B/K, ...]` back to rows in order."""
-
-    def merge(leaf):
-        return merge_first_axes(products.swapaxes(leaf, 0, 1))
-
-    return map_tensors(merge, data)
 
 
 def merge_first_axes(tensor):
@@ -156,35 +116,6 @@ def merge_first_axes(tensor):
     if None in shape:
         shape = keras.ops.shape(tensor)
     return products.reshape(tensor, (shape[0] * shape[1],) + tuple(shape[2:]))
-
-
-def merge_groups(parts, size):
-    """Puts the outputs of all groups back into the order of the rows."""
-    groups = len(parts)
-    if groups == 1:
-        return parts[0]
-    common = size // groups
-
-    def merge(*leaves):
-        if leaves[0] is None:
-            return None
-        for leaf in leaves:
-            if len(leaf.shape) == 0:
-                raise ValueError(
-                    "The model returned a scalar where one row per sample is "
-                    "expected, so the outputs of the groups cannot be put "
-                    "together. Use add_loss for scalar losses"
-                )
-        main = keras.ops.stack([leaf[:common] for leaf in leaves], axis=1)
-        rest = keras.ops.shape(leaves[0])[1:]
-        main = products.reshape(main, (common * groups,) + tuple(rest))
-        if is_static(size) and size % groups == 0:
-            return main
-        # Groups that got one row more than the others, in their order.
-        tails = [leaf[common:] for leaf in leaves]
-        return keras.ops.concatenate([main, *tails], axis=0)
-
-    return keras.tree.map_structure(merge, *parts, none_is_leaf=True)
 
 
 def spread(data, count, size):

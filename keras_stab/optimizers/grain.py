@@ -1,13 +1,11 @@
 """GRAIN: group aggregation via a min-norm objective."""
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from keras_stab.arguments import checked_choice
-from keras_stab.arguments import checked_count
 from keras_stab.backend import many_tensors
 from keras_stab.backend import products
 from keras_stab.backend import updates
@@ -16,19 +14,21 @@ from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.plan import Plan
 from keras_stab.gradients.planning import plan_for
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
-from keras_stab.nesting import nest
 from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.numerics.gram_measures import weight_entropy
-from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
 from keras_stab.optimizers.batch_window import HasWindow
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import read_figures
 from keras_stab.optimizers.gradient_method import GradientMethod
+from keras_stab.optimizers.grain_arguments import check_inner
+from keras_stab.optimizers.grain_arguments import check_saved_total
+from keras_stab.optimizers.grain_arguments import checked_grouping
+from keras_stab.optimizers.grain_arguments import checked_groups
+from keras_stab.optimizers.grain_arguments import checked_total
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.state import widest_dtype
-from keras_stab.optimizers.wrapper import innermost
 from keras_stab.registration import registered
 
 
@@ -37,8 +37,8 @@ class GRAIN(HasWindow, GradientMethod):
     r"""Replaces the mean gradient with one that conflicts with no group.
 
     The rows of a batch are split into K groups (row i belongs to group
-    i mod K) with gradients $g_1, \dots, g_K$, each of the model's own loss on
-    the rows of that group. The inner optimizer is given
+    i mod K, see `grouping`) with gradients $g_1, \dots, g_K$, each of the
+    model's own loss on the rows of that group. The inner optimizer is given
 
     $$
     d = \sum_k \lambda_k g_k, \qquad
@@ -53,19 +53,30 @@ class GRAIN(HasWindow, GradientMethod):
         inner_optimizer: Keras optimizer, name or config, that makes a step from
             $d$. Clipping, weight decay, moments and learning rate are its
             own. Defaults to `"adamw"`.
-        groups: Int from 1 to 64, K. At least 8 rows per group are advised.
-            1 is the inner optimizer itself. Defaults to 4.
+        groups: Int from 1 to 64, K; with `across="replicas"` those of each
+            replica. At least 8 rows per group are advised. 1 in all is the
+            inner optimizer itself. `None` stands for 4, or for 1 per replica.
+            Defaults to `None`.
         across: `None`: the groups are parts of each batch; works in `fit`
-            and `train_on_batch` of any `keras.Model`. `"batches"`: the K
-            groups are K successive batches and the weights move after every
-            K-th; takes plain gradients, so it works in any training loop, but
-            keeps K gradients as state. Defaults to `None`.
+            and `train_on_batch` of any `keras.Model`. `"replicas"`: as
+            `None`, and each group lies whole on one of the devices that share
+            a batch, so that their gradients are exchanged at the price of a
+            mean. `"batches"`: the K groups are K successive batches and the
+            weights move after every K-th; takes plain gradients, so it works
+            in any training loop, but keeps K gradients as state. Defaults to
+            `None`.
         engine: How group gradients are computed. `"microbatch"`: the ordinary
             gradient of each group, which works for any model. `"one_pass"`:
             one forward and one backward pass for all groups, for models
             whose layers do not mix the rows of a batch (Keras's own
             `BatchNormalization` is served). `"auto"` takes the cheaper one
             that works; `plan()` says which and why. Defaults to `"auto"`.
+        grouping: `"interleaved"`: row i of a batch belongs to group i mod K.
+            `"contiguous"`: the groups are blocks of B/K successive rows,
+            rounded up, so that the last ones may be shorter or empty; with
+            `groups=K` one device computes what K devices do with
+            `across="replicas"`, where no other rule is possible. `None`
+            stands for the one that fits `across`. Defaults to `None`.
         zero_groups: `"exclude"`: a group whose gradient is below 1e-7 of the
             largest gets weight 0. `"literal"`: $d$ vanishes then, as the
             formula says. Defaults to `"exclude"`.
@@ -120,22 +131,27 @@ class GRAIN(HasWindow, GradientMethod):
     def __init__(
         self,
         inner_optimizer: str | dict | keras.optimizers.Optimizer = "adamw",
-        groups: int = 4,
+        groups: int | None = None,
         across: str | None = None,
         engine: str = "auto",
         zero_groups: str = "exclude",
+        grouping: str | None = None,
         name: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
-        self.groups = checked_count("groups", groups, 1, MAX_GROUPS)
-        self.across = checked_choice("across", across, (None, "batches"))
+        self.across = checked_choice(
+            "across", across, (None, "batches", "replicas")
+        )
+        self.groups = checked_groups(groups, across)
+        self.grouping = checked_grouping(grouping, across)
         self.engine = checked_choice("engine", engine, ENGINES)
         self.zero_groups = checked_choice(
             "zero_groups", zero_groups, ("exclude", "literal")
         )
+        self._total = None  # K, fixed when the state is made
         self._plan = None
-        _check_inner(self.inner_optimizer, across, engine)
+        check_inner(self.inner_optimizer, across, engine)
 
     def build(self, variables: Iterable[keras.Variable]) -> None:
         if self.built:
@@ -143,19 +159,28 @@ class GRAIN(HasWindow, GradientMethod):
         variables = list(variables)
         super().build(variables)
         wide = widest_dtype(variables)
-        self._weights = add_state(self, "group_weights", (self.groups,), wide)
+        self._total = checked_total(self.groups, self.across)
+        self._weights = add_state(self, "group_weights", (self._total,), wide)
         self._figures = add_figures(self, GROUP_MEASURES, wide)
         if self.across == "batches" and self.groups > 1:
             self._window = BatchWindow(self, variables, self.groups)
 
     @property
     def wants_oracle(self) -> bool:
-        return self.across is None and self.groups > 1
+        return self.across != "batches" and self._all_groups() > 1
+
+    def _all_groups(self):
+        return self._total or checked_total(self.groups, self.across)
+
+    def _rule(self):
+        return "replicas" if self.across == "replicas" else self.grouping
 
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         if not self.wants_oracle:
             return super().estimate(oracle)
-        groups = oracle.group_gradients(self.groups, self.engine)
+        groups = oracle.group_gradients(
+            self._all_groups(), self.engine, self._rule()
+        )
         self._plan = groups.plan
         weights, measures = min_norm_weights_and_measures(
             groups.gram(),
@@ -170,7 +195,7 @@ class GRAIN(HasWindow, GradientMethod):
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]
     ) -> None:
-        if self.groups == 1:
+        if self._all_groups() == 1:
             # The inner optimizer itself, to the last bit.
             updates.apply_gradients(self.inner_optimizer, gradients, variables)
             return
@@ -230,8 +255,8 @@ class GRAIN(HasWindow, GradientMethod):
 
         Returns:
             A `Plan`: `engine`, `reason`, `groups`, `works` (per variable),
-            `extra_work` and `bytes`; printed, it is a table, which this
-            method also prints.
+            `extra_work`, `bytes`, `grouping` and `traffic` (between devices);
+            printed, it is a table, which this method also prints.
 
         Raises:
             ValueError: If no step was made yet and no model is given, or the
@@ -244,7 +269,9 @@ class GRAIN(HasWindow, GradientMethod):
             )
         if model is not None:
             batch = (x, y, sample_weight)
-            self._plan = plan_for(model, batch, self.groups, self.engine)
+            self._plan = plan_for(
+                model, batch, self._all_groups(), self.engine, self._rule()
+            )
         if self._plan is None:
             raise ValueError(
                 "There is no plan before the first step. Train, or call "
@@ -252,6 +279,12 @@ class GRAIN(HasWindow, GradientMethod):
             )
         print(self._plan)
         return self._plan
+
+    def load_own_variables(self, store: Any) -> None:
+        if self.built and "0" in store.keys():
+            (saved,) = store["0"].shape
+            check_saved_total(saved, self._total, self.across)
+        super().load_own_variables(store)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -261,38 +294,7 @@ class GRAIN(HasWindow, GradientMethod):
                 "across": self.across,
                 "engine": self.engine,
                 "zero_groups": self.zero_groups,
+                "grouping": self.grouping,
             }
         )
         return config
-
-
-def _check_inner(inner, across, engine):
-    if across == "batches" and engine != "auto":
-        raise ValueError(
-            '`engine` says how to split one batch; with across="batches" '
-            'nothing is split. Leave engine="auto". Received: '
-            f"engine={engine!r}"
-        )
-    for optimizer in nest(inner):
-        if getattr(optimizer, "wants_oracle", False):
-            raise ValueError(
-                "The optimizer inside GRAIN must take plain gradients. Put "
-                "GRAIN inside the other method, for example "
-                "Other(GRAIN(...)). Received: inner optimizer "
-                f"{optimizer.name!r} of type {type(optimizer).__name__}"
-            )
-        steps = getattr(optimizer, "gradient_accumulation_steps", None)
-        if across == "batches" and steps:
-            raise ValueError(
-                'across="batches" already makes one update from several '
-                "batches. Remove `gradient_accumulation_steps` from the inner "
-                f"optimizer. Received: gradient_accumulation_steps={steps}"
-            )
-    for clipping in ("clipnorm", "clipvalue"):
-        if getattr(innermost(inner), clipping, None):
-            warnings.warn(
-                f"`{clipping}` of the inner optimizer changes the direction "
-                "after GRAIN, which may then conflict with a group. "
-                "`global_clipnorm` keeps the direction.",
-                stacklevel=3,
-            )

@@ -40,7 +40,7 @@ def one_pass(oracle, layout, examined):
     with_enough_rows(layout, examined.by_group)
     x, y, sample_weight = layout.batch
     losses = GroupLosses(oracle, layout)
-    calls = []
+    calls, draws = [], []
 
     def run(tap):
         values = [differentiation.constant(v) for v in oracle.values]
@@ -71,7 +71,7 @@ def one_pass(oracle, layout, examined):
                 f"variable {scope.strays[0].path!r} is read outside of the "
                 "call of the layer that owns it"
             )
-        calls[:] = recorder.calls
+        calls[:], draws[:] = recorder.calls, [scope.draws]
         evaluation = oracle.evaluation(scope, loss, y_pred)
         tensors = []
         if devices.FUNCTIONAL:
@@ -109,6 +109,7 @@ def one_pass(oracle, layout, examined):
     answer = OnePassGradients(
         oracle, layout, by_variable, losses.factors(), regularised
     )
+    (answer.draws,) = draws
     return evaluation, answer
 
 

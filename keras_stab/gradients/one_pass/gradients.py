@@ -3,6 +3,7 @@
 import keras
 
 from keras_stab.backend import devices
+from keras_stab.backend import exchange
 from keras_stab.backend import group_weights
 from keras_stab.backend import products
 from keras_stab.gradients import rows
@@ -15,7 +16,12 @@ class OnePassGradients:
 
     Those of group k are `factors[k]` times what `by_variable` says, without
     the terms of regularisers.
+
+    Attributes:
+        draws: How often the model drew random numbers.
     """
+
+    draws = 0
 
     def __init__(self, oracle, layout, by_variable, factors, regularised):
         self.sizes = layout.sizes
@@ -23,7 +29,7 @@ class OnePassGradients:
         self.present = rows.present(layout.sizes)
         self._oracle = oracle
         self._by_variable = by_variable
-        self._parts = gathered(by_variable)
+        self._parts = gathered(by_variable, layout.is_aligned)
         self._factors = factors
         self._regularised = regularised
 
@@ -34,7 +40,7 @@ class OnePassGradients:
         grams = [gram for part in self._parts for gram in part.grams()]
         if not grams or common_dtype(grams) != dtype:
             grams.append(keras.ops.zeros((groups, groups), dtype))
-        total = products.total(grams)
+        total = exchange.sum_over_devices(products.total(grams))
         total = self._times_factors(total, (1, -1), (-1, 1))
         for key, gradient in self._regularised.items():
             present = products.beside(self.present, total)
@@ -50,7 +56,7 @@ class OnePassGradients:
 
     def combine(self, weights):
         """The combination `sum_k weights[k] g_k`, one tensor per variable."""
-        whole = weights
+        whole = weights = exchange.alike(weights)
         weights = self._times_factors(weights, (-1,))
         if self._oracle.values:
             like = self._oracle.values[0]
@@ -85,6 +91,11 @@ class OnePassGradients:
         for shape in shapes:
             tensor = tensor * products.reshape(factors, shape)
         return tensor
+
+    @property
+    def is_of_rows(self):
+        """Whether the loss is a mean of what single rows give."""
+        return self._factors is not None
 
     def works(self):
         """The predicted `Work` of every variable, in order."""

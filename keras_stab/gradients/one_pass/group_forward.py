@@ -66,7 +66,7 @@ def with_enough_rows(layout, layers):
     flat = [layer for layer, _ in layers if layer.input_spec.ndim == 2]
     if not flat or layout.groups == 1:
         return
-    enough, message = rows_check(flat[-1].name, layout.size, layout.groups)
+    enough, message = rows_check(flat[-1].name, layout.size, layout.grouping)
     if not layout.is_static:
         layout.batch = tracing.checked(layout.batch, [(enough, message)])
     elif not enough:

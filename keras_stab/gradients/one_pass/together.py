@@ -8,11 +8,13 @@ and each stays apart.
 import math
 
 from keras_stab.backend import devices
+from keras_stab.backend import exchange
 from keras_stab.backend import group_weights
 from keras_stab.backend import products
 from keras_stab.backend import together
 from keras_stab.gradients.one_pass.contributions import Product
 from keras_stab.gradients.one_pass.contributions import Stored
+from keras_stab.gradients.one_pass.shared_rows import OnDevices
 from keras_stab.numerics.norms import in_full_precision
 
 # Weights of a variable up to which copying its K gradients costs less than the
@@ -69,12 +71,15 @@ class Ghosts(Apart):
         return [together.token_grams(factors)]
 
 
-def gathered(by_variable):
+def gathered(by_variable, aligned=False):
     """The contributions of all variables, as a list of `Apart`.
 
     Args:
         by_variable: Dict of contributions.
+        aligned: Whether groups lie whole on one of several devices.
     """
+    if exchange.computes_on_each_device():
+        return [OnDevices(by_variable, aligned)]
     if not devices.EAGER:
         return [Apart(by_variable)]
     kinds: dict[tuple, dict] = {}

@@ -22,18 +22,19 @@ def ghost_gram(left, right, tokens):
     """
     groups = left.shape[1]
     if groups == 1 or tokens < _MANY_TOKENS:
-        return _ghost_blocks(left, right, left, right)
+        return ghost_blocks(left, right, left, right)
     half = groups // 2
     first = left[:, :half], right[:, :half]
     second = left[:, half:], right[:, half:]
-    corner = _ghost_blocks(*first, *second)
-    top = [_ghost_blocks(*first, *first), corner]
-    bottom = [keras.ops.transpose(corner), _ghost_blocks(*second, *second)]
+    corner = ghost_blocks(*first, *second)
+    top = [ghost_blocks(*first, *first), corner]
+    bottom = [keras.ops.transpose(corner), ghost_blocks(*second, *second)]
     halves = [keras.ops.concatenate(part, axis=1) for part in (top, bottom)]
     return keras.ops.concatenate(halves, axis=0)
 
 
-def _ghost_blocks(left, right, other_left, other_right):
+def ghost_blocks(left, right, other_left, other_right):
+    """Inner products of the groups of two pairs of factors, `(K, K')`."""
     pairs = products.exact_products(
         all_tokens(left), all_tokens(other_left)
     ) * products.exact_products(all_tokens(right), all_tokens(other_right))

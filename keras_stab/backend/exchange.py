@@ -1,0 +1,183 @@
+"""The exchange of group gradients between devices that share a batch.
+
+K gradients of P weights are never whole on every device. Each device brings
+what its own rows give of them; one exchange leaves it a slice along the
+weights of all K. The inner products of slices, K x K numbers, are added up over
+the devices; the combination is formed slice by slice, and one gather makes it
+whole. That is the traffic of one all-reduce where every group lies whole on a
+device ("aligned"), and (K + 1) / 2 times that where its rows are spread.
+"""
+
+import dataclasses
+
+import keras
+
+from keras_stab.backend import devices
+from keras_stab.backend import sharding
+from keras_stab.backend.devices import BACKEND
+
+
+def batch_shares():
+    """How many devices share the rows of a batch.
+
+    On JAX by `keras.distribution`: every device computes in one program,
+    whose arrays are those of all rows. Elsewhere a replica sees its own rows.
+    """
+    if BACKEND == "jax":
+        mesh, axis = sharding.mesh_and_axis()
+        return 1 if mesh is None else mesh.shape[axis]
+    return devices.replicas()
+
+
+def computes_on_each_device():
+    """Whether a part of a step may run on each device's rows alone.
+
+    Where the program is one for all devices: with weights on each of them.
+    """
+    return (
+        BACKEND == "jax"
+        and batch_shares() > 1
+        and not (sharding.cuts_weights())
+    )
+
+
+def sees_own_rows():
+    """Whether a step sees the rows of its own device alone, of several."""
+    return BACKEND != "jax" and devices.replicas() > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What a device sends in a step to exchange group gradients.
+
+    By ring algorithms; an all-reduce of the mean gradient sends twice
+    `(D - 1) / D` times its bytes.
+
+    Attributes:
+        devices: D, how many share the rows of a batch.
+        form: How it is done, in words.
+        bytes: Sent by each device.
+        plain_bytes: The same of a step with the mean gradient.
+    """
+
+    devices: int
+    form: str
+    bytes: int
+    plain_bytes: int
+
+    def __str__(self):
+        if self.devices == 1:
+            return "one device: nothing is exchanged"
+        return (
+            f"{self.devices} devices: {self.form}; each sends "
+            f"{self.bytes / 2**20:.2f} MiB, for a mean gradient "
+            f"{self.plain_bytes / 2**20:.2f} MiB"
+        )
+
+
+def traffic(weights, groups, aligned):
+    """The `Traffic` of K gradients in float32.
+
+    Args:
+        weights: P, how many numbers a gradient has.
+        groups: K, over all devices.
+        aligned: As for `cut`.
+    """
+    shares = batch_shares()
+    once = 4 * weights * (shares - 1) // shares
+    each = groups // shares if aligned else groups
+    form = "groups whole on a device" if aligned else "groups over all devices"
+    return Traffic(
+        shares,
+        f"{form}, gradients cut along the weights",
+        once * (each + 1),
+        once * 2,
+    )
+
+
+@dataclasses.dataclass
+class GroupSlices:
+    """K gradients in their packed form, of which a device holds slices.
+
+    Attributes:
+        slices: List of tensors `[K, ...]`.
+        sizes: Rows in each group, over all devices.
+        shapes: What a combination of each of `slices` comes back as, where it
+            must be made whole; `None` where the slices are whole already.
+    """
+
+    slices: list
+    sizes: list
+    shapes: list | None = None
+
+    def divided_by(self, scale):
+        """The same, divided by a scalar: that of a loss scaler."""
+        slices = [s / keras.ops.cast(scale, s.dtype) for s in self.slices]
+        return dataclasses.replace(self, slices=slices)
+
+
+def cut(stacks, sizes, aligned=False):
+    """Cuts K gradients along the weights over the devices: `GroupSlices`.
+
+    Args:
+        stacks: List of tensors in full precision, as `products.pack_groups`
+            makes them. On JAX `[K, *shape]`, of all rows. Where a replica
+            sees its own rows: of its own groups, `[m, ...]`, where aligned;
+            else `[K, ...]`, the mean gradients of its rows of all groups
+            (fewer than K, where its last groups are empty).
+        sizes: Rows in each of these groups, m or K of them.
+        aligned: Whether every group lies whole on a device.
+    """
+    if batch_shares() == 1:
+        return GroupSlices(stacks, sizes)
+    if BACKEND == "jax":
+        if sharding.cuts_weights():  # which it would undo
+            return GroupSlices(stacks, sizes)
+        shapes = [tuple(stack.shape[1:]) for stack in stacks]
+        aligned = aligned and len(sizes) % batch_shares() == 0
+        slices = sharding.cut_along_weights(stacks, aligned)
+        return GroupSlices(slices, sizes, shapes)
+    if aligned:
+        raise ValueError(
+            'GRAIN(across="replicas") is not served on several replicas of '
+            f"this backend. Received: {batch_shares()} replicas"
+        )
+    return GroupSlices(*devices.sum_groups(stacks, sizes))
+
+
+def with_shared_rows(tensor):
+    """The same tensor, its rows dealt out to the devices where they can be."""
+    if BACKEND != "jax" or batch_shares() == 1:
+        return tensor
+    if tensor.shape[0] % batch_shares():
+        return tensor
+    return sharding.cut_by_rows(tensor)
+
+
+def sum_over_devices(small):
+    """Adds up a small tensor, what each device's slices give of it."""
+    return alike(small)  # On JAX it is the sum already.
+
+
+def alike(small):
+    """A small tensor, with which every device is to compute the same.
+
+    On JAX the compiler would cut the K x K problem too.
+    """
+    if BACKEND == "jax" and batch_shares() > 1:
+        return sharding.whole_on_each_device(small)
+    return small
+
+
+def whole(combined, shapes):
+    """Makes combinations of slices whole, on every device.
+
+    Args:
+        combined: List of tensors, one for each of `GroupSlices.slices`.
+        shapes: `GroupSlices.shapes`.
+    """
+    if shapes is None:
+        return combined
+    if BACKEND == "jax":
+        return sharding.gathered(combined, shapes)
+    return combined

@@ -1,0 +1,106 @@
+"""Checks of the arguments of GRAIN, and of what it is to be used with."""
+
+import warnings
+
+from keras_stab.arguments import checked_choice
+from keras_stab.arguments import checked_count
+from keras_stab.backend import exchange
+from keras_stab.gradients.grouping import RULES
+from keras_stab.nesting import nest
+from keras_stab.numerics.min_norm import MAX_GROUPS
+from keras_stab.optimizers.wrapper import innermost
+
+
+def checked_groups(groups, across):
+    """`groups`, or what `None` stands for."""
+    if groups is None:
+        return 1 if across == "replicas" else 4
+    return checked_count("groups", groups, 1, MAX_GROUPS)
+
+
+def checked_grouping(grouping, across):
+    """`grouping`, or what `None` stands for."""
+    if grouping is None:
+        return "contiguous" if across == "replicas" else "interleaved"
+    checked_choice("grouping", grouping, RULES)
+    if across == "replicas" and grouping != "contiguous":
+        raise ValueError(
+            'With across="replicas" a group is a block of the successive rows '
+            'that a device has: leave `grouping` out, or use "contiguous". For '
+            "groups whose rows are spread over all devices leave `across` "
+            f"out. Received: grouping={grouping!r}"
+        )
+    if across == "batches" and grouping != "interleaved":
+        raise ValueError(
+            '`grouping` says how to split one batch; with across="batches" '
+            "nothing is split. Leave it out. Received: "
+            f"grouping={grouping!r}"
+        )
+    return grouping
+
+
+def checked_total(groups, across):
+    """K, the groups on all devices."""
+    if across != "replicas":
+        return groups
+    shares = exchange.batch_shares()
+    if groups * shares > MAX_GROUPS:
+        raise ValueError(
+            f"At most {MAX_GROUPS} groups are solved for, over all devices. "
+            f'Use fewer `groups` for each replica, or leave across="replicas" '
+            "out, where the number of groups does not depend on that of the "
+            f"devices. Received: groups={groups} on each of {shares} devices"
+        )
+    return groups * shares
+
+
+def check_saved_total(saved, total, across):
+    """Refuses the state of another number of groups, and says why."""
+    if saved == total:
+        return
+    reason = "make it with the `groups` that the saved one had"
+    if across == "replicas":
+        reason = (
+            'with across="replicas" their number is `groups` times that of '
+            f"the devices, now {exchange.batch_shares()}. Train on as many "
+            "devices as before or with other `groups`, so that the product is "
+            'the same; or on one device with grouping="contiguous" and '
+            f"groups={saved}"
+        )
+    raise ValueError(
+        f"The saved state of GRAIN does not fit: {reason}. Received: a state "
+        f"of {saved} groups, expected {total}"
+    )
+
+
+def check_inner(inner, across, engine):
+    """Refuses, or warns of, an inner optimizer that GRAIN cannot serve."""
+    if across == "batches" and engine != "auto":
+        raise ValueError(
+            '`engine` says how to split one batch; with across="batches" '
+            'nothing is split. Leave engine="auto". Received: '
+            f"engine={engine!r}"
+        )
+    for optimizer in nest(inner):
+        if getattr(optimizer, "wants_oracle", False):
+            raise ValueError(
+                "The optimizer inside GRAIN must take plain gradients. Put "
+                "GRAIN inside the other method, for example "
+                "Other(GRAIN(...)). Received: inner optimizer "
+                f"{optimizer.name!r} of type {type(optimizer).__name__}"
+            )
+        steps = getattr(optimizer, "gradient_accumulation_steps", None)
+        if across == "batches" and steps:
+            raise ValueError(
+                'across="batches" already makes one update from several '
+                "batches. Remove `gradient_accumulation_steps` from the inner "
+                f"optimizer. Received: gradient_accumulation_steps={steps}"
+            )
+    for clipping in ("clipnorm", "clipvalue"):
+        if getattr(innermost(inner), clipping, None):
+            warnings.warn(
+                f"`{clipping}` of the inner optimizer changes the direction "
+                "after GRAIN, which may then conflict with a group. "
+                "`global_clipnorm` keeps the direction.",
+                stacklevel=3,
+            )
