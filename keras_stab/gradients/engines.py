@@ -50,11 +50,12 @@ def group_gradients(oracle, groups, engine="auto", rule="interleaved"):
         grouping.aligned,
     )
     answer.plan = plan
-    _warn_of_empty_groups(oracle.model, answer)
+    if devices.ranks() == 1:
+        warn_of_empty_groups(oracle.model, answer)
     return answer
 
 
-def _warn_of_empty_groups(model, answer):
+def warn_of_empty_groups(model, answer):
     """Warns once if the first batch has too few: a later one may be short."""
     size, groups = answer.rows, len(answer.sizes)
     known = remembered(model, _FOUND)
@@ -122,8 +123,8 @@ def _one_pass(oracle, grouping, engine):
             "the replicas of tf.distribute exchange the gradients of all "
             "groups, which one pass does not form"
         )
-    alone = exchange.batch_shares() == 1
-    layout = Layout(oracle.batch, groups, sorts=alone, grouping=grouping)
+    moves = exchange.batch_shares() == 1 or exchange.sees_own_rows()
+    layout = Layout(oracle.batch, groups, sorts=moves, grouping=grouping)
     known = remembered(oracle.model, _FOUND)
     key = _key(oracle)
     size = layout.size if layout.is_static else None

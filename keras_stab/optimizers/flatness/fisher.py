@@ -4,8 +4,12 @@ import contextlib
 
 import keras
 
+from keras_stab.backend import devices
+from keras_stab.backend import processes
 from keras_stab.backend import tracing
 from keras_stab.gradients.sampled_labels import SampledLabels
+
+_NOISE_OF_A_RANK = 16777619
 
 
 class FisherPass:
@@ -26,7 +30,9 @@ class FisherPass:
         words = self._generator.state.value
         # Some hundreds of draws fit between two updates.
         step = keras.ops.cast(step, words.dtype)
-        return keras.ops.stack([words[0], words[1] + step * 1024])
+        # Each process has rows, and so labels, of its own.
+        first = words[0] + devices.rank() * _NOISE_OF_A_RANK
+        return keras.ops.stack([first, words[1] + step * 1024])
 
     @contextlib.contextmanager
     def drawing_from(self, seed):
@@ -48,8 +54,10 @@ class FisherPass:
         if self._sampler is None:
             labels = SampledLabels(oracle.model, self._generator, seed)
             if oracle.has_forward:
-                return oracle.gradient_of_outputs(labels), _as_float(labels)
-            return oracle.with_loss(labels).gradient(), _as_float(labels)
+                gradients = oracle.gradient_of_outputs(labels)
+            else:
+                gradients = oracle.with_loss(labels).gradient()
+            return gradients, _count(labels)
 
         def sampler(y, y_pred):
             with self.drawing_from(seed) as generator:
@@ -59,6 +67,9 @@ class FisherPass:
         return oracle.gradient(), 1.0
 
 
-def _as_float(labels):
-    # Known after the gradient: the count is set when the loss is called.
-    return keras.ops.cast(labels.count, "float32")
+def _count(labels):
+    # Known after the gradient: it is set when the loss is called.
+    count = keras.ops.cast(labels.count, "float32")
+    if devices.ranks() > 1:
+        (count,) = processes.sum_each([count])
+    return count
