@@ -72,7 +72,8 @@ def warn_if_apart(model):
         return
     known["apart"] = True
     warnings.warn(
-        f"Each of {devices.ranks()} processes trains a model of its own: "
+        f"Each of {devices.ranks()} processes trains a model of its own, apart "
+        "from the others: "
         f"{type(ours[0]).__name__} takes the gradients that it is given, and "
         "in `fit` those are of the rows of one process. To train one model, "
         "write the loop yourself around DistributedDataParallel, which sums "

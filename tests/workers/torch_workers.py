@@ -46,6 +46,7 @@ IN_FIT = {
     "IRE, fisher": lambda: keras_stab.IRE(
         sgd(), update_every=3, label_sampler=most_likely, seed=1
     ),
+    "IRE, drawn labels": lambda: keras_stab.IRE(sgd(), update_every=3, seed=1),
     "IRE, gradient": lambda: keras_stab.IRE(
         sgd(), update_every=3, curvature="gradient", seed=1
     ),

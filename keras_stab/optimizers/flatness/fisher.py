@@ -30,9 +30,7 @@ class FisherPass:
         words = self._generator.state.value
         # Some hundreds of draws fit between two updates.
         step = keras.ops.cast(step, words.dtype)
-        # Each process has rows, and so labels, of its own.
-        first = words[0] + devices.rank() * _NOISE_OF_A_RANK
-        return keras.ops.stack([first, words[1] + step * 1024])
+        return keras.ops.stack([words[0], words[1] + step * 1024])
 
     @contextlib.contextmanager
     def drawing_from(self, seed):
@@ -58,6 +56,12 @@ class FisherPass:
             else:
                 gradients = oracle.with_loss(labels).gradient()
             return gradients, _count(labels)
+
+        # Each process has rows, and so labels, of its own.
+        words = keras.ops.convert_to_tensor(
+            [devices.rank() * _NOISE_OF_A_RANK, 0], dtype=seed.dtype
+        )
+        seed = seed + words
 
         def sampler(y, y_pred):
             with self.drawing_from(seed) as generator:
