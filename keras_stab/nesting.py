@@ -1,5 +1,7 @@
 """Optimizers inside optimizers, one by one."""
 
+import keras
+
 
 def nest(optimizer):
     """The optimizer and what is inside it, the outermost first."""
@@ -16,3 +18,9 @@ def whole_nest(optimizer):
     # Only for the innermost, because a wrapper forwards the attribute.
     for part in getattr(last, "optimizers", None) or []:
         yield from whole_nest(part)
+
+
+def scales_loss(optimizer):
+    """Whether a loss scaler looks at the gradients that are handed on."""
+    kind = keras.optimizers.LossScaleOptimizer
+    return any(isinstance(each, kind) for each in nest(optimizer))

@@ -4,11 +4,13 @@ Virtual devices are set up before a backend starts, hence in other processes
 (`tests/workers`). Each backend collects its own checks.
 """
 
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import keras
@@ -306,38 +308,101 @@ def numbers(result):
 # ---- PyTorch: torch.distributed -------------------------------------------
 
 
-def in_process_group(workers, folder):
-    """Every worker's answer; they talk over the loopback interface alone."""
+def in_process_group(workers, folder, *names):
+    """Starts workers, who talk over the loopback interface alone."""
     loopback = [n for _, n in socket.if_nameindex() if n.startswith("lo")][0]
-    processes = [
+    meeting = str(folder / f"meeting_of_{workers}")
+    return [
         start(
             "torch_workers.py",
             str(rank),
             str(workers),
-            str(folder / f"meeting_of_{workers}"),
+            meeting,
+            *names,
             GLOO_SOCKET_IFNAME=loopback,
         )
         for rank in range(workers)
     ]
-    try:
-        return [answer(process) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
 
 
-def a_process_group_of_one_trains_and_of_two_is_refused(folder):
-    (alone,) = in_process_group(1, folder)
-    assert alone["grain"] == alone["no process group"]
-    both = in_process_group(2, folder)
+@functools.cache
+def alone_and_both():
+    """What one process answers, and what two of a group do."""
+    compared = "equality", "uneven", "half_precision"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        processes = [
+            *in_process_group(1, folder, *compared, "group_of_one"),
+            *in_process_group(
+                2, folder, *compared, "bad_input", "resumed", "apart"
+            ),
+        ]
+        try:
+            alone, *both = [answer(process) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    return alone, both
+
+
+def processes_train_as_one_device(folder):
+    alone, both = alone_and_both()
+    for place in ("in fit", "in a loop"):
+        for name, expected in alone["equality"][place].items():
+            runs = [worker["equality"][place][name] for worker in both]
+            assert_trained_alike(expected, *runs)
+        # Another engine, not another method.
+        alone["equality"][place].pop("GRAIN, microbatch", None)
+        assert_apart(list(alone["equality"][place].values()))
+    for name in ("local", "batch norm"):
+        runs = [worker["equality"][name] for worker in both]
+        assert_trained_alike(alone["equality"][name], *runs)
+    for name, expected in alone["uneven"].items():
+        runs = [worker["uneven"][name] for worker in both]
+        assert_trained_alike(expected, *runs)
     for worker in both:
-        for question in ("grain", "whole batch"):
-            assert "Received: 2 workers" in worker[question]["error"]
-            assert worker[question]["untouched"]
-    # The remedy that the message names: synchronised gradients of a DDP loop.
-    first, second = [worker["across batches"] for worker in both]
-    assert first == second
-    assert largest_difference(alone["across batches"], first, "weights") < 1e-6
+        assert worker["half_precision"] == {"untouched": True, "scale": 2.0**14}
+    # A group of one process changes no bit.
+    assert alone["group_of_one"]["alone"] == alone["group_of_one"]["grouped"]
+
+
+def assert_trained_alike(expected, first, second):
+    """Two workers hold the same state, which is that of one device."""
+    for name in ("weights", "state", "loss", "group_weights"):
+        assert first[name] == second[name]
+    assert np.all(np.isfinite(flat(first["weights"])))
+    assert largest_difference(expected, first, "weights") < WEIGHTS
+    if first["loss"]:
+        assert largest_difference(expected, first, "loss") < 1e-5
+    if expected["group_weights"]:
+        difference = largest_difference(expected, first, "group_weights")
+        assert difference < GROUP_WEIGHTS
+
+
+def processes_raise_together_and_resume_alike(folder):
+    _, both = alone_and_both()
+    for worker in both:
+        errors = worker["bad_input"]
+        for name in ("sizes", "groups", "method"):
+            assert (
+                "must train the same model" in errors[f"other {name}"]["error"]
+            )
+        assert "hold different weights" in errors["other weights"]["error"]
+        assert "no_sync" in errors["already summed"]["error"]
+        assert "use groups=1" in errors["groups of a gradient"]["error"]
+        assert all(e["untouched"] for e in errors.values() if "untouched" in e)
+        assert errors["not finite"]["nonfinite"] == 1.0
+        for run in worker["resumed"].values():
+            assert run["found"] == run["expected"]
+        warnings = worker["apart"]
+        assert [len(warnings[name]) for name in warnings] == [1, 1, 0, 0]
+    few = [worker["bad_input"]["few rows"]["error"] for worker in both]
+    assert "What was raised on process 1 says why" in few[0]
+    assert "normalise a group of one row" in few[1]
+    dropped = [worker["bad_input"]["not finite"] for worker in both]
+    for name in ("weights", "state", "group_weights"):
+        assert dropped[0][name] == dropped[1][name]
+    assert np.all(np.isfinite(flat(dropped[0]["weights"])))
 
 
 CHECKS = {
@@ -350,7 +415,10 @@ CHECKS = {
         mirrored_strategy_takes_the_stock_steps,
         mirrored_strategy_forms_groups_over_all_replicas,
     ],
-    "torch": [a_process_group_of_one_trains_and_of_two_is_refused],
+    "torch": [
+        processes_train_as_one_device,
+        processes_raise_together_and_resume_alike,
+    ],
 }
 
 

@@ -47,13 +47,31 @@ def updates_under_conditions():
 
 
 def replicas():
-    """How many replicas run this step together, summing their gradients."""
+    """How many replicas trace this step together, in one program.
+
+    Each of them hands `optimizer.apply` a share of the gradients, which it
+    sums.
+    """
     if BACKEND == "tensorflow":
         return tf.distribute.get_strategy().num_replicas_in_sync
+    return 1
+
+
+def ranks():
+    """How many processes train together, each with rows of its own.
+
+    Those of a PyTorch process group. What the optimizer is given must be the
+    same on all of them.
+    """
     if BACKEND == "torch" and torch.distributed.is_available():
         if torch.distributed.is_initialized():
             return torch.distributed.get_world_size()
     return 1
+
+
+def rank():
+    """The number of this process, from 0 to `ranks() - 1`."""
+    return torch.distributed.get_rank() if ranks() > 1 else 0
 
 
 def whole_loss(loss):
@@ -73,8 +91,6 @@ def sum_groups(stacks, sizes):
     """
     if replicas() == 1:
         return stacks, sizes
-    if BACKEND != "tensorflow":
-        return sum_over_replicas(stacks), sizes
     # As one float tensor: tf.distribute refuses to add several int32 tensors
     # at a time, and not every collective of a GPU knows integers.
     own = tf.cast(tf.stack(sizes), "float64")
@@ -96,7 +112,7 @@ def sum_shares(gradients):
     A replica of TensorFlow hands over its share of them; elsewhere they are
     those of all rows. A missing one stays `None`.
     """
-    if BACKEND != "tensorflow" or replicas() == 1:
+    if replicas() == 1:
         return gradients
     present = [tf.convert_to_tensor(g) for g in gradients if g is not None]
     summed = iter(sum_over_replicas(present))
@@ -111,18 +127,9 @@ def sum_over_replicas(tensors):
     present = [t for t in tensors if t is not None]
     if replicas() == 1 or not present:
         return tensors
-    if BACKEND == "tensorflow":
-        context = tf.distribute.get_replica_context()
-        summed = context.all_reduce(tf.distribute.ReduceOp.SUM, present)
-        summed = iter(summed)
-        return [None if t is None else next(summed) for t in tensors]
-    raise RuntimeError(
-        "keras_stab takes gradients with torch.autograd.grad, which bypasses "
-        "the gradient synchronisation of DistributedDataParallel: the workers "
-        "would silently train apart. Use one process, or GRAIN with "
-        'across="batches" in your own DDP loop, which takes synchronised '
-        f"gradients. Received: {replicas()} workers"
-    )
+    context = tf.distribute.get_replica_context()
+    summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, present))
+    return [None if t is None else next(summed) for t in tensors]
 
 
 def has_accelerator():

@@ -26,7 +26,7 @@ def batch_shares():
     if BACKEND == "jax":
         mesh, axis = sharding.mesh_and_axis()
         return 1 if mesh is None else mesh.shape[axis]
-    return devices.replicas()
+    return devices.replicas() * devices.ranks()
 
 
 def computes_on_each_device():
@@ -43,7 +43,7 @@ def computes_on_each_device():
 
 def sees_own_rows():
     """Whether a step sees the rows of its own device alone, of several."""
-    return BACKEND != "jax" and devices.replicas() > 1
+    return BACKEND != "jax" and batch_shares() > 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,8 @@ def cut(stacks, sizes, aligned=False):
         sizes: Rows in each of these groups, m or K of them.
         aligned: Whether every group lies whole on a device.
     """
-    if batch_shares() == 1:
+    if batch_shares() == 1 or devices.ranks() > 1:
+        # Processes exchange what all engines answer, see `processes`.
         return GroupSlices(stacks, sizes)
     if BACKEND == "jax":
         if sharding.cuts_weights():  # which it would undo

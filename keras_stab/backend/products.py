@@ -43,6 +43,15 @@ def unpack_group(combined, shapes):
     return [p.reshape(tuple(s)) for p, s in zip(pieces, shapes)]
 
 
+def unpack_groups(packed, shapes):
+    """One stack `[K, *shape]` per variable, from the packed form."""
+    if BACKEND != "torch" or not packed:
+        return packed
+    sizes = [math.prod(shape) for shape in shapes]
+    pieces = torch.split(packed[0], sizes, dim=1)
+    return [p.reshape(len(p), *shape) for p, shape in zip(pieces, shapes)]
+
+
 def inner_products(stack, other=None):
     """All inner products of the slices of `[K, *shape]`, in full precision.
 

@@ -51,11 +51,12 @@ def group_gradients(oracle, groups, engine="auto", rule="interleaved"):
         grouping.aligned,
     )
     answer.plan = plan
-    _warn_of_empty_groups(oracle.model, answer)
+    if devices.ranks() == 1:
+        warn_of_empty_groups(oracle.model, answer)
     return answer
 
 
-def _warn_of_empty_groups(model, answer):
+def warn_of_empty_groups(model, answer):
     """Warns once if the first batch has too few: a later one may be short."""
     size, groups = answer.rows, len(answer.sizes)
     known = remembered(model, _FOUND)
@@ -127,7 +128,8 @@ def _one_pass(oracle, grouping, engine):
     key = _key(oracle)
     # Rows that devices share stay where they are. But random numbers are drawn
     # row by row, and the groups are to get those of one device.
-    sorts = exchange.batch_shares() == 1 or (_DRAWS, key) in known
+    moves = exchange.batch_shares() == 1 or exchange.sees_own_rows()
+    sorts = moves or (_DRAWS, key) in known
     layout = Layout(oracle.batch, groups, sorts, grouping)
     size = layout.size if layout.is_static else None
     with _refused_once(known, key):

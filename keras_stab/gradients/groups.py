@@ -67,6 +67,16 @@ class GroupGradients:
                 answer.append(keras.ops.cast(next(combined), variable.dtype))
         return answer
 
+    def stacks(self):
+        """The gradients themselves, `(K, *shape)` for each variable.
+
+        `None` where there is none. Trailing groups without rows are left out.
+        """
+        pieces = iter(
+            products.unpack_groups(self._cut.slices, self._present_shapes())
+        )
+        return [None if s is None else next(pieces) for s in self._shapes]
+
     def _evaluated(self):
         slices = self._cut.slices
         return slices[0].shape[0] if slices else len(self.sizes)

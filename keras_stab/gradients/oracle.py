@@ -15,7 +15,7 @@ from keras_stab.gradients.batch_loss import BatchLoss
 from keras_stab.gradients.engines import group_gradients
 from keras_stab.gradients.pooling import StatePool
 from keras_stab.gradients.pooling import shift_seeds
-from keras_stab.nesting import nest
+from keras_stab.nesting import scales_loss
 
 # Seeds of other noise: beyond those of every group.
 NEW_NOISE = 64
@@ -39,9 +39,7 @@ class GradientOracle(BatchLoss):
 
     def __init__(self, model, x, y=None, sample_weight=None):
         super().__init__(model, (x, y, sample_weight))
-        self.nonfinite = (
-            "propagate" if _skips_nonfinite(model.optimizer) else "drop"
-        )
+        self.nonfinite = "propagate" if scales_loss(model.optimizer) else "drop"
         self.notes = {}
         self._root = self
         self._current = self
@@ -119,9 +117,7 @@ class GradientOracle(BatchLoss):
         """
         key = groups, engine, rule
         if key not in self._answers:
-            self._answers[key] = self._in_turn(
-                lambda: group_gradients(self, *key)
-            )
+            self._answers[key] = self._in_turn(lambda: self._groups(*key))
         return self._answers[key]
 
     def at(self, shift, factor=None):
@@ -269,6 +265,9 @@ class GradientOracle(BatchLoss):
             root._answers["pool"] = StatePool(self.model)
         return root._answers["pool"]
 
+    def _groups(self, *arguments):
+        return group_gradients(self, *arguments)
+
     def _evaluate(self):
         return self.evaluate(self.batch, self.non_trainable, self.carried)
 
@@ -291,7 +290,7 @@ class GradientOracle(BatchLoss):
             return question()
 
     def _derived(self):
-        oracle = object.__new__(GradientOracle)
+        oracle = object.__new__(type(self))
         oracle.__dict__.update(self.__dict__)
         oracle.carried_variables = list(self.model.metrics_variables)
         oracle.carried = self.carried[: len(oracle.carried_variables)]
@@ -299,9 +298,3 @@ class GradientOracle(BatchLoss):
         oracle._pull = None
         oracle._answers = {}
         return oracle
-
-
-def _skips_nonfinite(optimizer):
-    """Whether a loss scaler will look at the gradients that are handed on."""
-    kind = keras.optimizers.LossScaleOptimizer
-    return any(isinstance(each, kind) for each in nest(optimizer))

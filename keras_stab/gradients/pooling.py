@@ -9,6 +9,7 @@ import math
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.backend import processes
 from keras_stab.backend import products
 from keras_stab.numerics.norms import common_dtype
 
@@ -18,12 +19,15 @@ _SEED_STRIDE = 16777619
 
 
 def shift_seeds(variables, values, k):
-    """Group k draws its own random numbers; group 0 those of a plain step."""
+    """Group k draws its own random numbers; group 0 those of a plain step.
+
+    A value may be `None`.
+    """
     if isinstance(k, int) and k == 0:
         return values
     shifted = []
     for variable, value in zip(variables, values):
-        if keras_internals.is_seed_state(variable):
+        if value is not None and keras_internals.is_seed_state(variable):
             word = keras.ops.convert_to_tensor(
                 [_SEED_STRIDE, 0], dtype=value.dtype
             )
@@ -137,6 +141,48 @@ class StatePool:
             value = products.reshape(value, tuple(variable.shape))
             merged.append(keras.ops.cast(value, variable.dtype))
         return merged
+
+    def over_ranks(self, before, state, count):
+        """Merges what all processes would store, weighted by their rows.
+
+        Args:
+            before: The stored values.
+            state: Values of this process; `None` where not assigned.
+            count: Int, the rows of this process.
+        """
+        places = [
+            i
+            for i, value in enumerate(state)
+            if value is not None and _is_float(self._variables[i])
+        ]
+        if not places:
+            return state
+        own = {
+            i: keras.ops.cast(
+                self._or_stored(i, state[i], before[i]), "float64"
+            )
+            for i in places
+        }
+        # Means of v + m^2 / (1 - b): in float64 what cancels does no harm.
+        total, *sums = processes.sum_each(
+            [
+                keras.ops.full((), count, "float64"),
+                *(count * (own[i] + self._spread(i, own)) for i in places),
+            ]
+        )
+        means = {i: s / total for i, s in zip(places, sums)}
+        merged = list(state)
+        for i in places:
+            value = means[i] - self._spread(i, means)
+            merged[i] = keras.ops.cast(value, self._variables[i].dtype)
+        return merged
+
+    def _spread(self, i, values):
+        """m^2 / (1 - b) where variable i is a moving variance, else 0."""
+        index, momentum = self._moving_mean_of.get(i, (None, 1))
+        if index not in values or momentum == 1:
+            return 0.0
+        return keras.ops.square(values[index]) / (1.0 - momentum)
 
     def _or_stored(self, i, value, stored):
         if value is None or not _is_float(self._variables[i]):

@@ -11,6 +11,7 @@ import math
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.backend import devices
 from keras_stab.backend import jacobians
 from keras_stab.numerics.norms import in_full_precision
 
@@ -138,7 +139,7 @@ def _categorical(y_pred, arguments, generator):
     flat = keras.ops.nan_to_num(
         keras.ops.stop_gradient(flat), nan=0.0, posinf=1e30, neginf=-1e30
     )
-    drawn = keras.random.categorical(flat, 1, seed=generator)
+    drawn = _categories(flat, generator)
     drawn = keras.ops.reshape(drawn, keras.ops.shape(logits)[:-1])
     log_shares = keras.ops.log_softmax(logits, axis=-1)
     # Not by indices, whose gradient is a slow scatter on some backends.
@@ -186,14 +187,41 @@ def _poisson(y_pred, arguments, generator):
     return _joined(y_pred - y * keras.ops.log(y_pred + _TINY), arguments)
 
 
+# Processes that share a batch draw the numbers of one device: those for the
+# rows of all of them, if these are equally many, and keep their own.
+
+
+def _categories(logits, generator):
+    own, rows = _own_rows(logits), logits.shape[0]
+    if own is not None:
+        others = (own.start, rows * devices.ranks() - own.stop)
+        logits = keras.ops.pad(logits, (others, (0, 0)))
+    drawn = keras.random.categorical(logits, 1, seed=generator)
+    return drawn if own is None else drawn[own]
+
+
 def _uniform(like, generator):
-    shape = keras.ops.shape(like)
-    return keras.random.uniform(shape, dtype=like.dtype, seed=generator)
+    return _drawn(keras.random.uniform, like, generator)
 
 
 def _normal(like, generator):
-    shape = keras.ops.shape(like)
-    return keras.random.normal(shape, dtype=like.dtype, seed=generator)
+    return _drawn(keras.random.normal, like, generator)
+
+
+def _drawn(draw, like, generator):
+    own, shape = _own_rows(like), keras.ops.shape(like)
+    if own is not None:
+        shape = (shape[0] * devices.ranks(), *shape[1:])
+    drawn = draw(shape, dtype=like.dtype, seed=generator)
+    return drawn if own is None else drawn[own]
+
+
+def _own_rows(tensor):
+    """Where the rows of this process are among those of all; `None` for one."""
+    if devices.ranks() == 1:
+        return None
+    first = devices.rank() * tensor.shape[0]
+    return slice(first, first + tensor.shape[0])
 
 
 def _joined(values, arguments):

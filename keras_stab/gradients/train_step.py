@@ -12,7 +12,7 @@ from keras_stab import keras_internals
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
-from keras_stab.gradients.oracle import GradientOracle
+from keras_stab.gradients.rank_oracle import oracle_for
 from keras_stab.gradients.rows import leaves
 from keras_stab.nesting import nest
 
@@ -25,6 +25,18 @@ def wants_oracle(optimizer):
     return False
 
 
+def takes_step(optimizer):
+    """Whether `fit` makes its steps by the oracle.
+
+    Where several processes train one model, that brings gradients together:
+    there a method which chooses the gradient does so for all of them.
+    """
+    return wants_oracle(optimizer) or (
+        devices.ranks() > 1
+        and any(hasattr(each, "handed_over") for each in nest(optimizer))
+    )
+
+
 def estimate(optimizer, oracle):
     """The gradient that the optimizer, or one inside it, wants to be given."""
     for each in nest(optimizer):
@@ -35,7 +47,7 @@ def estimate(optimizer, oracle):
 
 def takes_over(model, data):
     """Whether the model's optimizer wants this step instead of Keras's own."""
-    if not wants_oracle(model.optimizer):
+    if not takes_step(model.optimizer):
         return False
     keras_internals.build_for(model, data)
     # A model without trainable weights gets Keras's own warning.
@@ -69,7 +81,7 @@ def _step(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     _check_scalers(model.optimizer)
     with tracing.no_gradients():
-        oracle = GradientOracle(model, x, y, sample_weight)
+        oracle = oracle_for(model, x, y, sample_weight)
         _check_variables(model, oracle.variables)
         gradients = estimate(model.optimizer, oracle)
         outcome = oracle.outcome

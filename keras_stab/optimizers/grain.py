@@ -21,19 +21,19 @@ from keras_stab.optimizers.batch_window import HasWindow
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import read_figures
-from keras_stab.optimizers.gradient_method import GradientMethod
 from keras_stab.optimizers.grain_arguments import check_inner
 from keras_stab.optimizers.grain_arguments import check_saved_total
 from keras_stab.optimizers.grain_arguments import checked_grouping
 from keras_stab.optimizers.grain_arguments import checked_groups
 from keras_stab.optimizers.grain_arguments import checked_total
+from keras_stab.optimizers.local_gradients import TakesLocalGradients
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.state import widest_dtype
 from keras_stab.registration import registered
 
 
 @registered
-class GRAIN(HasWindow, GradientMethod):
+class GRAIN(HasWindow, TakesLocalGradients):
     r"""Replaces the mean gradient with one that conflicts with no group.
 
     The rows of a batch are split into K groups (row i belongs to group
@@ -125,7 +125,7 @@ class GRAIN(HasWindow, GradientMethod):
 
     plain_gradient_hint = (
         '. Or use GRAIN(..., across="batches"), which takes plain gradients '
-        "in any training loop"
+        'in any training loop, or across="replicas" in those of processes'
     )
 
     def __init__(

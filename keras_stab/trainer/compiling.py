@@ -4,7 +4,7 @@ import contextlib
 import warnings
 
 from keras_stab.backend import devices
-from keras_stab.gradients.train_step import wants_oracle
+from keras_stab.gradients.train_step import takes_step
 from keras_stab.nesting import nest
 
 
@@ -20,16 +20,14 @@ def uncompiled_if_need_be(model, force=False):
     made_already = model.train_function is not None and not force
     if (
         not devices.EAGER
-        or not wants_oracle(optimizer)
+        or not takes_step(optimizer)
         or made_already
         or not model.jit_compile
     ):
         yield
         return
     name = next(
-        type(each).__name__
-        for each in nest(optimizer)
-        if getattr(each, "wants_oracle", False)
+        type(each).__name__ for each in nest(optimizer) if takes_step(each)
     )
     warnings.warn(
         f"The train step of {name} takes gradients by itself, which the "

@@ -9,7 +9,10 @@ import warnings
 
 from keras_stab import keras_internals
 from keras_stab.backend import devices
+from keras_stab.backend import processes
 from keras_stab.backend import tracing
+from keras_stab.gradients.train_step import takes_step
+from keras_stab.memory import remembered
 from keras_stab.nesting import whole_nest
 
 
@@ -46,6 +49,45 @@ def begin_again(model):
             "dropped",
             stacklevel=5,
         )
+
+
+def warn_if_apart(model):
+    """Warns once where each process of several trains a model of its own.
+
+    Keras's step takes the gradients of the rows of its own process. No number
+    is exchanged to find out: a process that waited for the others would hang
+    where they do something else.
+    """
+    if devices.ranks() == 1:
+        return
+    optimizer = getattr(model, "optimizer", None)
+    ours = [each for each in whole_nest(optimizer) if _is_ours(each)]
+    known = remembered(model, "processes")
+    if (
+        not ours
+        or takes_step(optimizer)
+        or "apart" in known
+        or processes.synchronise_themselves(keras_internals.all_layers(model))
+    ):
+        return
+    known["apart"] = True
+    warnings.warn(
+        f"Each of {devices.ranks()} processes trains a model of its own, apart "
+        "from the others: "
+        f"{type(ours[0]).__name__} takes the gradients that it is given, and "
+        "in `fit` those are of the rows of one process. To train one model, "
+        "write the loop yourself around DistributedDataParallel, which sums "
+        "the gradients",
+        stacklevel=5,
+    )
+
+
+def _is_ours(optimizer):
+    package = __name__.partition(".")[0]
+    return any(
+        kind.__module__.partition(".")[0] == package
+        for kind in type(optimizer).__mro__
+    )
 
 
 @contextlib.contextmanager

@@ -23,12 +23,13 @@ from typing import Any
 import keras
 
 from keras_stab.gradients.train_step import takes_over
+from keras_stab.gradients.train_step import takes_step
 from keras_stab.gradients.train_step import train_step
-from keras_stab.gradients.train_step import wants_oracle
 from keras_stab.trainer.compiling import uncompiled_if_need_be
 from keras_stab.trainer.guards import begin_again
 from keras_stab.trainer.guards import take_back
 from keras_stab.trainer.guards import taking_back_on_error
+from keras_stab.trainer.guards import warn_if_apart
 from keras_stab.trainer.state_trees import setting_weights_aside
 from keras_stab.trainer.state_trees import with_weights_aside
 
@@ -47,6 +48,7 @@ def _guarded(model, following, *args, **kwargs):
 def _guarded_training(model, following, *args, **kwargs):
     take_back(model)
     begin_again(model)
+    warn_if_apart(model)
     with uncompiled_if_need_be(model, *args, **kwargs):
         return _guarded(model, following, *args, **kwargs)
 
@@ -161,7 +163,7 @@ def _is_stock(model, name):
 
     The compiler of PyTorch then finds nothing of ours that it cannot follow.
     """
-    return name == "train_step" and not wants_oracle(model.optimizer)
+    return name == "train_step" and not takes_step(model.optimizer)
 
 
 def _following(model, name, before):

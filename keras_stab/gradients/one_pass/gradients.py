@@ -81,6 +81,27 @@ class OnePassGradients:
             answer.append(gradient)
         return answer
 
+    def stacks(self):
+        """The gradients themselves, `(K, *shape)` for each variable.
+
+        `None` where there is none.
+        """
+        answer = []
+        for variable in self._oracle.variables:
+            key, shape, stack = id(variable), tuple(variable.shape), None
+            if key in self._by_variable:
+                stack = self._by_variable[key].stack()
+                stack = products.reshape(stack, (len(self.sizes), *shape))
+                stack = self._times_factors(stack, (-1, *(1 for _ in shape)))
+            if key in self._regularised:
+                term = self._regularised[key]
+                present = products.beside(self.present, term)
+                present = products.reshape(present, (-1, *(1 for _ in shape)))
+                term = present * term
+                stack = term if stack is None else stack + term
+            answer.append(stack)
+        return answer
+
     def _times_factors(self, tensor, *shapes):
         """The tensor times the factors, in each of the shapes."""
         if self._factors is None:

@@ -4,8 +4,12 @@ import contextlib
 
 import keras
 
+from keras_stab.backend import devices
+from keras_stab.backend import processes
 from keras_stab.backend import tracing
 from keras_stab.gradients.sampled_labels import SampledLabels
+
+_NOISE_OF_A_RANK = 16777619
 
 
 class FisherPass:
@@ -48,8 +52,16 @@ class FisherPass:
         if self._sampler is None:
             labels = SampledLabels(oracle.model, self._generator, seed)
             if oracle.has_forward:
-                return oracle.gradient_of_outputs(labels), _as_float(labels)
-            return oracle.with_loss(labels).gradient(), _as_float(labels)
+                gradients = oracle.gradient_of_outputs(labels)
+            else:
+                gradients = oracle.with_loss(labels).gradient()
+            return gradients, _count(labels)
+
+        # Each process has rows, and so labels, of its own.
+        words = keras.ops.convert_to_tensor(
+            [devices.rank() * _NOISE_OF_A_RANK, 0], dtype=seed.dtype
+        )
+        seed = seed + words
 
         def sampler(y, y_pred):
             with self.drawing_from(seed) as generator:
@@ -59,6 +71,9 @@ class FisherPass:
         return oracle.gradient(), 1.0
 
 
-def _as_float(labels):
-    # Known after the gradient: the count is set when the loss is called.
-    return keras.ops.cast(labels.count, "float32")
+def _count(labels):
+    # Known after the gradient: it is set when the loss is called.
+    count = keras.ops.cast(labels.count, "float32")
+    if devices.ranks() > 1:
+        (count,) = processes.sum_each([count])
+    return count

@@ -1,0 +1,93 @@
+"""GRAIN over processes, from the gradient that each of them computed itself."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from keras_stab import keras_internals
+from keras_stab.backend import devices
+from keras_stab.backend import tracing
+from keras_stab.gradients.exchanged import ExchangedGradients
+from keras_stab.gradients.exchanged import check_agreement
+from keras_stab.gradients.small_problems import min_norm_weights_and_measures
+from keras_stab.nesting import scales_loss
+from keras_stab.optimizers.gradient_method import GradientMethod
+
+
+class TakesLocalGradients(GradientMethod):
+    """A method of which each process is a group, in a loop of one's own too.
+
+    Where it has not been told what it estimated, the gradients given to
+    `apply` are those of the rows of this process, and it combines them with
+    those of the others.
+    """
+
+    across: str | None
+    groups: int
+    zero_groups: str
+
+    def apply(
+        self,
+        grads: Iterable[Any],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> None:
+        gradients, variables = list(grads), trainable_variables
+        local = (
+            self.across == "replicas"
+            and self.handed_over is None
+            and devices.ranks() > 1
+            and len(gradients) > 0
+        )
+        if not local:
+            super().apply(gradients, variables)
+            return
+        if variables is None:
+            variables = keras_internals.built_variables(self)
+        variables = list(variables)
+        gradients, note = _combined(self, gradients, variables)
+        # Past Keras, which would look through what is set for variables.
+        self.__dict__["handed_over"] = note
+        try:
+            super().apply(gradients, variables)
+        finally:
+            self.__dict__["handed_over"] = None
+
+
+def _combined(optimizer, gradients, variables):
+    """The combination of the gradients of all processes, and a note on it."""
+    if optimizer.groups > 1:
+        raise ValueError(
+            "A gradient of all rows of a process cannot be cut into groups. "
+            "In a loop of your own use groups=1, which makes one group of "
+            "each process; in `fit` each of them can have several. Received: "
+            f"groups={optimizer.groups} for each process"
+        )
+    likes = [tracing.read(v) for v in variables]
+    first = check_agreement(optimizer, likes, "plain", devices.ranks())
+    stacks = [g if g is None else tracing.densify(g)[None] for g in gradients]
+    groups = ExchangedGradients(likes, stacks, [1], aligned=True)
+    gram = groups.gram()
+    if first:
+        _check_not_summed(keras.ops.convert_to_numpy(gram))
+    # The optimizer does not see how many rows a process has, hence no estimate
+    # of the noise per row.
+    note = min_norm_weights_and_measures(
+        gram,
+        groups.present,
+        keras.ops.convert_to_tensor(float("nan"), dtype=gram.dtype),
+        optimizer.zero_groups,
+        "propagate" if scales_loss(optimizer) else "drop",
+    )
+    return groups.combine(note[0]), note
+
+
+def _check_not_summed(gram):
+    if gram[0, 0] > 0.0 and (gram == gram[0, 0]).all():
+        raise ValueError(
+            "All processes handed over the same gradient: it was averaged "
+            "before, and there is nothing left to combine. Compute it inside "
+            "of `with module.no_sync():` of DistributedDataParallel, or "
+            "without that module, and give each process rows of its own. "
+            f"Received: {len(gram)} gradients alike"
+        )
