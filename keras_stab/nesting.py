@@ -36,5 +36,7 @@ def adds_up(optimizer):
     names = ("clipnorm", "clipvalue", "global_clipnorm")
     names += ("gradient_accumulation_steps",)
     return not scales_loss(optimizer) and not any(
-        getattr(each, name, None) for each in nest(optimizer) for name in names
+        getattr(each, name, None)
+        for each in whole_nest(optimizer)
+        for name in names
     )
