@@ -24,3 +24,19 @@ def scales_loss(optimizer):
     """Whether a loss scaler looks at the gradients that are handed on."""
     kind = keras.optimizers.LossScaleOptimizer
     return any(isinstance(each, kind) for each in nest(optimizer))
+
+
+def adds_up(optimizer):
+    """Whether it needs no more than shares that replicas add up.
+
+    Under `tf.distribute` Keras clips, accumulates and looks for numbers that
+    are not finite before it adds them up. Then they must be alike, or the
+    direction would change, and one replica alone would skip the step.
+    """
+    names = ("clipnorm", "clipvalue", "global_clipnorm")
+    names += ("gradient_accumulation_steps",)
+    return not scales_loss(optimizer) and not any(
+        getattr(each, name, None)
+        for each in whole_nest(optimizer)
+        for name in names
+    )

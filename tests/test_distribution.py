@@ -276,6 +276,26 @@ def _check_batch_norm(run):
     np.testing.assert_allclose(variance, expected_variance, atol=1e-6)
 
 
+def groups_of_replicas_are_contiguous_ones_of_one_device(folder):
+    runs = answer(start("mirrored.py", "own_groups"))["own_groups"]
+    # The row of the last epoch that is not finite is on the first replica.
+    dropped = runs.pop("dropped")
+    assert dropped["weights"] == [0.0, 1.0]
+    assert dropped["nonfinite"] == 1.0
+    assert "2 devices: groups whole on a device" in dropped["plan"]
+    assert "At most 64 groups" in runs.pop("error")
+    mixed = runs.pop("mixed")
+    _check_mixed_precision(mixed["one"], mixed["two"])
+    broken = runs["not finite"]
+    assert np.isnan(broken["one"].pop("loss") + broken["two"].pop("loss")).any()
+    for run in broken.values():
+        run["loss"] = [0.0]  # the reported one has that row in it
+    for pair in runs.values():
+        assert_same_run(pair["one"], pair["two"])
+    del runs["uneven"]  # of other length
+    assert_apart([pair["two"] for pair in runs.values()])
+
+
 # ---- JAX: several processes -----------------------------------------------
 
 
@@ -414,6 +434,7 @@ CHECKS = {
     "tensorflow": [
         mirrored_strategy_takes_the_stock_steps,
         mirrored_strategy_forms_groups_over_all_replicas,
+        groups_of_replicas_are_contiguous_ones_of_one_device,
     ],
     "torch": [
         processes_train_as_one_device,

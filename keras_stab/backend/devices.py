@@ -81,31 +81,6 @@ def whole_loss(loss):
     return loss
 
 
-def sum_groups(stacks, sizes):
-    """Joins the groups of all replicas: their gradients and their rows.
-
-    Keras gives a replica 1/R of the gradient of its own mean loss. That adds
-    up to the mean over all rows only where every replica has equally many;
-    in a short batch it does not, and one may have none of a group. So group k,
-    of n_k rows on a replica and N_k in all, is weighted by R n_k / N_k.
-    """
-    if replicas() == 1:
-        return stacks, sizes
-    # As one float tensor: tf.distribute refuses to add several int32 tensors
-    # at a time, and not every collective of a GPU knows integers.
-    own = tf.cast(tf.stack(sizes), "float64")
-    (total,) = sum_over_replicas([own])
-    factors = replicas() * tf.math.divide_no_nan(own, total)
-    weighted = []
-    for stack in stacks:
-        column = factors[: stack.shape[0]]
-        column = tf.reshape(column, (-1,) + (1,) * (len(stack.shape) - 1))
-        column = tf.cast(column, stack.dtype)
-        zero = tf.zeros((), stack.dtype)
-        weighted.append(tf.where(column > 0.0, column * stack, zero))
-    return sum_over_replicas(weighted), tf.unstack(tf.cast(total, "int32"))
-
-
 def sum_shares(gradients):
     """Sums over the replicas the gradients that an optimizer was given.
 

@@ -13,6 +13,9 @@ import dataclasses
 import keras
 
 from keras_stab.backend import devices
+from keras_stab.backend import group_weights
+from keras_stab.backend import products
+from keras_stab.backend import replica_groups
 from keras_stab.backend import sharding
 from keras_stab.backend.devices import BACKEND
 
@@ -87,10 +90,12 @@ def traffic(weights, groups, aligned):
     once = 4 * weights * (shares - 1) // shares
     each = groups // shares if aligned else groups
     form = "groups whole on a device" if aligned else "groups over all devices"
+    # Of tf.distribute the combination is an all-reduce: see `replica_groups`.
+    gathered = 2 if BACKEND == "tensorflow" else 1
     return Traffic(
         shares,
         f"{form}, gradients cut along the weights",
-        once * (each + 1),
+        once * (each + gathered),
         once * 2,
     )
 
@@ -115,6 +120,27 @@ class GroupSlices:
         slices = [s / keras.ops.cast(scale, s.dtype) for s in self.slices]
         return dataclasses.replace(self, slices=slices)
 
+    def evaluated(self):
+        """Of how many groups there is a gradient; the others are empty."""
+        return self.slices[0].shape[0] if self.slices else len(self.sizes)
+
+    def gram(self):
+        """Inner products of the gradients, of all weights together."""
+        total = products.total(
+            [products.inner_products(part) for part in self.slices]
+        )
+        return sum_over_devices(total)
+
+    def combine(self, weights, on_all=True):
+        """Combinations of the gradients, one for each of `slices`.
+
+        Args:
+            weights: Tensor with a number for each group.
+            on_all: As in `ReplicaGroups.combine`; here it is always so.
+        """
+        combined = [group_weights.combine(weights, s) for s in self.slices]
+        return whole(combined, self.shapes)
+
 
 def cut(stacks, sizes, aligned=False):
     """Cuts K gradients along the weights over the devices: `GroupSlices`.
@@ -138,12 +164,7 @@ def cut(stacks, sizes, aligned=False):
         aligned = aligned and len(sizes) % batch_shares() == 0
         slices = sharding.cut_along_weights(stacks, aligned)
         return GroupSlices(slices, sizes, shapes)
-    if aligned:
-        raise ValueError(
-            'GRAIN(across="replicas") is not served on several replicas of '
-            f"this backend. Received: {batch_shares()} replicas"
-        )
-    return GroupSlices(*devices.sum_groups(stacks, sizes))
+    return replica_groups.ReplicaGroups(stacks, sizes, aligned)
 
 
 def with_shared_rows(tensor):

@@ -81,14 +81,19 @@ class ExchangedGradients:
         """Inner products of the group gradients, `(K, K)`."""
         return keras.ops.convert_to_tensor(self._gram)
 
-    def combine(self, weights):
-        """The combination `sum_k weights[k] g_k`, one tensor per variable."""
+    def combine(self, weights, whole=True):
+        """The combination `sum_k weights[k] g_k`, one tensor per variable.
+
+        Args:
+            weights, whole: As in `GroupGradients`; here it is always whole.
+        """
         weights = weights * products.beside(self._scales, weights)
         parts = [group_weights.combine(weights, c) for c in self._columns]
-        whole = self._packing.unpack([processes.whole(p) for p in parts])
+        parts = [processes.whole(p) for p in parts]
+        combined = self._packing.unpack(parts)
         return [
             keras.ops.cast(tensor, like.dtype) if known else None
-            for tensor, like, known in zip(whole, self._likes, self._known)
+            for tensor, like, known in zip(combined, self._likes, self._known)
         ]
 
 

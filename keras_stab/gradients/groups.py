@@ -3,7 +3,6 @@
 import keras
 
 from keras_stab.backend import exchange
-from keras_stab.backend import group_weights
 from keras_stab.backend import products
 from keras_stab.gradients import rows
 
@@ -37,27 +36,24 @@ class GroupGradients:
         One inner product over all trainable variables together. Rows and
         columns of groups without rows are zero.
         """
-        total = products.total(
-            [products.inner_products(part) for part in self._cut.slices]
-        )
-        total = exchange.sum_over_devices(total)
-        missing = len(self.sizes) - self._evaluated()
+        total = self._cut.gram()
+        missing = len(self.sizes) - self._cut.evaluated()
         if missing:
             total = keras.ops.pad(total, [[0, missing], [0, missing]])
         return total
 
-    def combine(self, weights):
+    def combine(self, weights, whole=True):
         """The combination `sum_k weights[k] g_k`, one tensor per variable.
 
         Args:
             weights: Tensor `(K,)`. A group of weight 0 does not enter, even
                 when its gradient is not finite.
+            whole: Whether each replica of a strategy gets all of it. Otherwise
+                it may get what it has of it, so that the mean over the
+                replicas is the combination, as for the gradients of a loss.
         """
-        weights = exchange.alike(weights)[: self._evaluated()]
-        combined = [
-            group_weights.combine(weights, part) for part in self._cut.slices
-        ]
-        combined = exchange.whole(combined, self._cut.shapes)
+        weights = exchange.alike(weights)[: self._cut.evaluated()]
+        combined = self._cut.combine(weights, whole)
         combined = iter(products.unpack_group(combined, self._present_shapes()))
         answer = []
         for variable, shape in zip(self._oracle.variables, self._shapes):
@@ -76,10 +72,6 @@ class GroupGradients:
             products.unpack_groups(self._cut.slices, self._present_shapes())
         )
         return [None if s is None else next(pieces) for s in self._shapes]
-
-    def _evaluated(self):
-        slices = self._cut.slices
-        return slices[0].shape[0] if slices else len(self.sizes)
 
     def _present_shapes(self):
         return [shape for shape in self._shapes if shape is not None]

@@ -1,7 +1,5 @@
 """GradientOracle: answers a method's questions about the current batch."""
 
-import math
-
 import keras
 
 from keras_stab import keras_internals
@@ -15,6 +13,7 @@ from keras_stab.gradients.batch_loss import BatchLoss
 from keras_stab.gradients.engines import group_gradients
 from keras_stab.gradients.pooling import StatePool
 from keras_stab.gradients.pooling import shift_seeds
+from keras_stab.nesting import adds_up
 from keras_stab.nesting import scales_loss
 
 # Seeds of other noise: beyond those of every group.
@@ -41,6 +40,8 @@ class GradientOracle(BatchLoss):
         super().__init__(model, (x, y, sample_weight))
         self.nonfinite = "propagate" if scales_loss(model.optimizer) else "drop"
         self.notes = {}
+        # The method whose answer goes to the optimizer as it is.
+        self.asked_by = None
         self._root = self
         self._current = self
         self._replays = True
@@ -213,15 +214,8 @@ class GradientOracle(BatchLoss):
         Its rows lie evenly spread over the batch, so that the work stays
         balanced when the batch is cut over devices.
         """
-        fraction = checked_fraction("fraction", fraction)
         size = rows.batch_size(*self.batch)
-        if rows.is_static(size):
-            count = max(1, math.ceil(fraction * size))
-        else:
-            count = keras.ops.cast(
-                keras.ops.ceil(fraction * keras.ops.cast(size, "float32")),
-                "int32",
-            )
+        count = rows.part_of(size, checked_fraction("fraction", fraction))
         oracle = self._derived()
         oracle.batch = rows.spread(self.batch, count, size)
         return oracle
@@ -235,6 +229,10 @@ class GradientOracle(BatchLoss):
         if current._outcome is None:
             current.gradient()
         return current._outcome
+
+    def wants_whole(self, method):
+        """Whether each replica must get all of a method's answer."""
+        return self.asked_by is not method or not adds_up(self.model.optimizer)
 
     def to_optimizer(self, gradients):
         """As `optimizer.apply` wants them: scaled, one share per replica.

@@ -4,6 +4,8 @@ A size is a Python int, or on TensorFlow a scalar tensor when the batch
 dimension is unknown while the step is traced.
 """
 
+import math
+
 import keras
 import numpy as np
 
@@ -116,6 +118,14 @@ def merge_first_axes(tensor):
     if None in shape:
         shape = keras.ops.shape(tensor)
     return products.reshape(tensor, (shape[0] * shape[1],) + tuple(shape[2:]))
+
+
+def part_of(size, fraction):
+    """How many rows a fraction of a batch is, rounded up."""
+    if is_static(size):
+        return max(1, math.ceil(fraction * size))
+    rows = fraction * keras.ops.cast(size, "float32")
+    return keras.ops.cast(keras.ops.ceil(rows), "int32")
 
 
 def spread(data, count, size):

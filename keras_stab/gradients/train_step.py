@@ -41,6 +41,7 @@ def estimate(optimizer, oracle):
     """The gradient that the optimizer, or one inside it, wants to be given."""
     for each in nest(optimizer):
         if hasattr(each, "estimate"):
+            oracle.asked_by = each
             return each.estimate(oracle)
     return oracle.gradient()
 

@@ -190,7 +190,7 @@ class GRAIN(HasWindow, TakesLocalGradients):
             oracle.nonfinite,
         )
         oracle.notes[self] = (weights, measures)
-        return groups.combine(weights)
+        return groups.combine(weights, oracle.wants_whole(self))
 
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]

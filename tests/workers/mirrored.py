@@ -4,6 +4,7 @@ Arguments: names of functions below.
 """
 
 import contextlib
+import io
 import json
 import sys
 
@@ -85,7 +86,7 @@ def global_groups():
     }
 
 
-def mixed_precision():
+def mixed_precision(make=grain):
     """As `global_groups`, under mixed_float16.
 
     The second epoch has a row that is not finite, on the second replica.
@@ -94,7 +95,7 @@ def mixed_precision():
     x, _ = toy.data(ROWS)
     x[-2] = np.inf
     x = np.concatenate([x[: 2 * ROWS], x[-ROWS:]])
-    result = run(two, grain, [2 * ROWS, ROWS], x, batch_norm=False)
+    result = run(two, make, [2 * ROWS, ROWS], x, batch_norm=False)
     keras.config.set_dtype_policy("float32")
     return result
 
@@ -212,6 +213,78 @@ def iterates():
         name: {"one": ended(one, make), "two": ended(two, make)}
         for name, make in toy.ITERATES.items()
     }
+
+
+def own_groups():
+    """A group, or two, on each replica; on one device contiguous ones.
+
+    A batch of 5 rows is 3 and 2 of them, one of 1 leaves a replica without.
+    """
+    epochs = [ROWS, 2 * ROWS]
+    x, _ = toy.data(ROWS)
+    broken = x.copy()
+    broken[ROWS] = np.nan  # the first row of the second epoch
+
+    def on_replicas(inner, groups):
+        return lambda: keras_stab.GRAIN(
+            inner(), groups=groups, across="replicas"
+        )
+
+    def alone(inner, groups):
+        return lambda: keras_stab.GRAIN(
+            inner(), groups=2 * groups, grouping="contiguous"
+        )
+
+    def pair(inner, groups, x=x, over=lambda make: make, epochs=epochs):
+        return {
+            "one": run(
+                one, over(alone(inner, groups)), epochs, x, batch_norm=False
+            ),
+            "two": run(
+                two,
+                over(on_replicas(inner, groups)),
+                epochs,
+                x,
+                batch_norm=False,
+            ),
+        }
+
+    def boosted(make):
+        return lambda: keras_stab.IRE(
+            make(), update_every=2, curvature="gradient"
+        )
+
+    def clipped(norm):
+        return lambda: keras.optimizers.SGD(0.1, global_clipnorm=norm)
+
+    return {
+        "one each": pair(sgd, 1),
+        "two each": pair(sgd, 2),
+        "uneven": pair(sgd, 1, epochs=[ROWS, ROWS + 5, ROWS + 1]),
+        "not finite": pair(sgd, 2, broken),
+        "inside IRE": pair(sgd, 1, over=boosted),
+        # Keras clips what a replica hands over, its half of the gradient.
+        "clipped": {
+            "one": pair(clipped(0.1), 1)["one"],
+            "two": pair(clipped(0.05), 1)["two"],
+        },
+        "dropped": _dropped(on_replicas(sgd, 1), broken),
+        "mixed": {
+            "one": run(one, alone(sgd, 1), [2 * ROWS], batch_norm=False),
+            "two": mixed_precision(on_replicas(sgd, 1)),
+        },
+        "error": error(toy.model, on_replicas(sgd, 33)),
+    }
+
+
+def _dropped(make, x):
+    """Figures after a step to which one replica brought no number."""
+    with two():
+        network, optimizer = toy.model(batch_norm=False), make()
+        toy.train(network, optimizer, x, toy.data(ROWS)[1], ROWS, [2 * ROWS])
+        figures = optimizer.diagnostics()
+    with contextlib.redirect_stdout(io.StringIO()):
+        return {**figures, "plan": str(optimizer.plan())}
 
 
 def refusals():

@@ -54,9 +54,13 @@ class OnePassGradients:
                 total = total + cross[:, None] + cross[None, :]
         return total
 
-    def combine(self, weights):
-        """The combination `sum_k weights[k] g_k`, one tensor per variable."""
-        whole = weights = exchange.alike(weights)
+    def combine(self, weights, whole=True):
+        """The combination `sum_k weights[k] g_k`, one tensor per variable.
+
+        Args:
+            weights, whole: As in `GroupGradients`; here it is always whole.
+        """
+        given = weights = exchange.alike(weights)
         weights = self._times_factors(weights, (-1,))
         if self._oracle.values:
             like = self._oracle.values[0]
@@ -69,7 +73,7 @@ class OnePassGradients:
             gradient = combined.get(id(variable))
             if id(variable) in self._regularised:
                 term = self._regularised[id(variable)][None]
-                total = keras.ops.sum(whole)[None]
+                total = keras.ops.sum(given)[None]
                 term = group_weights.weighted_rows(total, term)[0]
                 gradient = term if gradient is None else gradient + term
             if gradient is None and devices.FUNCTIONAL:

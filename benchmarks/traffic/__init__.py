@@ -1,0 +1,1 @@
+"""What the devices send each other in a train step; see `communication.py`."""
