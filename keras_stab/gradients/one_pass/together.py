@@ -69,9 +69,7 @@ class Ghosts(Apart):
         factors = [(part.left, part.right) for part in parts]
         if not devices.EAGER:
             return [ghost_gram(factors, parts[0].tokens)]
-        factors = [
-            [in_full_precision(t[0]) for t in pair] for pair in factors
-        ]
+        factors = [[in_full_precision(t[0]) for t in pair] for pair in factors]
         return [together.token_grams(factors)]
 
 
