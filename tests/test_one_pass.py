@@ -17,6 +17,8 @@ from marks import slow_but_on_torch
 
 import keras_stab
 from keras_stab import keras_internals
+from keras_stab.backend import costs
+from keras_stab.backend import differentiation
 from keras_stab.backend import tracing
 from keras_stab.gradients.one_pass import layer_rules
 from keras_stab.gradients.one_pass import work
@@ -854,8 +856,57 @@ def test_plan(capsys):
     assert (first.tokens, first.inputs, first.outputs) == (12, 5, 6)
     assert first.ordinary == 3 * 12 * 5 * 6
     assert plan.bytes > 0 and plan.extra_work > 0
+    assert plan.step_ratio > 1
+    assert f"predicted time of a step: {plan.step_ratio:.2f}" in shown
     model.fit(*small_data(), batch_size=12, verbose=0)
     assert optimizer.plan().works == plan.works
+    assert optimizer.plan().step_ratio == plan.step_ratio
+
+
+def test_costs_are_counted():
+    """The same for every run; what nothing depends on is left out."""
+    x, weights = (
+        keras.ops.convert_to_tensor(np.ones(shape, "float32"))
+        for shape in ((6, 5), (5, 3))
+    )
+
+    def function(tensors):
+        x, weights = tensors
+        if keras.backend.backend() != "torch":  # which runs it all the same
+            keras.ops.matmul(keras.ops.transpose(x), x)
+        return [keras.ops.matmul(x, weights)]
+
+    cost = costs.cost_of(function, [x, weights])
+    assert cost.multiply_adds == 6 * 5 * 3
+    assert cost.operations == 1
+    assert cost.bytes == 4 * (6 * 5 + 5 * 3 + 6 * 3)
+    assert cost == costs.cost_of(function, [x, weights])
+
+
+@slow_but_on_torch
+@pytest.mark.parametrize("layer", [layers.Conv2D, layers.DepthwiseConv2D])
+def test_costs_of_convolutions(layer):
+    options = {"padding": "same", "use_bias": False}
+    if layer is layers.Conv2D:
+        options["filters"] = 3
+    convolve = layer(kernel_size=(3, 2), **options)
+    x = keras.ops.ones((4, 8, 8, 3))
+    convolve.build(x.shape)
+    values = [tracing.read(v) for v in convolve.trainable_variables]
+
+    def gradients(values):
+        def loss(values):
+            scope = keras.StatelessScope(
+                zip(convolve.trainable_variables, values)
+            )
+            with scope:
+                return keras.ops.sum(keras.ops.square(convolve(x))), None
+
+        return differentiation.value_and_gradients(loss, values)[1]
+
+    inputs = 1 if layer is layers.DepthwiseConv2D else 3
+    forward = 4 * 8 * 8 * 3 * 3 * 2 * inputs
+    assert costs.cost_of(gradients, values).multiply_adds == 2 * forward
 
 
 def test_a_wide_layer_is_not_stored():

@@ -97,8 +97,11 @@ def exact_products(left, right):
     """
     left, right = _alike(left, right)
     if BACKEND == "jax":
+        highest = jax.lax.Precision.HIGHEST
+        if left.ndim == 3 and left.shape[0] == 1:  # up to three times as fast
+            return jnp.matmul(left[0], right[0].T, precision=highest)[None]
         right = jnp.swapaxes(right, -1, -2)
-        return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+        return jnp.matmul(left, right, precision=highest)
     if BACKEND == "tensorflow":
         dtype = left.dtype
         if _uses_tensor_float_32():
@@ -127,9 +130,12 @@ def weight_product(left, right):
     if left.dtype != right.dtype:
         left, right = _alike(left, right)
     if BACKEND == "jax":
-        left = jnp.swapaxes(left, -1, -2)
         # Summed in full precision too.
         dtype = "float64" if left.dtype == "float64" else "float32"
+        if left.ndim == 3 and left.shape[0] == 1:  # faster than a batch
+            left, right = left[0].T, right[0]
+            return jnp.matmul(left, right, preferred_element_type=dtype)[None]
+        left = jnp.swapaxes(left, -1, -2)
         return jnp.matmul(left, right, preferred_element_type=dtype)
     if BACKEND == "tensorflow":
         product = tf.matmul(left, right, transpose_a=True)

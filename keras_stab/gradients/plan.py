@@ -19,6 +19,10 @@ class Plan:
         traffic: What devices that share a batch exchange: `devices`, how many
             they are, `form`, and what each sends in a step, `bytes`, beside
             `plain_bytes` for a mean gradient.
+        step_ratio: Predicted time of a step over that of the inner optimizer
+            alone, from operations, multiply-adds and memory traffic counted
+            in both and what each takes on this machine; `None` where only
+            steps were made, which count nothing, and for several devices.
     """
 
     grouping = "interleaved"
@@ -29,6 +33,7 @@ class Plan:
         self.reason = reason
         self.groups = groups
         self.works = [(variable.path, work) for variable, work in works]
+        self.step_ratio = None
 
     @property
     def extra_work(self):
@@ -60,6 +65,11 @@ class Plan:
             lines.append(
                 f"predicted: {self.extra_work:.0%} more multiply-adds in "
                 f"layers with weights, {self.bytes / 2**20:.1f} MiB held"
+            )
+        if self.step_ratio is not None:
+            lines.append(
+                f"predicted time of a step: {self.step_ratio:.2f} of a step of "
+                "the inner optimizer alone"
             )
         reads = f"reads of the host in a step: {self.host_reads}"
         if self.host_reads:

@@ -255,7 +255,8 @@ class GRAIN(HasWindow, TakesLocalGradients):
 
         Returns:
             A `Plan`: `engine`, `reason`, `groups`, `works` (per variable),
-            `extra_work`, `bytes`, `grouping` and `traffic` (between devices);
+            `extra_work`, `bytes`, `grouping`, `traffic` (between devices) and,
+            if a model was given, `step_ratio`;
             printed, it is a table, which this method also prints.
 
         Raises:

@@ -94,7 +94,7 @@ class Product:
     def gram(self):
         if self.work.choice == "store":
             return products.inner_products(self._unfolded())
-        return ghost_gram(self.left, self.right, self.tokens)
+        return ghost_gram([(self.left, self.right)], self.tokens)
 
     def combine(self, weights):
         if self.work.choice == "store":

@@ -1,8 +1,8 @@
 """Contributions of several variables, answered for together.
 
+Token products of several layers are added up before their blocks are summed.
 On PyTorch every operation is a launch, so that many small ones take longer
-than their arithmetic: there some share them. Elsewhere the step is compiled,
-and each stays apart.
+than their arithmetic: there small variables share them too.
 """
 
 import math
@@ -15,6 +15,7 @@ from keras_stab.backend import together
 from keras_stab.gradients.one_pass.contributions import Product
 from keras_stab.gradients.one_pass.contributions import Stored
 from keras_stab.gradients.one_pass.shared_rows import OnDevices
+from keras_stab.gradients.one_pass.token_products import ghost_gram
 from keras_stab.numerics.norms import in_full_precision
 
 # Weights of a variable up to which copying its K gradients costs less than the
@@ -64,10 +65,11 @@ class Ghosts(Apart):
     """`Product` in the form "ghost" with tokens in common, of one matrix."""
 
     def grams(self):
-        factors = [
-            [in_full_precision(t[0]) for t in (part.left, part.right)]
-            for part in self._parts.values()
-        ]
+        parts = list(self._parts.values())
+        factors = [(part.left, part.right) for part in parts]
+        if not devices.EAGER:
+            return [ghost_gram(factors, parts[0].tokens)]
+        factors = [[in_full_precision(t[0]) for t in pair] for pair in factors]
         return [together.token_grams(factors)]
 
 
@@ -80,8 +82,6 @@ def gathered(by_variable, aligned=False):
     """
     if exchange.computes_on_each_device():
         return [OnDevices(by_variable, aligned)]
-    if not devices.EAGER:
-        return [Apart(by_variable)]
     kinds: dict[tuple, dict] = {}
     for key, part in by_variable.items():
         kinds.setdefault(_kind(part), {})[key] = part
@@ -90,12 +90,13 @@ def gathered(by_variable, aligned=False):
 
 def _kind(part):
     """The class that serves a contribution, and what it may be joined with."""
-    if type(part) is Stored:
+    if type(part) is Stored and devices.EAGER:
         stack = part.stack()
         if math.prod(stack.shape[1:]) <= _SMALL:
             return SmallOnes, stack.dtype
     elif type(part) is Product and part.work.choice == "ghost":
         heads, _, rows, _ = part.left.shape
-        if heads == 1 and part.left.dtype == part.right.dtype:
+        known = rows is not None and heads == 1
+        if known and part.left.dtype == part.right.dtype:
             return Ghosts, rows, part.left.dtype
     return (Apart,)
