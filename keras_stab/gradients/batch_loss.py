@@ -1,6 +1,7 @@
 """The loss of a batch as a pure function of the values of a model."""
 
 import collections
+import copy
 
 import keras
 
@@ -57,6 +58,15 @@ class BatchLoss:
         self.loss_scale = _loss_scale(model.optimizer)
         self._sampler = None
         self._loss = None
+
+    def with_values(self, values):
+        """The same loss, whose weights come in as these tensors.
+
+        For a part of the step that a backend traces by itself.
+        """
+        loss = copy.copy(self)
+        loss.values = values
+        return loss
 
     def evaluate(self, batch, non_trainable, carried, share=1.0):
         """The `Evaluation` of some rows and the gradients of the scaled loss.

@@ -147,15 +147,6 @@ class GradientOracle(BatchLoss):
             self._root._current = oracle
         return oracle
 
-    def with_values(self, values):
-        """The same oracle, whose weights come in as these tensors.
-
-        For a part of the step that a backend traces by itself.
-        """
-        oracle = self._derived()
-        oracle.values = values
-        return oracle
-
     def with_labels(self, sampler):
         """The same oracle with other labels.
 
