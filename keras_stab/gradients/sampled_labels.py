@@ -94,6 +94,7 @@ def _shares(head, arguments, like):
         and head.sample_weight is None
         and ignored is None
         and mask is None
+        and 0 not in shape
     ):
         shares = _even_share(head.loss.reduction, tuple(shape), like.dtype)
     else:
@@ -110,7 +111,7 @@ def _shares(head, arguments, like):
 # Remembered: found by a gradient, it is a large part of a small Fisher pass.
 @functools.lru_cache(maxsize=64)
 def _even_share(reduction, shape, dtype):
-    """The share of every value, where all have the same; a scalar tensor."""
+    """The share of every value, where all have the same, a tensor `(1,)`."""
     ones = keras.ops.ones(shape, dtype)
     loss = keras.losses.MeanSquaredError(reduction=reduction)
     head = keras_internals.Head(loss, None, None, ones, None)
