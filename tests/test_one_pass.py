@@ -22,6 +22,7 @@ from keras_stab.backend import differentiation
 from keras_stab.backend import tracing
 from keras_stab.gradients.one_pass import layer_rules
 from keras_stab.gradients.one_pass import work
+from keras_stab.gradients.one_pass.layer_calls import LayerCall
 from keras_stab.gradients.one_pass.rules import convolutions
 from keras_stab.gradients.oracle import GradientOracle
 
@@ -782,6 +783,40 @@ if keras.backend.backend() == "torch":
             expected += (stack @ stack.T).numpy()
         gram = together.token_grams(factors)
         np.testing.assert_allclose(gram, expected, rtol=1e-10)
+
+    class Fixed(layers.Layer):
+        """A layer without a rule; `reads` decides as its inputs do."""
+
+        def __init__(self, reads):
+            super().__init__()
+            self.reads = reads
+
+        def build(self, shape):
+            self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+            self.unused = self.add_weight(shape=shape[-1:])
+
+        def call(self, x):
+            # At the point where PyTorch would have to know all groups.
+            if self.reads and float(keras.ops.sum(x)) > 1e9:
+                return x
+            return keras.ops.tanh(x * self.scale)
+
+    @pytest.mark.parametrize("reads", [False, True])
+    @pytest.mark.parametrize("rows", [12, 13])
+    def test_a_layer_without_a_rule_runs_once(reads, rows, monkeypatch):
+        """On groups of one size, where it does not read its inputs."""
+        calls, layer = [], Fixed(reads)
+        rerun = LayerCall.rerun
+        monkeypatch.setattr(
+            LayerCall,
+            "rerun",
+            lambda *args: calls.append(1) or rerun(*args),
+        )
+        model = small_model(layer)
+        assert_engines_agree(model, small_data(rows), groups=3)
+        calls.clear()
+        answer(model, small_data(rows), 3, "one_pass", np.ones(3, "float32"))
+        assert len(calls) == (1 if rows == 12 and not reads else 3)
 
 
 # ---- Rules and plans ------------------------------------------------------

@@ -27,6 +27,29 @@ def is_quicker(variables, tensors):
     return len(kinds) == 1 and tensors[0].device.type == "cpu"
 
 
+def between(tensors, others, weight, room):
+    """As `many_tensors.each_between`, on any backend.
+
+    Args:
+        room: What this returned before, or an empty list. Its memory is used
+            again on a processor with PyTorch, where new memory for all
+            weights takes longer than the arithmetic.
+    """
+    fits = len(room) == len(tensors) and all(
+        old.device.type == "cpu"
+        and old.dtype == tensor.dtype == other.dtype
+        and old.shape == tensor.shape
+        for old, tensor, other in zip(room, tensors, others)
+    )
+    if BACKEND != "torch" or not fits or torch.compiler.is_compiling():
+        return many_tensors.each_between(tensors, others, weight)
+    with torch.no_grad():
+        return [
+            torch.lerp(tensor, other, weight, out=old)
+            for tensor, other, old in zip(tensors, others, room)
+        ]
+
+
 def move(variables, targets, weight):
     """`variable += weight * (target - variable)` for variables as targets."""
     with torch.no_grad():

@@ -55,6 +55,41 @@ def vector_jacobian(function, values, cotangents):
         )
 
 
+def vector_jacobians(function, values, groups, arguments, cotangents):
+    """As `vector_jacobian` for every group, in one call by `torch.vmap`.
+
+    For PyTorch, where a call for each is a launch for each.
+
+    Args:
+        function: From a list of values and a list of arguments to a list of
+            tensors; it is run on those of one group.
+        values: List of tensors, the same for all groups.
+        groups: Int, K.
+        arguments: List of tensors `(K, ...)`.
+        cotangents: One tensor `(K, ...)` per output, or `None`.
+
+    Returns:
+        One tensor `(K, *value.shape)` per value; `None` where no output
+        depends on it.
+    """
+    with torch.enable_grad():
+        # A leaf for every group: the gradients are then taken outside of the
+        # call, where it is known which of them are missing.
+        leaves = [
+            v.detach().expand(groups, *v.shape).requires_grad_() for v in values
+        ]
+        outputs = torch.vmap(function, randomness="error")(leaves, arguments)
+    pairs = [
+        (o, c.to(o.dtype))
+        for o, c in zip(outputs, cotangents)
+        if c is not None and o.requires_grad
+    ]
+    if not pairs:
+        return [None] * len(leaves)
+    outputs, given = zip(*pairs)
+    return torch.autograd.grad(outputs, leaves, given, allow_unused=True)
+
+
 def hessian_vector_product(function, values, vectors):
     """The Hessian of `function(values) -> scalar`, times vectors.
 

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_stab.backend import look_ahead
 from keras_stab.backend import tracing
 from keras_stab.backend.devices import BACKEND
 
@@ -13,9 +14,18 @@ elif BACKEND == "torch":
     _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def before_step(variables):
-    """The values of the variables, for `lengthen`, which may overwrite them."""
-    return [tracing.snapshot(v) for v in variables]
+def before_step(variables, room=None):
+    """The values of the variables, for `lengthen`, which may overwrite them.
+
+    Args:
+        variables: List of variables.
+        room: A list, which keeps the memory of an earlier call where that is
+            used again (see `look_ahead.remember`); `None` for new memory.
+    """
+    if room is None or BACKEND != "torch" or torch.compiler.is_compiling():
+        return [tracing.snapshot(v) for v in variables]
+    room[:] = look_ahead.remember(variables, room)
+    return room
 
 
 def lengthen(variables, before, masks, factor, decays):
@@ -79,26 +89,36 @@ def _lengthen_in_place(after, before, masks, factor, decays):
     """In a few passes over the weights; overwrites `before`."""
     if torch.is_tensor(factor) and factor.device.type == "cpu":
         factor = factor.item()
-    # One variable after another: it is still in the cache of a CPU.
+    # Of one variable after another, each still in the cache of a CPU.
+    spare = before[0].new_empty(max(old.numel() for old in before))
     for new, old, mask, decay in zip(after, before, masks, decays):
+        room = None
+        if old.dtype == spare.dtype and old.device == spare.device:
+            room = spare[: old.numel()].view(old.shape)
         # The step backwards: what is cleared is then subtracted as +0, which
         # changes no bit of a weight, not even of -0.
-        part = None if decay is None else old * decay
+        part = None if decay is None else torch.mul(old, decay, out=room)
         back = old.sub_(new)
         if part is not None:
             back.sub_(part)
-        _clear_outside(back, mask)
+        _clear_outside(back, mask, room)
         if torch.is_tensor(factor):
             new.sub_(back.mul_(factor))
         else:
             new.sub_(back, alpha=factor)
 
 
-def _clear_outside(tensor, mask):
-    """Writes 0 where the mask does not hold, whatever stands there."""
+def _clear_outside(tensor, mask, room):
+    """Writes 0 where the mask does not hold, whatever stands there.
+
+    Args:
+        room: Memory like that of the tensor, to be written over; or `None`.
+    """
     if tensor.device.type != "cpu":
         tensor.masked_fill_(~mask, 0.0)
         return
     # Fills and choices by a mask go one by one on a CPU: forty times slower.
     integer = _INTEGERS[tensor.element_size()]
-    tensor.view(integer).mul_(mask.to(integer))
+    if room is None:
+        room = torch.empty_like(tensor)
+    tensor.view(integer).mul_(room.view(integer).copy_(mask))

@@ -38,7 +38,7 @@ def remember(variables, room):
     if BACKEND != "torch":
         return list(map(tracing.snapshot, variables))
     values = [v.value for v in variables]
-    fits = len(room) == len(values) and all(
+    fits = 0 < len(room) == len(values) and all(
         old.device.type == "cpu"
         and old.shape == value.shape
         and old.dtype == value.dtype
@@ -63,12 +63,13 @@ def step_optimistically(variables, before, last, first):
     if BACKEND == "torch":
         values, old = _values(variables), _values(last)
         with torch.no_grad():
-            torch._foreach_sub_(before, values)  # -u
+            for value, tensor in zip(values, before):
+                torch.sub(value, tensor, out=tensor)  # u
             if first is None or not bool(first):
-                torch._foreach_add_(old, before)  # u' - u
+                torch._foreach_sub_(old, before)  # u' - u
                 torch._foreach_sub_(values, old)
-            for slot, backwards in zip(old, before):
-                torch.neg(backwards, out=slot)
+        # The memory of u becomes that of the slot, and the other way round.
+        before[:] = [updates.exchange(slot, u) for slot, u in zip(last, before)]
         return
     changes = _changes(variables, before)
     old = list(map(tracing.read, last))

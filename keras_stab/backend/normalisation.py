@@ -9,6 +9,7 @@ import functools
 import keras
 
 from keras_stab.backend.devices import BACKEND
+from keras_stab.backend.products import highest_precision
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -176,9 +177,21 @@ def rescaled(centred, variance, scale, offset, epsilon):
     return out if offset is None else out + offset[:, None, :, None]
 
 
-def normalise_rows(x, shape, epsilon):
-    """What a layer normalisation over the last axes makes of its inputs.
+def gradient_of_scale(x, gradient, epsilon):
+    """What a layer normalisation adds to its scale, on PyTorch.
 
-    Without scale and offset, on PyTorch.
+    The deviations of the rows are weights of a sum at last, so that no
+    normalised inputs are made.
+
+    Args:
+        x: Inputs, `(K, n, P)`: each of the n rows is normalised.
+        gradient: For the outputs, of the same shape; both in full precision.
+
+    Returns:
+        A tensor `(K, P)`.
     """
-    return torch.nn.functional.layer_norm(x, tuple(shape), eps=epsilon)
+    centred = x - x.mean(2, keepdim=True)
+    variance = torch.linalg.vector_norm(centred, dim=2).square_()
+    inverse = variance.mul_(1.0 / x.shape[2]).add_(epsilon).rsqrt_()
+    with highest_precision():
+        return (inverse[:, None] @ centred.mul_(gradient))[:, 0]

@@ -268,6 +268,13 @@ def beside(array, tensor):
     return keras.ops.cast(array, tensor.dtype)
 
 
+def nan_to_num(tensor, nan, infinity):
+    """`keras.ops.nan_to_num`; minus infinity becomes what NaN does."""
+    if BACKEND == "torch":
+        return tensor.nan_to_num(nan, infinity, nan)
+    return keras.ops.nan_to_num(tensor, nan, infinity, nan)
+
+
 def reshape(tensor, shape):
     """`keras.ops.reshape`."""
     if BACKEND == "torch":

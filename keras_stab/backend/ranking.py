@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 
 from keras_stab.backend import tracing
@@ -41,6 +42,21 @@ def _column_counts(mask):
     if BACKEND == "jax":
         return jnp.sum(mask, axis=axes, dtype="int16")
     return tf.reduce_sum(tf.cast(mask, "int16"), axis=axes)
+
+
+def can_be_ranked(patterns, entries):
+    """Whether all scores are finite, and one is not 0.
+
+    Args:
+        patterns: As in `kth_smallest`.
+        entries: How many there are in all.
+    """
+    if BACKEND == "torch":
+        largest = torch.stack([p.max() for p in patterns if p.numel()]).max()
+        return (largest > 0) & (largest < threshold.INFINITY_BITS)
+    finite = count_true([p < threshold.INFINITY_BITS for p in patterns])
+    positive = count_true([p > 0 for p in patterns])
+    return keras.ops.logical_and(finite == entries, positive > 0)
 
 
 def kth_smallest(patterns, k):

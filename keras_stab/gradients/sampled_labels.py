@@ -6,6 +6,7 @@ it, is on average the diagonal of the Fisher matrix, which for these losses is
 the Gauss-Newton matrix.
 """
 
+import functools
 import math
 
 import keras
@@ -86,11 +87,40 @@ def _unknown(received):
 def _shares(head, arguments, like):
     """How much of each value of an output is in the training loss."""
     shape = keras.ops.shape(like)
-    valid = None
     ignored = arguments.get("ignore_class")
-    if ignored is not None:
-        y = keras.ops.reshape(keras.ops.cast(head.y, "int32"), shape)
-        valid = keras.ops.not_equal(y, ignored)
+    mask = keras_internals.get_mask(head.y_pred)
+    if (
+        devices.EAGER
+        and head.sample_weight is None
+        and ignored is None
+        and mask is None
+        and 0 not in shape
+    ):
+        shares = _even_share(head.loss.reduction, tuple(shape), like.dtype)
+    else:
+        valid = None
+        if ignored is not None:
+            y = keras.ops.reshape(keras.ops.cast(head.y, "int32"), shape)
+            valid = keras.ops.not_equal(y, ignored)
+        shares = _reduced_shares(head, valid, shape, like.dtype)
+    if head.weight is not None:
+        shares = shares * head.weight
+    return keras.ops.stop_gradient(keras.ops.maximum(shares, 0.0))
+
+
+# Remembered: found by a gradient, it is a large part of a small Fisher pass.
+@functools.lru_cache(maxsize=64)
+def _even_share(reduction, shape, dtype):
+    """The share of every value, where all have the same, a tensor `(1,)`."""
+    ones = keras.ops.ones(shape, dtype)
+    loss = keras.losses.MeanSquaredError(reduction=reduction)
+    head = keras_internals.Head(loss, None, None, ones, None)
+    shares = keras.ops.reshape(_reduced_shares(head, None, shape, dtype), -1)
+    return shares[:1]
+
+
+def _reduced_shares(head, valid, shape, dtype):
+    """The derivatives of the reduced loss by its values."""
 
     class Given(keras.losses.Loss):
         """Reduces given values as the compiled loss does its own."""
@@ -100,19 +130,17 @@ def _shares(head, arguments, like):
                 keras_internals.set_mask(self.values, valid)
             return self.values
 
-    given = Given(reduction=head.loss.reduction, dtype=like.dtype)
-    ones = keras.ops.ones(shape, like.dtype)
+    given = Given(reduction=head.loss.reduction, dtype=dtype)
+    ones = keras.ops.ones(shape, dtype)
 
     def reduced(values):
         # A copy of the values: the mask must not stay attached to them.
         given.values = values[0] * 1.0
         return [given(head.y_pred, head.y_pred, head.sample_weight)]
 
-    one = keras.ops.ones((), like.dtype)
+    one = keras.ops.ones((), dtype)
     (shares,) = jacobians.vector_jacobian(reduced, [ones], [one])
-    if head.weight is not None:
-        shares = shares * head.weight
-    return keras.ops.stop_gradient(keras.ops.maximum(shares, 0.0))
+    return shares
 
 
 def _size(tensor):

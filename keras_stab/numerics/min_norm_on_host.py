@@ -5,6 +5,7 @@ import numpy as np
 from keras_stab.numerics.interior_point import Problem
 from keras_stab.numerics.interior_point import uniform
 from keras_stab.numerics.norms import common_dtype
+from keras_stab.numerics.pivoting import certificate_on_host
 from keras_stab.numerics.pivoting import solve_on_host
 
 
@@ -57,19 +58,16 @@ def _min_norm_point(gram, precision):
     np.maximum(correlation, -1.0, out=correlation)
     correlation.flat[:: len(root) + 1] = 1.0
     scale = smallest / root
+    matrix = correlation + scale[:, None] * scale
+    everyone = np.ones(len(root), bool)
+    problem = Problem(correlation, scale, matrix, everyone)
     if len(root) == 1:
         weights = np.ones(1)
     elif len(root) == 2:
         weights = _two_groups(gram)
     else:
-        matrix = correlation + scale[:, None] * scale
-        everyone = np.ones(len(root), bool)
-        problem = Problem(correlation, scale, matrix, everyone)
         weights = solve_on_host(problem, precision)
-    y = weights / scale
-    slope = correlation @ y
-    curvature = y @ slope
-    residual = (curvature * scale - slope).max()
+    residual, curvature = certificate_on_host(problem, weights)
     return weights, residual, curvature * smallest**2
 
 

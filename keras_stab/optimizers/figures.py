@@ -9,6 +9,7 @@ infinity.
 import keras
 import numpy as np
 
+from keras_stab.backend import products
 from keras_stab.optimizers.state import add_state
 
 NAME = "measures"
@@ -28,8 +29,11 @@ def is_figures(variable):
 
 def finite_figures(values):
     """The values that are stored for figures, a tensor or NumPy array."""
-    xp = np if isinstance(values, np.ndarray) else keras.ops
-    return xp.nan_to_num(values, nan=UNKNOWN, posinf=HIGHEST, neginf=UNKNOWN)
+    if isinstance(values, np.ndarray):
+        return np.nan_to_num(
+            values, nan=UNKNOWN, posinf=HIGHEST, neginf=UNKNOWN
+        )
+    return products.nan_to_num(values, UNKNOWN, HIGHEST)
 
 
 def read_figures(variable, names):

@@ -95,6 +95,36 @@ class LayerCall:
             ],
         )
 
+    def stacked(self):
+        """What `group` gives, for all groups at once.
+
+        Returns:
+            `tensors, arguments_of, cotangents`: a list of tensors `(K, n, ...)`
+            and a function from their slices to arguments of the layer;
+            gradients `(K, n, ...)`. `None` where groups differ in size.
+        """
+        if not self._layout.is_even:
+            return None
+        leading = self.outputs[0].shape[0]
+        leaves = keras.tree.flatten((self.args, self.kwargs))
+        places = [
+            i
+            for i, leaf in enumerate(leaves)
+            if keras.ops.is_tensor(leaf) and tuple(leaf.shape[:1]) == (leading,)
+        ]
+
+        def arguments_of(tensors):
+            given = list(leaves)
+            for place, tensor in zip(places, tensors):
+                given[place] = tensor
+            return keras.tree.pack_sequence_as((self.args, self.kwargs), given)
+
+        return (
+            [self.grouped(leaves[i]) for i in places],
+            arguments_of,
+            [None if g is None else self.grouped(g) for g in self.gradients],
+        )
+
     def _index(self, variable):
         for index, own in enumerate(self._oracle.variables):
             if own is variable:
@@ -126,3 +156,13 @@ class CallWithoutRows(LayerCall):
             for total, shape in zip(self._sums, self._shapes)
         ]
         return self.args, self.kwargs, cotangents
+
+    def stacked(self):
+        """All arguments as they are, and the gradients of all groups."""
+        cotangents = [
+            None if total is None else products.reshape(total, (-1, *shape))
+            for total, shape in zip(self._sums, self._shapes)
+        ]
+        # `vmap` wants something to run over.
+        index = keras.ops.arange(self.groups, dtype="int32")
+        return [index], lambda _: (self.args, self.kwargs), cotangents

@@ -1,5 +1,7 @@
 """Per-layer formulas of the one-pass engine: one rule per layer type."""
 
+import contextlib
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -163,6 +165,10 @@ def generic_rule(layer, call):
     """Differentiates the layer alone, on the rows of one group at a time."""
     variables = call.unit.variables
     values = [call.value(v) for v in variables]
+    if call.unit.runs_at_once is not False:
+        stacks = _all_at_once(call, variables, values)
+        if stacks is not None:
+            return list(zip(variables, stacks))
     columns = []
     for k in range(call.groups):
         args, kwargs, cotangents = call.group(k)
@@ -182,4 +188,34 @@ def generic_rule(layer, call):
         zero = keras.ops.zeros_like(known[0])
         stack = keras.ops.stack([zero if g is None else g for g in column])
         answer.append((variable, stack))
+    return answer
+
+
+def _all_at_once(call, variables, values):
+    """The gradients of all groups from one call; `None` where that fails."""
+    stacked = call.stacked()
+    if stacked is None:
+        return None
+    tensors, arguments_of, cotangents = stacked
+
+    def outputs(values, tensors):
+        args, kwargs = arguments_of(tensors)
+        return call.rerun(zip(variables, values), args, kwargs)
+
+    unit = call.unit
+    try:
+        with (
+            warnings.catch_warnings()
+            if unit.runs_at_once is None
+            else (contextlib.nullcontext())
+        ):
+            if unit.runs_at_once is None:
+                # A loop over the groups inside, of which PyTorch warns.
+                warnings.simplefilter("error")
+            answer = jacobians.vector_jacobians(
+                outputs, values, call.groups, tensors, cotangents
+            )
+    except Exception:  # of any kind, from wherever the layer is stuck
+        answer = None
+    unit.runs_at_once = answer is not None
     return answer

@@ -27,11 +27,14 @@ class Unit:
         variables: Those of its trainable variables that are trained.
         rule: A function as in `register_layer_rule`.
         before_activation: Whether the rule wants the gradient there.
+        runs_at_once: Whether the generic rule runs all groups in one call;
+            `None` where it has yet to be tried.
     """
 
     def __init__(self, layer, variables, opaque):
         self.layer = layer
         self.variables = variables
+        self.runs_at_once = None if devices.EAGER else False
         self.rule, self.before_activation = layer_rules.generic_rule, False
         if not opaque:
             self.rule, self.before_activation = layer_rules.find_rule(layer)

@@ -197,7 +197,7 @@ class ScheduleFree(Restarts, ScheduleFreeUpdate):
         ]
         averages = [oracle.values[i] for i in kept]
         points = list(oracle.values)
-        for i, point in zip(kept, self._points(averages, slots)):
+        for i, point in zip(kept, self._points_again(averages, slots)):
             points[i] = point
         return estimate(self.inner_optimizer, oracle.moved_to(points))
 

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_stab.backend import devices
 from keras_stab.backend import in_place
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
@@ -32,17 +33,28 @@ class ScheduleFreeUpdate(GradientMethod):
     _decayed: list[bool]
     _largest_rate: keras.Variable
     _weight_sum: keras.Variable
+    _room: list[Any] = []
 
-    def _points(self, averages, slots):
-        """y; before the first update x, from which z starts."""
+    def _points(self, averages, slots, room=()):
+        """y; before the first update x, from which z starts.
+
+        Args:
+            room: Tensors that may be written over, as
+                `in_place.between` returned them before.
+        """
 
         def between():
             iterates = self._iterates(averages, slots, keras.ops.where)
-            return many_tensors.each_between(
-                averages, iterates, 1.0 - self.beta
-            )
+            return in_place.between(averages, iterates, 1.0 - self.beta, room)
 
         return tracing.in_kernel(between, slots)
+
+    def _points_again(self, averages, slots):
+        """As `_points`, in the memory that they had in the step before."""
+        points = self._points(averages, slots, self._room)
+        # Memory, not state: what it holds is not read again.
+        vars(self)["_room"] = points if devices.EAGER else []
+        return points
 
     def _iterates(self, averages, slots, where=None):
         """z, which starts as a copy of the weights."""

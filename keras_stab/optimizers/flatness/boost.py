@@ -31,14 +31,15 @@ class Boost:
         variables: The variables, before the step.
         flat: For each of them its mask, `None` where it is not boosted; or an
             empty list, if none is.
+        room: A list that one step leaves to the next.
     """
 
-    def __init__(self, variables, flat):
+    def __init__(self, variables, flat, room):
         chosen = [i for i, mask in enumerate(flat) if mask is not None]
         self._chosen = chosen
         self._variables = [variables[i] for i in chosen]
         self._masks = [flat[i] for i in chosen]
-        self._before = longer_steps.before_step(self._variables)
+        self._before = longer_steps.before_step(self._variables, room)
 
     def finish(self, where, boost, decays):
         """After the step.

@@ -8,7 +8,6 @@ from keras_stab.backend import many_tensors
 from keras_stab.backend import ranking
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
-from keras_stab.numerics.threshold import INFINITY_BITS
 from keras_stab.numerics.threshold import bits_of
 from keras_stab.numerics.threshold import rank_of
 from keras_stab.optimizers.figures import add_figures
@@ -39,6 +38,8 @@ class FlatMask:
 
     def __init__(self, optimizer, variables, included, fraction, momentum):
         self._fraction, self._momentum = fraction, momentum
+        # Memory for `Boost`, not state: what it holds is not read again.
+        self.room = []
         self._state = []
         self._position = {}
         dtype = "float32" if momentum else "bool"
@@ -150,10 +151,7 @@ def _ranked(fraction, momentum, slots, state, roots, size):
     entries = sum(math.prod(s.shape) for s in scores)
     patterns = [bits_of(s) for s in scores]
     # All zero (an empty batch, or no step yet) gives no ranking.
-    usable = ops.logical_and(
-        count([p < INFINITY_BITS for p in patterns]) == entries,
-        count([p > 0 for p in patterns]) > 0,
-    )
+    usable = ranking.can_be_ranked(patterns, entries)
     trace = sum(ops.sum(ops.square(s)) for s in scores) * size
     before = old
     if momentum:

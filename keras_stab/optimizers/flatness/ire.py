@@ -329,7 +329,7 @@ class IRE(GradientMethod):
         base, decays = innermost(self.inner_optimizer), [None] * len(variables)
         if not self.boost_weight_decay:
             decays = decay_rates(base, variables, gradients)
-        boost = Boost(variables, flat)
+        boost = Boost(variables, flat, self._mask.room)
         super().apply_in_order(gradients, variables)
         # Not in a step that a loss scaler drops, or a part of an update.
         moved = self._always_moves or self.known_updates() > step

@@ -1,9 +1,12 @@
 """Scale and offset of normalisation over the features of a row."""
 
+import math
+
 import keras
 
 from keras_stab.backend import devices
 from keras_stab.backend import normalisation
+from keras_stab.backend import products
 from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
 from keras_stab.gradients.one_pass.rules.sums import sums_along_axes
 from keras_stab.numerics.norms import in_full_precision
@@ -43,16 +46,21 @@ def layer_normalisation_rule(layer, call):
     last = axes == list(range(rank - len(axes), rank))
     if not devices.EAGER or layer.rms_scaling or not last:
         return _any_normalisation_rule(layer, call)
-    gradient = in_full_precision(call.gradient)
-    answer = []
+    shape = tuple(inputs.shape[axes[0] :])
+    x, gradient = (
+        products.reshape(call.grouped(t), (call.groups, -1, math.prod(shape)))
+        for t in (inputs, in_full_precision(call.gradient))
+    )
+    stacks = []
     if layer.beta is not None:
-        answer.append((layer.beta, sums_along_axes(layer, call, gradient)))
+        stacks.append((layer.beta, products.sum_over(gradient, 1)))
     if layer.gamma is not None:
-        product = gradient * normalisation.normalise_rows(
-            inputs, inputs.shape[axes[0] :], layer.epsilon
-        )
-        answer.append((layer.gamma, sums_along_axes(layer, call, product)))
-    return answer
+        total = normalisation.gradient_of_scale(x, gradient, layer.epsilon)
+        stacks.append((layer.gamma, total))
+    return [
+        (variable, products.reshape(stack, (call.groups, *shape)))
+        for variable, stack in stacks
+    ]
 
 
 register_layer_rule(keras.layers.GroupNormalization)(_any_normalisation_rule)
