@@ -256,8 +256,8 @@ class GRAIN(HasWindow, TakesLocalGradients):
         Returns:
             A `Plan`: `engine`, `reason`, `groups`, `works` (per variable),
             `extra_work`, `bytes`, `grouping`, `traffic` (between devices) and,
-            if a model was given, `step_ratio`;
-            printed, it is a table, which this method also prints.
+            if a model was given, `step_ratio`; printed, it is a table, which
+            this method also prints.
 
         Raises:
             ValueError: If no step was made yet and no model is given, or the
@@ -288,14 +288,11 @@ class GRAIN(HasWindow, TakesLocalGradients):
         super().load_own_variables(store)
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        config.update(
-            {
-                "groups": self.groups,
-                "across": self.across,
-                "engine": self.engine,
-                "zero_groups": self.zero_groups,
-                "grouping": self.grouping,
-            }
-        )
-        return config
+        return {
+            **super().get_config(),
+            "groups": self.groups,
+            "across": self.across,
+            "engine": self.engine,
+            "zero_groups": self.zero_groups,
+            "grouping": self.grouping,
+        }
