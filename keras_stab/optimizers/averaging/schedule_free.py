@@ -87,7 +87,8 @@ class ScheduleFree(Restarts, ScheduleFreeUpdate):
         Its code keeps y and z and rebuilds x when told to; keeping x and z
         gives the same sequence. Any optimizer without momentum may be inside.
 
-    Cost: no extra pass; one more copy of the weights (4 bytes per weight).
+    Cost: no extra pass; one more copy of the weights (4 bytes per weight), on
+    PyTorch two.
 
     References:
         - Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky, 2024, "The Road

@@ -132,9 +132,9 @@ class IRE(GradientMethod):
         leave it out.
 
     Cost:
-        During an update one copy of the weights and a few operations on
-        each; one byte per weight is kept, with `curvature_momentum` four.
-        `benchmarks/step_time.py` measures it.
+        One copy of the weights during an update (PyTorch keeps its memory)
+        and a few operations on each; one byte per weight is kept, with
+        `curvature_momentum` four. `benchmarks/step_time.py` measures it.
 
     References:
         - Wang, He, Wang, Wang, Huang, Wang, Li, E, Wu, 2024, "Improving

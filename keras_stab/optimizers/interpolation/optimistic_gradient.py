@@ -53,7 +53,7 @@ class OptimisticGradient(MeasuredUpdate):
         Optimistic Adam is built on plain Adam; other libraries take
         Nesterov's.
 
-    Cost: no extra gradient; one more copy of the weights.
+    Cost: no extra gradient; one more copy of the weights, on PyTorch two.
 
     References:
         - Daskalakis, Ilyas, Syrgkanis, Zeng, 2018, "Training GANs with
