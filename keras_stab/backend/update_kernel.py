@@ -37,6 +37,7 @@ def _is_compilable(optimizer, gradients, variables):
         BACKEND != "tensorflow"
         or tf.executing_eagerly()
         or tf.distribute.has_strategy()
+        or not optimizer.built
         or not (
             getattr(keras.optimizers, kind.__name__, None) is kind
             or getattr(optimizer, "compiled_by_itself", False)
