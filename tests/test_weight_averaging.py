@@ -173,7 +173,7 @@ def test_a_mean_of_many_weights(count):
         i = keras.ops.cast(i, "float32")
         value = 1.0 + 1e-3 * i / count
         return averaging.moved_exactly(
-            average, error, value, averaging.uniform(i), i == 0
+            average, error, value, averaging.uniform(i)
         )
 
     def all_of_them():

@@ -45,7 +45,7 @@ def lengthen(variables, before, masks, factor, decays):
                 [v.value for v in variables], before, masks, factor, decays
             )
         return
-    after = [tracing.read_after(v) for v in variables]
+    after = [tracing.read(v) for v in variables]
     if BACKEND == "tensorflow":
         values = tracing.in_kernel(
             lambda: _lengthened_by_bits(after, before, masks, factor, decays),

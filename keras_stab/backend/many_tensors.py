@@ -10,9 +10,7 @@ import keras
 import numpy as np
 
 from keras_stab.backend import tracing
-from keras_stab.backend import updates
 from keras_stab.backend.devices import BACKEND
-from keras_stab.numerics import averaging
 from keras_stab.numerics.ascent import global_norm
 from keras_stab.numerics.norms import common_dtype
 from keras_stab.numerics.norms import in_full_precision
@@ -207,76 +205,6 @@ def assign_each(optimizer, variables, values):
         return
     for variable, value in zip(variables, values):
         optimizer.assign(variable, keras.ops.cast(value, variable.dtype))
-
-
-def average(due, often, first, coefficient, values, averages, errors):
-    """Moves running averages by one value each; see `numerics.averaging`.
-
-    Args:
-        due: Boolean tensor: otherwise nothing changes.
-        often: Whether `due` holds in most steps.
-        first: Boolean tensor: whether no value was averaged before.
-        coefficient: Function of a dtype, a scalar tensor of it.
-        values, averages: Tensors, and variables.
-        errors: Variables, what rounding cut off; or empty.
-    """
-    if BACKEND == "torch" and averages[0].value.device.type == "cpu":
-        if bool(due):
-            _average_at_once(
-                bool(first),
-                coefficient,
-                [v.detach() for v in values],
-                [a.value for a in averages],
-                [e.value for e in errors],
-            )
-        return
-    coefficients = [coefficient(a.dtype) for a in averages]
-    in_kernel = BACKEND == "tensorflow"
-
-    def moved():
-        function = tracing.as_kernel(_moved) if in_kernel else _moved
-        old = [[tracing.read(v) for v in part] for part in (averages, errors)]
-        return function(first, coefficients, values, *old)
-
-    # Assigned in the kernel, they took a fifth of a small step more.
-    updates.assign_if(due, often, [*averages, *errors], moved, in_kernel=False)
-
-
-def _moved(first, coefficients, values, averages, errors):
-    values = [keras.ops.cast(v, a.dtype) for v, a in zip(values, averages)]
-    if not errors:
-        return [
-            averaging.moved(a, v, c, first)
-            for a, v, c in zip(averages, values, coefficients)
-        ]
-    pairs = [
-        averaging.moved_exactly(a, e, v, c, first)
-        for a, e, v, c in zip(averages, errors, values, coefficients)
-    ]
-    return [new for new, _ in pairs] + [error for _, error in pairs]
-
-
-def _average_at_once(first, coefficient, values, averages, errors):
-    """All tensors in a few launches, on PyTorch."""
-    with torch.no_grad():
-        if first:
-            torch._foreach_copy_(averages, values)
-            if errors:
-                torch._foreach_zero_(errors)
-            return
-        weight = float(coefficient("float64"))
-        if any(v.dtype != a.dtype for v, a in zip(values, averages)):
-            values = [v.to(a.dtype) for v, a in zip(values, averages)]
-        if not errors:
-            torch._foreach_lerp_(averages, values, weight)
-            return
-        # As `moved_exactly`, in place: memory traffic is what this costs.
-        old = torch._foreach_sub(values, averages)
-        torch._foreach_add_(errors, old, alpha=weight)
-        torch._foreach_copy_(old, averages)
-        torch._foreach_add_(averages, errors)
-        torch._foreach_sub_(old, averages)
-        torch._foreach_add_(errors, old)
 
 
 def pack_vector(tensors):

@@ -6,6 +6,7 @@ import keras
 
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
+from keras_stab.backend import update_kernel
 from keras_stab.backend.devices import BACKEND
 
 if BACKEND == "tensorflow":
@@ -16,8 +17,12 @@ elif BACKEND == "torch":
     import torch
 
 
-def apply_gradients(optimizer, gradients, variables):
-    """Calls the optimizer, in a way that works inside any compiled step."""
+def apply_gradients(optimizer, gradients, variables, exactly=False):
+    """Calls the optimizer, in a way that works inside any compiled step.
+
+    Args:
+        exactly: Whether to round as Keras does in a step without this.
+    """
     if BACKEND == "jax":
         # A LossScaleOptimizer anywhere below branches on finite gradients,
         # which JAX allows in the stateless form only.
@@ -25,7 +30,20 @@ def apply_gradients(optimizer, gradients, variables):
             optimizer, variables, _stateless(optimizer, gradients, variables)
         )
         return
-    optimizer.apply(*_without_frozen(gradients, variables))
+    given = _without_frozen(gradients, variables)
+    if exactly:
+        optimizer.apply(*given)
+    else:
+        _apply(optimizer, *given)
+
+
+def _apply(optimizer, gradients, variables):
+    update_kernel.as_one_kernel(
+        optimizer,
+        gradients,
+        variables,
+        lambda: optimizer.apply(gradients, variables),
+    )
 
 
 def apply_gradients_if(condition, optimizer, make_gradients, variables):
@@ -46,7 +64,7 @@ def apply_gradients_if(condition, optimizer, make_gradients, variables):
     elif BACKEND == "tensorflow":
 
         def update():
-            optimizer.apply(*_without_frozen(make_gradients(), variables))
+            _apply(optimizer, *_without_frozen(make_gradients(), variables))
             return True
 
         tf.cond(condition, update, lambda: False)
@@ -205,9 +223,14 @@ def choose(condition, make_first, make_second, often=True):
         return tf.cond(condition, make_first, make_second)
     if BACKEND == "jax" and not often:
         return jax.lax.cond(condition, make_first, make_second)
+    return select(condition, make_first(), make_second())
+
+
+def select(condition, firsts, seconds):
+    """The first or the second tensors, both of which are computed."""
     return [
         keras.ops.where(condition, first, second)
-        for first, second in zip(make_first(), make_second())
+        for first, second in zip(firsts, seconds)
     ]
 
 

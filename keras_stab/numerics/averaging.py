@@ -92,18 +92,12 @@ def schedule_free(step, rate, before, powers, ops=keras.ops):
     return largest, total, share
 
 
-def moved(average, value, coefficient, first):
-    """The average after one more value.
-
-    Args:
-        first: Boolean tensor, whether no value was averaged before.
-    """
-    step = coefficient * (value - average)
-    # Selected: a product with zero would keep an infinite average.
-    return keras.ops.where(first, value, average + step)
+def moved(average, value, coefficient):
+    """The average after one more value, not the first."""
+    return average + coefficient * (value - average)
 
 
-def moved_exactly(average, error, value, coefficient, first):
+def moved_exactly(average, error, value, coefficient):
     """As `moved`, but what rounding cuts off is kept for the next time.
 
     A running mean in float32 stands still once its steps fall below 6e-8 of
@@ -114,8 +108,4 @@ def moved_exactly(average, error, value, coefficient, first):
     """
     step = coefficient * (value - average) + error
     new = average + step
-    error = step - (new - average)
-    return (
-        keras.ops.where(first, value, new),
-        keras.ops.where(first, keras.ops.zeros_like(error), error),
-    )
+    return new, step - (new - average)

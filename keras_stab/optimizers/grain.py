@@ -197,7 +197,9 @@ class GRAIN(HasWindow, TakesLocalGradients):
     ) -> None:
         if self._all_groups() == 1:
             # The inner optimizer itself, to the last bit.
-            updates.apply_gradients(self.inner_optimizer, gradients, variables)
+            updates.apply_gradients(
+                self.inner_optimizer, gradients, variables, exactly=True
+            )
             return
         if self.across == "batches":
             note = self._window.push(

@@ -10,8 +10,9 @@ import keras
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_fraction
-from keras_stab.backend import many_tensors
+from keras_stab.backend import averages
 from keras_stab.backend import tracing
+from keras_stab.backend import update_kernel
 from keras_stab.backend import updates
 from keras_stab.nesting import nest
 from keras_stab.optimizers.averaging.averaging_rules import checked_rule
@@ -21,6 +22,7 @@ from keras_stab.optimizers.averaging.averaging_rules import (
 )
 from keras_stab.optimizers.averaging.averaging_rules import rule
 from keras_stab.optimizers.lent_weights import LendsWeights
+from keras_stab.optimizers.nest_checks import always_updates
 from keras_stab.optimizers.nest_checks import evaluations_per_step
 from keras_stab.optimizers.state import add_slot
 from keras_stab.optimizers.state import add_state
@@ -232,15 +234,21 @@ class WeightAveraging(LendsWeights, Wrapper):
         inner = self.inner_optimizer
         before = keras.ops.copy(inner.iterations)
         *gradients, before = updates.barrier([*gradients, before])
-        updates.apply_gradients(inner, gradients, variables)
-        after = keras.ops.convert_to_tensor(inner.iterations)
-        due = keras.ops.logical_and(after > before, before >= self.start_step)
-        if self.period > 1:
-            age = before - self.start_step
-            due = keras.ops.logical_and(due, age % self.period == 0)
+
+        def update():
+            updates.apply_gradients(inner, gradients, variables)
+            self._average(variables, before)
+
+        if self._errors:
+            update()
+        else:
+            update_kernel.as_one_kernel(inner, gradients, variables, update)
+
+    def _average(self, variables, before):
+        due = self._is_due(before)
         count = keras.ops.copy(self._count)
         kept = [i for i, slot in enumerate(self._slots) if slot is not None]
-        many_tensors.average(
+        averages.average(
             due,
             self.period == 1,
             count == 0,
@@ -250,6 +258,20 @@ class WeightAveraging(LendsWeights, Wrapper):
             [self._errors[i] for i in kept] if self._errors else [],
         )
         self._count.assign(count + keras.ops.cast(due, "int32"))
+
+    def _is_due(self, before):
+        """Whether this update is averaged: a boolean tensor, or `True`."""
+        always = always_updates(self.inner_optimizer)
+        if always and self.start_step == 0 and self.period == 1:
+            return True
+        due = before >= self.start_step
+        if not always:
+            after = keras.ops.convert_to_tensor(self.inner_optimizer.iterations)
+            due = keras.ops.logical_and(after > before, due)
+        if self.period > 1:
+            age = before - self.start_step
+            due = keras.ops.logical_and(due, age % self.period == 0)
+        return due
 
     # ---- The average ------------------------------------------------------
 
