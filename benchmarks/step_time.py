@@ -55,21 +55,33 @@ def main(arguments=None):
         "turns": options.turns,
         "seconds": options.seconds,
         "method": files.METHOD,
-        "source": files.source_digest(),
         "processor": machine["processor"],
         "cores": machine["cores"],
     }
     results = {"machine": machine, "entries": []}
     if path.exists() and not options.fresh:
         found = json.loads(path.read_text())["entries"]
-        results["entries"] = files.current(found, settings)
+        results["entries"] = [
+            entry
+            for entry in found
+            if files.current([entry], settings_of(entry["job"], settings))
+        ]
         dropped = len(found) - len(results["entries"])
         if dropped:
             print(f"Thrown away: {dropped} results of other code or machines")
     jobs = files.make_jobs(
         workloads(options), list(probes), options.threads, options.kinds
     )
-    plans = [(job, {**settings, **probes[job["backend"]]}) for job in jobs]
+    plans = [
+        (job, {**settings_of(job, settings), **probes[job["backend"]]})
+        for job in jobs
+    ]
+    left = [job for job, own in plans if files.is_missing(results, job, own)]
+    seconds = sum(
+        files.expected_seconds(job, options.seconds) / at_once(job["kind"])
+        for job in left
+    )
+    print(f"{len(left)} jobs, about {seconds / 60:.0f} minutes")
     # A worker must not outlive an interrupted benchmark and disturb the next.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run(results, path, plans)
@@ -79,6 +91,11 @@ def main(arguments=None):
     for failure in failures:
         print(f"Failed: {failure}")
     return 1 if failures else 0
+
+
+def settings_of(job, settings):
+    """The settings, with the code that this job runs."""
+    return {**settings, "source": files.source_of(job)}
 
 
 def workloads(options):
@@ -161,7 +178,8 @@ def worker_options(job, settings):
         seconds=settings["seconds"] * workload.seconds,
     )
     if job["kind"] == "time":
-        options.update(threads=job["threads"], arms=workload.all_arms)
+        options.update(threads=job["threads"])
+        options["arms"] = workload.all_arms(job["threads"])
         if job["threads"] != 1:
             options["seconds"] /= 2
         return options

@@ -115,7 +115,7 @@ def test_every_arm_has_an_optimizer_of_its_own():
 def test_every_method_is_in_the_table():
     timed = {
         type(arms.ARMS[name].make(keras.optimizers, keras_stab))
-        for name in arms.WORKLOADS[0].all_arms
+        for name in arms.WORKLOADS[0].all_arms()
     }
     methods = {
         thing
@@ -131,7 +131,10 @@ def test_what_is_named_exists():
     for workload in arms.ALL_WORKLOADS:
         names = {*workload.arms, *workload.memory, *workload.compiled}
         assert names <= set(arms.ARMS)
-        assert {arms.ARMS[n].base or n for n in names} <= set(workload.all_arms)
+        assert {arms.ARMS[n].base or n for n in names} <= set(
+            workload.all_arms()
+        )
+        assert set(workload.all_threads) <= set(workload.arms)
     for name, targets in arms.TARGETS.items():
         (workload,) = [w for w in arms.ALL_WORKLOADS if w.name == name]
         assert set(targets) <= set(workload.arms)
@@ -237,10 +240,33 @@ def test_source_is_code_without_comments(tmp_path):
     file = tmp_path / "method.py"
     file.write_text("x = 1\n")
     before = files.source_digest(tmp_path)
+    digest = files.source_digest.__wrapped__
     file.write_text("# One.\nx  =  1\n")
-    assert files.source_digest(tmp_path) == before
+    assert digest(tmp_path) == before
     file.write_text("x = 2\n")
-    assert files.source_digest(tmp_path) != before
+    assert digest(tmp_path) != before
+    (tmp_path / "games").mkdir()
+    (tmp_path / "games" / "game.py").write_text("x = 1\n")
+    assert digest(tmp_path, ("games",)) == digest(tmp_path, ("other", "games"))
+    assert digest(tmp_path, ("games",)) != digest(tmp_path)
+
+
+def test_a_job_is_of_the_code_that_it_runs():
+    every = files.source_of(TIME)
+    other = files.source_of({**TIME, "workload": "mlp 256"})
+    assert every != other
+    assert files.source_of({**COMPILED, "arm": "grain_8"}) == other
+
+
+def test_everything_takes_less_than_twenty_minutes(script):
+    jobs = files.make_jobs(
+        arms.WORKLOADS, ["torch", "tensorflow", "jax"], [1, "all"]
+    )
+    seconds = sum(
+        files.expected_seconds(job, 1.0) / min(2, script.at_once(job["kind"]))
+        for job in jobs
+    )
+    assert 5 * 60 < seconds < 20 * 60
 
 
 def test_a_resumed_run_starts_only_what_is_missing(

@@ -1,6 +1,7 @@
 """The file of results: what is there, what is missing, and writing it."""
 
 import ast
+import functools
 import hashlib
 import json
 
@@ -27,7 +28,9 @@ def make_jobs(workloads, backends, threads, kinds=KINDS):
         for workload in workloads:
             named = {"backend": backend, "workload": workload.name}
             jobs += [
-                {"kind": "time", **named, "threads": count} for count in threads
+                {"kind": "time", **named, "threads": count}
+                for count in threads
+                if count == 1 or workload.all_threads
             ]
             jobs += [
                 {"kind": "memory", **named, "arm": arm}
@@ -41,6 +44,32 @@ def make_jobs(workloads, backends, threads, kinds=KINDS):
     jobs += [{"kind": "solver", "backend": b} for b in backends[:1]]
     jobs = [job for job in jobs if job["kind"] in kinds]
     return sorted(jobs, key=_order)
+
+
+# Seconds of a job: a start with its imports, and what an arm takes to trace
+# and compile, of a small model; a method takes a few times as long.
+_START = {"torch": 6, "tensorflow": 12, "jax": 6}
+_COMPILED = {"torch": 0.1, "tensorflow": 2.5, "jax": 2.5}
+_OTHERS = {"compiled": 60, "memory": 20, "solver": 10}
+
+
+def expected_seconds(job, seconds):
+    """How long a job may take, roughly, to be told before it begins.
+
+    Args:
+        job: As in `make_jobs`.
+        seconds: Those that timed steps take, times as long as usual.
+    """
+    if job["kind"] != "time":
+        return _OTHERS[job["kind"]]
+    workload = next(w for w in ALL_WORKLOADS if w.name == job["workload"])
+    count = len(workload.all_arms(job["threads"]))
+    share = 1 if job["threads"] == 1 else 0.5
+    return (
+        _START[job["backend"]]
+        + count * (1 + _COMPILED[job["backend"]])
+        + share * seconds * workload.seconds
+    )
 
 
 def _order(job):
@@ -108,10 +137,50 @@ def write(results, path, render):
         draft.replace(target)
 
 
-def source_digest(folder=ROOT / "keras_stab"):
-    """Changes with the code of the library, but not with its comments."""
+# Parts of the library that no train step runs.
+_NOT_TIMED = ("callbacks", "diagnostics", "games", "__main__.py")
+# Who imports which family of methods, by the beginnings of arms' names.
+_FAMILIES = {
+    "averaging": ("mean", "ema", "schedule_free"),
+    "flatness": ("sam", "ire"),
+    "interpolation": (
+        "lookahead",
+        "optimistic",
+        "past",
+        "extragradient",
+        "rapp",
+        "cegplus",
+    ),
+    "layerwise": ("lamb", "lars", "tvlars", "sam", "ire"),
+}
+
+
+def source_of(job):
+    """The `source_digest` of what a job may run."""
+    arms = [job["arm"]] if "arm" in job else []
+    if job["kind"] == "time":
+        named = [w for w in ALL_WORKLOADS if w.name == job["workload"]]
+        arms = [arm for w in named for arm in w.arms]
+    without = [
+        f"optimizers/{family}"
+        for family, names in _FAMILIES.items()
+        if not any(arm.startswith(names) for arm in arms)
+    ]
+    return source_digest(without=(*_NOT_TIMED, *without))
+
+
+@functools.cache
+def source_digest(folder=ROOT / "keras_stab", without=()):
+    """Changes with the code of the library, but not with its comments.
+
+    Args:
+        folder: Where the code is.
+        without: Folders and files in it that are left out.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.glob("**/*.py")):
+        if path.relative_to(folder).as_posix().startswith(without or ("//",)):
+            continue
         digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(ast.dump(ast.parse(path.read_text())).encode())
     return digest.hexdigest()[:16]
