@@ -184,6 +184,64 @@ def _axes(run, name):
     return found
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def on_devices(count, *arguments):
+    flags = (
+        f"--xla_force_host_platform_device_count={count} "
+        "--xla_backend_optimization_level=0"
+    )
+    return start("jax_equality.py", *arguments, XLA_FLAGS=flags)
+
+
+def groups_of_devices_and_processes_are_those_of_one_device(folder):
+    """On four devices, and on two processes that have two of them each."""
+    over = "GRAIN, one pass", "GRAIN, fewer groups"
+    whole = "GRAIN, replicas", "GRAIN, 2 per replica"
+    names = over[0], whole[0]
+    port = free_port()
+    processes = [
+        on_devices(4, "--limits", *over, *whole),
+        *[
+            on_devices(2, "--processes", str(rank), "2", port, *names)
+            for rank in range(2)
+        ],
+    ]
+    try:
+        alone, *both = [answer(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for engines in alone["equality"].values():
+        assert max(engines.values()) < WEIGHTS
+    assert_apart([{"weights": [w]} for w in alone["weights"].values()])
+    assert both[0] == both[1]
+    for name in names:
+        difference = flat(both[0]["weights"][name])
+        difference = difference - flat(alone["weights"][name])
+        assert np.max(np.abs(difference)) < WEIGHTS
+    _check_limits(alone["limits"])
+
+
+def _check_limits(limits):
+    assert limits["plan"] == [4, "contiguous", 4]
+    assert "with other `groups`" in limits["saved"]
+    assert "a state of 4 groups, expected 8" in limits["saved"]
+    assert "groups=17 on each of 4 devices" in limits["many"]
+    # Keras deals a batch out to the devices and says that it cannot.
+    assert limits["uneven"] == limits["uneven, stock"]
+    assert "should evenly divide" in limits["few rows"]
+    assert limits["fewer rows than groups"] is None
+    found = limits["not finite"]
+    assert found["nonfinite"] == 1.0
+    assert sorted(found["weights"])[0] == 0.0
+    assert sum(found["weights"]) == pytest.approx(1.0, abs=1e-5)
+
+
 # ---- TensorFlow: tf.distribute.MirroredStrategy ---------------------------
 
 
@@ -301,9 +359,7 @@ def groups_of_replicas_are_contiguous_ones_of_one_device(folder):
 
 def processes_pool_the_rows_that_each_of_them_passes(folder):
     """Also in what is no training, with rows as `fit` takes them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     alone = start("jax_processes.py", "-1", "2", port)
     both = [start("jax_processes.py", str(rank), "2", port) for rank in (0, 1)]
     try:
@@ -428,6 +484,7 @@ def processes_raise_together_and_resume_alike(folder):
 CHECKS = {
     "jax": [
         processes_pool_the_rows_that_each_of_them_passes,
+        groups_of_devices_and_processes_are_those_of_one_device,
         data_and_model_parallel_give_the_result_of_one_device,
         so_do_other_groups_and_methods_with_slots_of_their_own,
     ],

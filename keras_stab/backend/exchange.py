@@ -78,24 +78,30 @@ class Traffic:
         )
 
 
-def traffic(weights, groups, aligned):
+def traffic(weights, groups, aligned, sent=None):
     """The `Traffic` of K gradients in float32.
 
     Args:
         weights: P, how many numbers a gradient has.
         groups: K, over all devices.
         aligned: As for `cut`.
+        sent: How many numbers each device sends, up to `(D - 1) / D`, where
+            that is known otherwise.
     """
     shares = batch_shares()
-    once = 4 * weights * (shares - 1) // shares
+    part = 4 * (shares - 1)
+    once = weights * part // shares
     each = groups // shares if aligned else groups
     form = "groups whole on a device" if aligned else "groups over all devices"
+    how = "gradients cut along the weights"
+    if sent is not None:
+        how = "gradients cut, rows gathered or sums formed, layer by layer"
     # Of tf.distribute the combination is an all-reduce: see `replica_groups`.
     gathered = 2 if BACKEND == "tensorflow" else 1
     return Traffic(
         shares,
-        f"{form}, gradients cut along the weights",
-        once * (each + gathered),
+        f"{form}, {how}",
+        once * (each + gathered) if sent is None else sent * part // shares,
         once * 2,
     )
 

@@ -45,7 +45,7 @@ def group_gradients(oracle, groups, engine="auto", rule="interleaved"):
     answer, plan = _answer(oracle, grouping, engine)
     plan.groups = groups
     plan.grouping = grouping.rule
-    plan.traffic = exchange.traffic(
+    plan.traffic = answer.traffic(
         sum(math.prod(v.shape) for v in oracle.variables),
         groups,
         grouping.aligned,

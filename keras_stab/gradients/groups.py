@@ -18,7 +18,11 @@ class GroupGradients:
         present: Booleans `(K,)`, `False` for a group without rows; an array
             where the sizes are known.
         rows: Rows in the batch.
+        aligned: Whether each device had groups of its own.
+        summed_whole: Whether K gradients were summed before they were cut.
     """
+
+    aligned = summed_whole = False
 
     def __init__(self, oracle, cut, shapes):
         if oracle.loss_scale is not None:
@@ -29,6 +33,14 @@ class GroupGradients:
         self._oracle = oracle
         self._cut = cut
         self._shapes = shapes
+
+    def traffic(self, weights, groups, aligned):
+        """As `exchange.traffic`."""
+        if self.summed_whole:  # by the compiler, and one gathered
+            return exchange.traffic(
+                weights, groups, aligned, (2 * groups + 1) * weights
+            )
+        return exchange.traffic(weights, groups, aligned or self.aligned)
 
     def gram(self):
         """Inner products of the group gradients, `(K, K)`, in full precision.

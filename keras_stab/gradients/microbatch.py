@@ -69,10 +69,12 @@ def microbatch(oracle, grouping, rows_apart=False):
         shapes = [tuple(v.shape) for v in oracle.variables]
         slices = exchange.GroupSlices(gradients, sizes, shapes)
         return GroupGradients(oracle, slices, shapes)
-    aligned = grouping.aligned
-    if not exchange.sees_own_rows():
-        aligned = where is groups_on_own_device
-    return _collect(oracle, gradients, sizes, aligned)
+    if exchange.sees_own_rows():
+        return _collect(oracle, gradients, sizes, grouping.aligned)
+    aligned = where is groups_on_own_device
+    answer = _collect(oracle, gradients, sizes, aligned)
+    answer.aligned, answer.summed_whole = aligned, where is None
+    return answer
 
 
 def _on_devices(grouping, size, rows_apart):

@@ -7,6 +7,7 @@ from keras_stab.backend import exchange
 from keras_stab.backend import group_weights
 from keras_stab.backend import products
 from keras_stab.gradients import rows
+from keras_stab.gradients.one_pass.shared_rows import OnDevices
 from keras_stab.gradients.one_pass.together import gathered
 from keras_stab.numerics.norms import common_dtype
 
@@ -29,7 +30,7 @@ class OnePassGradients:
         self.present = rows.present(layout.sizes)
         self._oracle = oracle
         self._by_variable = by_variable
-        self._parts = gathered(by_variable, layout.is_aligned)
+        self._parts = gathered(by_variable, layout.groups, layout.is_aligned)
         self._factors = factors
         self._regularised = regularised
 
@@ -116,6 +117,11 @@ class OnePassGradients:
         for shape in shapes:
             tensor = tensor * products.reshape(factors, shape)
         return tensor
+
+    def traffic(self, weights, groups, aligned):
+        """As `exchange.traffic`, of what is known of each variable."""
+        sent = [p.sent() for p in self._parts if isinstance(p, OnDevices)]
+        return exchange.traffic(weights, groups, aligned, *sent)
 
     @property
     def is_of_rows(self):

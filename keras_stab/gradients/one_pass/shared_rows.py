@@ -5,6 +5,8 @@ of the others, which are gathered; K gradients are cut along the weights; and
 one weighted gradient is summed over the devices, as that of a plain step is.
 """
 
+import math
+
 from keras_stab.backend import exchange
 from keras_stab.backend import group_weights
 from keras_stab.backend import products
@@ -31,17 +33,29 @@ class SharedProduct:
 
     def _stores(self):
         """Whether the K gradients are formed."""
-        product = self._product
         if self._dimension == 2:
-            return product.work.choice == "store"
-        # A device has m gradients of its own, which it exchanges and gathers
-        # one; or it gathers all tokens and sums one gradient.
+            return self._product.work.choice == "store"
+        by_gradients, by_tokens = self._numbers_sent()
+        return by_gradients <= by_tokens
+
+    def sent(self):
+        """How many numbers each device sends, up to `(D - 1) / D`."""
+        return self._numbers_sent()[self._slices is None]
+
+    def _numbers_sent(self):
+        """With K gradients formed, and with products of tokens.
+
+        A device exchanges gradients, its own or all of them, and gathers one;
+        or it gathers all tokens and sums one gradient.
+        """
+        product = self._product
         heads, groups, _, inputs = product.left.shape
         outputs = product.right.shape[3]
         weights = heads * inputs * outputs
         tokens = product.tokens * heads * (inputs + outputs)
-        own = groups // exchange.batch_shares()
-        return (own + 1) * weights <= 2 * weights + tokens
+        if self._dimension == 1:
+            groups //= exchange.batch_shares()
+        return (groups + 1) * weights, 2 * weights + tokens
 
     def gram(self):
         if self._slices is not None:
@@ -96,12 +110,14 @@ class OnDevices:
 
     Args:
         parts: Dict of contributions.
+        groups: K.
         aligned: Whether every group lies whole on a device.
     """
 
-    def __init__(self, parts, aligned):
+    def __init__(self, parts, groups, aligned):
         self._parts = {}
         stored = {}
+        self._sent = 0
         for key, part in parts.items():
             dimension = 1 if aligned else 2
             if type(part) is Stored and aligned:
@@ -109,8 +125,20 @@ class OnDevices:
             elif type(part) is Product and _can_share(part, dimension):
                 part = SharedProduct(part, dimension)
             self._parts[key] = part
+            if isinstance(part, SharedProduct):
+                self._sent += part.sent()
+            elif key in stored:
+                own = stored[key].shape[0] // exchange.batch_shares()
+                self._sent += (own + 1) * math.prod(stored[key].shape[1:])
+            else:  # left to the compiler, which sums K gradients whole
+                numbers = part.work.inputs * part.work.outputs
+                self._sent += 2 * groups * numbers
         self._cut = exchange.cut(list(stored.values()), [], aligned)
         self._stored = list(stored)
+
+    def sent(self):
+        """How many numbers each device sends in a step, up to `(D - 1) / D`."""
+        return self._sent
 
     def grams(self):
         """Matrices `(K, K)` that add up to the inner products, a list."""

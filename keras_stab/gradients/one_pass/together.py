@@ -73,15 +73,16 @@ class Ghosts(Apart):
         return [together.token_grams(factors)]
 
 
-def gathered(by_variable, aligned=False):
+def gathered(by_variable, groups, aligned):
     """The contributions of all variables, as a list of `Apart`.
 
     Args:
         by_variable: Dict of contributions.
+        groups: K.
         aligned: Whether groups lie whole on one of several devices.
     """
     if exchange.computes_on_each_device():
-        return [OnDevices(by_variable, aligned)]
+        return [OnDevices(by_variable, groups, aligned)]
     kinds: dict[tuple, dict] = {}
     for key, part in by_variable.items():
         kinds.setdefault(_kind(part), {})[key] = part
