@@ -25,7 +25,7 @@ from keras_stab.optimizers.grain_arguments import check_inner
 from keras_stab.optimizers.grain_arguments import check_saved_total
 from keras_stab.optimizers.grain_arguments import checked_grouping
 from keras_stab.optimizers.grain_arguments import checked_groups
-from keras_stab.optimizers.grain_arguments import checked_total
+from keras_stab.optimizers.grain_arguments import total_now
 from keras_stab.optimizers.local_gradients import TakesLocalGradients
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.state import widest_dtype
@@ -159,7 +159,7 @@ class GRAIN(HasWindow, TakesLocalGradients):
         variables = list(variables)
         super().build(variables)
         wide = widest_dtype(variables)
-        self._total = checked_total(self.groups, self.across)
+        self._total = self._all_groups()
         self._weights = add_state(self, "group_weights", (self._total,), wide)
         self._figures = add_figures(self, GROUP_MEASURES, wide)
         if self.across == "batches" and self.groups > 1:
@@ -170,7 +170,7 @@ class GRAIN(HasWindow, TakesLocalGradients):
         return self.across != "batches" and self._all_groups() > 1
 
     def _all_groups(self):
-        return self._total or checked_total(self.groups, self.across)
+        return total_now(self._total, self.groups, self.across)
 
     def _rule(self):
         return "replicas" if self.across == "replicas" else self.grouping

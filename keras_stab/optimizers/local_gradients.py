@@ -37,6 +37,7 @@ class TakesLocalGradients(GradientMethod):
             self.across == "replicas"
             and self.handed_over is None
             and devices.ranks() > 1
+            and self.wants_oracle
             and len(gradients) > 0
         )
         if not local:
