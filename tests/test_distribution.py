@@ -430,7 +430,7 @@ def processes_train_as_one_device(folder):
         # Another engine, not another method.
         alone["equality"][place].pop("GRAIN, microbatch", None)
         assert_apart(list(alone["equality"][place].values()))
-    for name in ("local", "batch norm"):
+    for name in ("local", "batch norm", "wrapped", "wrapped, plain"):
         runs = [worker["equality"][name] for worker in both]
         assert_trained_alike(alone["equality"][name], *runs)
     for name, expected in alone["uneven"].items():
@@ -466,12 +466,13 @@ def processes_raise_together_and_resume_alike(folder):
         assert "hold different weights" in errors["other weights"]["error"]
         assert "no_sync" in errors["already summed"]["error"]
         assert "use groups=1" in errors["groups of a gradient"]["error"]
+        assert "process group first" in errors["built before"]["error"]
         assert all(e["untouched"] for e in errors.values() if "untouched" in e)
         assert errors["not finite"]["nonfinite"] == 1.0
         for run in worker["resumed"].values():
             assert run["found"] == run["expected"]
         warnings = worker["apart"]
-        assert [len(warnings[name]) for name in warnings] == [1, 1, 0, 0]
+        assert [len(warnings[name]) for name in warnings] == [1, 1, 0, 0, 0]
     few = [worker["bad_input"]["few rows"]["error"] for worker in both]
     assert "What was raised on process 1 says why" in few[0]
     assert "normalise a group of one row" in few[1]

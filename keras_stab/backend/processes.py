@@ -97,9 +97,10 @@ def mean_over_rows(gradients, likes, loss, rows):
     distributed.all_reduce(head)
     means = []
     for (vector,) in sums:
-        vector = vector * rows if rows else torch.zeros_like(vector)
+        # Made above, so that its memory may be written over.
+        vector = vector.mul_(rows) if rows else vector.zero_()
         distributed.all_reduce(vector)
-        means.append(vector / head[0].to(vector.dtype))
+        means.append(vector.div_(head[0].to(vector.dtype)))
     known = [True] * len(gradients)
     if any(g is None for g in gradients):
         known = head[1:-1].tolist()

@@ -22,18 +22,16 @@ from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import read_figures
 from keras_stab.optimizers.grain_arguments import check_inner
-from keras_stab.optimizers.grain_arguments import check_saved_total
 from keras_stab.optimizers.grain_arguments import checked_grouping
 from keras_stab.optimizers.grain_arguments import checked_groups
-from keras_stab.optimizers.grain_arguments import checked_total
-from keras_stab.optimizers.local_gradients import TakesLocalGradients
+from keras_stab.optimizers.groups_of_replicas import GroupsOfReplicas
 from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.state import widest_dtype
 from keras_stab.registration import registered
 
 
 @registered
-class GRAIN(HasWindow, TakesLocalGradients):
+class GRAIN(HasWindow, GroupsOfReplicas):
     r"""Replaces the mean gradient with one that conflicts with no group.
 
     The rows of a batch are split into K groups (row i belongs to group
@@ -90,6 +88,12 @@ class GRAIN(HasWindow, TakesLocalGradients):
     A group with a NaN or infinite gradient is dropped and counted; under a
     `LossScaleOptimizer` (`mixed_float16`) it makes the scaler skip the step.
     `diagnostics()` reads the weights and figures of the last step.
+
+    In a PyTorch process group `fit` of every process trains one model, and
+    group k is the union of their rows of group k. With `across="replicas"`
+    `apply` also takes the gradients of a process's own rows, before any are
+    summed (DistributedDataParallel: inside of `no_sync()`), in place of an
+    all-reduce; a loss scaler then goes inside of GRAIN.
 
     Example:
 
@@ -149,7 +153,6 @@ class GRAIN(HasWindow, TakesLocalGradients):
         self.zero_groups = checked_choice(
             "zero_groups", zero_groups, ("exclude", "literal")
         )
-        self._total = None  # K, fixed when the state is made
         self._plan = None
         check_inner(self.inner_optimizer, across, engine)
 
@@ -159,7 +162,7 @@ class GRAIN(HasWindow, TakesLocalGradients):
         variables = list(variables)
         super().build(variables)
         wide = widest_dtype(variables)
-        self._total = checked_total(self.groups, self.across)
+        self._total = self._all_groups()
         self._weights = add_state(self, "group_weights", (self._total,), wide)
         self._figures = add_figures(self, GROUP_MEASURES, wide)
         if self.across == "batches" and self.groups > 1:
@@ -168,9 +171,6 @@ class GRAIN(HasWindow, TakesLocalGradients):
     @property
     def wants_oracle(self) -> bool:
         return self.across != "batches" and self._all_groups() > 1
-
-    def _all_groups(self):
-        return self._total or checked_total(self.groups, self.across)
 
     def _rule(self):
         return "replicas" if self.across == "replicas" else self.grouping
@@ -282,12 +282,6 @@ class GRAIN(HasWindow, TakesLocalGradients):
             )
         print(self._plan)
         return self._plan
-
-    def load_own_variables(self, store: Any) -> None:
-        if self.built and "0" in store.keys():
-            (saved,) = store["0"].shape
-            check_saved_total(saved, self._total, self.across)
-        super().load_own_variables(store)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -4,6 +4,7 @@ import warnings
 
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
+from keras_stab.backend import devices
 from keras_stab.backend import exchange
 from keras_stab.gradients.grouping import RULES
 from keras_stab.nesting import nest
@@ -52,6 +53,23 @@ def checked_total(groups, across):
             f"devices. Received: groups={groups} on each of {shares} devices"
         )
     return groups * shares
+
+
+def total_now(built, groups, across):
+    """The same, of an optimizer whose state was `built` for a number of them.
+
+    Args:
+        built: Int, or `None` before it was built.
+    """
+    if built and across == "replicas" and devices.ranks() > 1:
+        total = checked_total(groups, across)
+        if total != built:
+            raise ValueError(
+                "The optimizer was built for another number of processes: "
+                "make the process group first, then the model and the "
+                f"optimizer. Received: a state of {built} groups for {total}"
+            )
+    return built or checked_total(groups, across)
 
 
 def check_saved_total(saved, total, across):

@@ -21,6 +21,8 @@ import keras_stab
 ROWS = 32
 BATCHES = 20
 RANK, WORKERS = int(sys.argv[1]), int(sys.argv[2])
+# An optimizer that was built before the process group was made.
+EARLY = []
 
 
 def sgd():
@@ -159,7 +161,27 @@ def equality():
         if WORKERS == 1
         else loop(replicas(1), local=True),
         "batch norm": fitted(replicas(1), toy.model()),
+        "wrapped": fitted(IN_FIT["GRAIN"](), wrapped()),
+        # Keras's own step, which logs the loss of a worker's own rows.
+        "wrapped, plain": {
+            **fitted(keras_stab.Lookahead(sgd()), wrapped()),
+            "loss": [],
+        },
     }
+
+
+def wrapped():
+    """A model with a part that synchronises its gradients by itself."""
+    torch.manual_seed(0)
+    part = torch.nn.Sequential(
+        torch.nn.Linear(toy.FEATURES, 8),
+        torch.nn.Tanh(),
+        torch.nn.Linear(8, toy.CLASSES),
+    )
+    if WORKERS > 1:
+        part = torch.nn.parallel.DistributedDataParallel(part)
+    layer = keras.layers.TorchModuleWrapper(part)
+    return keras.Sequential([keras.Input((toy.FEATURES,)), layer])
 
 
 def error(function, *arguments):
@@ -204,6 +226,7 @@ def bad_input():
         "few rows": refusal(grain(), x[:few], y[:few], network=toy.model()),
         "already summed": error(loop, replicas(1)),
         "groups of a gradient": error(loop, replicas(2), True),
+        "built before": error(EARLY[0].apply, [1.0]),
         "not finite": fitted(grain(), x=broken, y=own_rows(y)[: ROWS // 2]),
     }
 
@@ -262,10 +285,10 @@ def resumed():
 def apart():
     """Warnings of a `fit` in which each worker trains by itself."""
 
-    def seen(optimizer):
+    def seen(optimizer, network=None):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            fitted(optimizer)
+            fitted(optimizer, network)
         texts = [str(warning.message) for warning in caught]
         return [text for text in texts if "a model of its own" in text]
 
@@ -273,6 +296,7 @@ def apart():
         "Lookahead": seen(keras_stab.Lookahead(sgd())),
         "LARS": seen(keras_stab.LARS(0.1)),
         "SAM": seen(IN_FIT["SAM"]()),
+        "Lookahead, wrapped": seen(keras_stab.Lookahead(sgd()), wrapped()),
         "plain": seen(sgd()),
     }
 
@@ -303,6 +327,9 @@ def in_group(meeting):
 
 def main(meeting, names):
     torch.set_num_threads(1)
+    if WORKERS > 1:
+        EARLY.append(replicas(1))
+        EARLY[0].build(toy.model().trainable_variables)
     alone = contextlib.nullcontext()
     with in_group(meeting) if WORKERS > 1 else alone:
         results = {name: globals()[name]() for name in names}

@@ -1,4 +1,4 @@
-"""GRAIN over processes, from the gradient that each of them computed itself."""
+"""GRAIN whose groups are those of the devices that share a batch."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,19 +13,32 @@ from keras_stab.gradients.exchanged import check_agreement
 from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.nesting import scales_loss
 from keras_stab.optimizers.gradient_method import GradientMethod
+from keras_stab.optimizers.grain_arguments import check_saved_total
+from keras_stab.optimizers.grain_arguments import total_now
 
 
-class TakesLocalGradients(GradientMethod):
-    """A method of which each process is a group, in a loop of one's own too.
+class GroupsOfReplicas(GradientMethod):
+    """A method whose groups may be those of the devices that share a batch.
 
-    Where it has not been told what it estimated, the gradients given to
-    `apply` are those of the rows of this process, and it combines them with
-    those of the others.
+    Where processes do, each is a group in a loop of one's own too: when it has
+    not been told what it estimated, the gradients given to `apply` are those
+    of the rows of this process, and it combines them with those of the others.
     """
 
     across: str | None
     groups: int
     zero_groups: str
+    _total: int | None = None  # K, fixed when the state is made
+
+    def _all_groups(self) -> int:
+        """K, the groups on all devices."""
+        return total_now(self._total, self.groups, self.across)
+
+    def load_own_variables(self, store: Any) -> None:
+        if self.built and "0" in store.keys():
+            (saved,) = store["0"].shape
+            check_saved_total(saved, self._total, self.across)
+        super().load_own_variables(store)
 
     def apply(
         self,
@@ -37,6 +50,7 @@ class TakesLocalGradients(GradientMethod):
             self.across == "replicas"
             and self.handed_over is None
             and devices.ranks() > 1
+            and self.wants_oracle
             and len(gradients) > 0
         )
         if not local:
