@@ -4,7 +4,7 @@
 # make benchmark  step times against the stock Keras step
 # make docs       the site with all pages and the reference, in build/docs
 # make guides     every guide in full; DATA=folder with the data sets
-# make support    guides/support.md from the contract suite, slow rows too
+# make support    the tables of guides/support.md and many_devices.md
 # KERAS_BACKEND=torch make demo   picks the backend (jax, tensorflow, torch)
 
 PYTHON ?= python3
@@ -65,6 +65,7 @@ support: .venv/test
 	done
 	$(BIN)/python tests/support.py build/support/*.json \
 	  --output guides/support.md
+	$(BIN)/python tests/many_devices.py
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -95,7 +95,7 @@ def work(backend, rank, folder, only):
                 entries[arm.name] = own.measure(model, arm, **place)
             except (ValueError, RuntimeError) as error:
                 entries[arm.name] = {"error": str(error)[:300]}
-    if backend == "jax" and not only:
+    if backend == "jax":
         answer["solver"] = scale.solver_seconds()
     path = Path(folder) / f"{rank}.json"
     path.with_suffix(".part").write_text(json.dumps(answer))

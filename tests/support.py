@@ -198,8 +198,9 @@ eager one and is not compiled again. Where IRE draws labels, XLA on TensorFlow
 draws others than the eager step: there only the second was tested.
 
 Several devices: `DataParallel` is Keras's own and works on JAX. What was
-tested under `tf.distribute` and PyTorch's DDP is in
-`tests/test_distribution.py`; the cards of the methods tell the limits.
+tested with it, `ModelParallel`, `MirroredStrategy` and processes of PyTorch is
+in [many devices](many_devices.md). `MultiWorkerMirroredStrategy` fails in Keras
+3.15.1 with plain Adam.
 
 ## Callbacks of Keras
 

@@ -45,8 +45,9 @@ def markdown(results):
         parts.append(steps_table(results, model))
     parts.append(SCALE.format(**results["paper"]))
     parts.append(scale_table(results["paper"]))
-    parts.append(checked(results["counts"]["jax"]["mlp"]))
-    parts.append(solver_table(results["solver"]))
+    parts.append(checked(results["counts"].get("jax", {}).get("mlp", {})))
+    if results["solver"]:
+        parts.append(solver_table(results["solver"]))
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -57,7 +58,8 @@ def steps_table(results, model):
     lines = [titles, ["---"] * len(titles)]
     for arm in cases.ARMS:
         line = [arm.words]
-        own = results["counts"]["jax"][model.name][arm.name]
+        counts = results["counts"].get("jax", {}).get(model.name, {})
+        own = counts.get(arm.name, {})
         old = before.get(arm.name, {})
         for key, unit in (
             ("payload", " P"),
