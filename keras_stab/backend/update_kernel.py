@@ -43,6 +43,7 @@ def _is_compilable(optimizer, gradients, variables):
             or getattr(optimizer, "compiled_by_itself", False)
         )
         or hasattr(optimizer, "inner_optimizer")
+        or hasattr(optimizer, "optimizers")  # their parts may do anything
         or optimizer.gradient_accumulation_steps
         or any(v.constraint is not None for v in variables)
         or not all(g is None or isinstance(g, tf.Tensor) for g in gradients)
