@@ -17,9 +17,10 @@ By symptom:
                                            OptimisticGradient, CEGPlus or RAPP
     results change with the seed           stability_report, to measure it
 
-Evaluation weights (averages, slow weights): the callbacks `AveragedWeights`
-and `SwapSlowWeights`, `averaged_weights`, `export_averaged`,
-`reestimate_batch_norm`. What a method does: `StabilityMonitor`, `sharpness`,
+Evaluation weights (averages, slow weights) are in the model when `fit`
+evaluates and when it ends. For more: `averaged_weights`, `export_averaged`,
+`return_trained_weights`, the callbacks `AveragedWeights` and
+`SwapSlowWeights`, `reestimate_batch_norm`. What a method does: `StabilityMonitor`, `sharpness`,
 `loss_landscape`, `compare_scores`, `seeds_needed`.
 
 Namespaces: `keras_stab.optimizers`, `.callbacks`, `.schedules`, `.games`,
@@ -50,6 +51,7 @@ from keras_stab.diagnostics import sharpness
 from keras_stab.diagnostics import stability_report
 from keras_stab.evaluation import averaged_weights
 from keras_stab.evaluation import export_averaged
+from keras_stab.evaluation import return_trained_weights
 from keras_stab.games import Game
 from keras_stab.games import Player
 from keras_stab.gradients.one_pass.layer_rules import register_layer_rule
@@ -118,6 +120,7 @@ __all__ = [
     "plot_loss_landscape",
     "reestimate_batch_norm",
     "register_layer_rule",
+    "return_trained_weights",
     "schedules",
     "seeds_needed",
     "sharpness",

@@ -9,8 +9,9 @@ import keras
 from keras_stab.batch_norm import reestimate_batch_norm
 from keras_stab.batches import preprocesses
 from keras_stab.optimizers.averaging.weight_averaging import WeightAveraging
-from keras_stab.optimizers.lending import lent_weights
 from keras_stab.optimizers.lent_weights import lenders
+from keras_stab.trainer.guards import take_back
+from keras_stab.trainer.lending import lent_weights
 
 
 @contextlib.contextmanager
@@ -56,7 +57,8 @@ def averaged_weights(
     ...     loss = model.evaluate(x, y, verbose=0)
     """
     methods = averaging_methods(model)
-    if data is not None and any(method.swapped for method in methods):
+    lent = [m for m in methods if m.swapped and not m.lent_by_fit]
+    if data is not None and lent:
         raise ValueError(
             "The model holds the average already, with the batch-norm "
             "statistics that came with it. Pass `data` to the outer "
@@ -69,6 +71,32 @@ def averaged_weights(
 
     with lent_weights(model, methods, None if data is None else refresh):
         yield model
+
+
+def return_trained_weights(model: keras.Model) -> None:
+    """Puts the trained weights back into a model that holds others.
+
+    `fit` leaves the evaluation weights of its optimizer in the model: the
+    average, slow weights or an anchor. `fit` and `train_on_batch` put the
+    trained weights back by themselves when they go on; a training loop of
+    your own calls this first. Nothing happens where the model holds the
+    trained weights.
+
+    Args:
+        model: A compiled `keras.Model`.
+
+    Example:
+
+    >>> import keras, keras_stab
+    >>> model = keras.Sequential([keras.layers.Dense(1)])
+    >>> model.compile(keras_stab.WeightAveraging("sgd"), loss="mse")
+    >>> x, y = keras.ops.ones((8, 3)), keras.ops.ones((8, 1))
+    >>> history = model.fit(x, y, epochs=3, verbose=0)
+    >>> loss = model.evaluate(x, y, verbose=0)  # of the average
+    >>> keras_stab.return_trained_weights(model)
+    >>> loss = model.evaluate(x, y, verbose=0)  # of the trained weights
+    """
+    take_back(model)
 
 
 def export_averaged(

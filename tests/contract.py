@@ -659,11 +659,19 @@ def compiled(optimizer, model=None, **arguments):
     return model
 
 
-def fit(model, x, y, **arguments):
+def fit(model, x, y, lent=False, **arguments):
+    """Calls `fit`; afterwards the model holds the trained weights.
+
+    With `lent` it holds what `fit` leaves there: evaluation weights, if the
+    optimizer has any.
+    """
     arguments = {"batch_size": BATCH, "shuffle": False, "verbose": 0} | (
         arguments
     )
-    return model.fit(x, y, **arguments)
+    history = model.fit(x, y, **arguments)
+    if not lent:
+        keras_stab.return_trained_weights(model)
+    return history
 
 
 def state(model):

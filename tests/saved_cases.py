@@ -98,6 +98,7 @@ def fit(model, first, last):
     x, y = data()
     rows = slice(first * BATCH, last * BATCH)
     model.fit(x[rows], y[rows], batch_size=BATCH, shuffle=False, verbose=0)
+    keras_stab.return_trained_weights(model)
 
 
 def state(model):

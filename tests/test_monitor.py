@@ -111,7 +111,8 @@ def test_nested_methods_tell_what_they_know(tmp_path):
         assert sample[f"lars/trust_ratios/{name}"] == pytest.approx(ratio)
     largest = history["lars/largest_trust_ratio"][-1]
     assert largest == pytest.approx(max(ratios.values()))
-    # The average.
+    # The average, and what `fit` has set aside for it.
+    keras_stab.return_trained_weights(model)
     own = [v.numpy().ravel() for v in model.trainable_variables]
     averages = [v.numpy().ravel() for v in optimizer.averages]
     own, averages = np.concatenate(own), np.concatenate(averages)

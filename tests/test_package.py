@@ -81,6 +81,7 @@ def test_public_names():
         "plot_loss_landscape",
         "reestimate_batch_norm",
         "register_layer_rule",
+        "return_trained_weights",
         "schedules",
         "seeds_needed",
         "sharpness",

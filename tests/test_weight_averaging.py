@@ -632,6 +632,7 @@ def run_toys(steps, burn_in):
         np.zeros((steps, 1), "float32"), batch_size=1, shuffle=False, verbose=0
     )
     assert optimizer.averaged == steps - burn_in
+    keras_stab.return_trained_weights(model)
     last = {name: array(w.value) for name, w in model.chains.items()}
     return {
         name: (last[name], array(slot.value))

@@ -12,9 +12,11 @@ from keras_stab.backend.fingerprint import fingerprint
 from keras_stab.batch_norm import moving_statistics
 from keras_stab.batch_norm import reestimate_batch_norm
 from keras_stab.evaluation import averaging_methods
-from keras_stab.optimizers.lending import lend_evaluation_weights
-from keras_stab.optimizers.lending import return_trained_weights
-from keras_stab.optimizers.lent_weights import outermost_lenders
+from keras_stab.trainer.lending import lend_as_fit_does
+from keras_stab.trainer.lending import lend_evaluation_weights
+from keras_stab.trainer.lending import outermost_lenders
+from keras_stab.trainer.lending import return_trained_weights
+from keras_stab.trainer.lending import take_back_from_fit
 
 
 class SwapWeights(keras.callbacks.Callback):
@@ -24,6 +26,9 @@ class SwapWeights(keras.callbacks.Callback):
         batch_norm_data, batch_norm_steps, swap_on_epoch: As in
             `AveragedWeights`.
     """
+
+    # `fit` does not lend by itself where such a callback is given.
+    lends_weights = True
 
     def __init__(
         self,
@@ -40,16 +45,22 @@ class SwapWeights(keras.callbacks.Callback):
         self._warned = False
         self._statistics = None
         self._swapped_in_test = False
+        # The methods whose weights `fit` has lent before this test.
+        self._lent_by_fit: list = []
         # Of the weights that were lent at the end of an epoch.
         self._lent: int | None = None
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._methods()  # raises at once when there are none
+        self._lent_by_fit = take_back_from_fit(self.model)
         self._swapped_in_test = self._lend()
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._swapped_in_test:
             return_trained_weights(self.model, self._methods())
         self._swapped_in_test = False
+        lend_as_fit_does(self.model, self._lent_by_fit)
+        self._lent_by_fit = []
 
     on_predict_begin = on_test_begin
     on_predict_end = on_test_end
@@ -126,9 +137,12 @@ class SwapWeights(keras.callbacks.Callback):
 
 
 class AveragedWeights(SwapWeights):
-    """Evaluates, predicts and saves with the average of `WeightAveraging`.
+    """Evaluates with the average, and with batch-norm statistics of its own.
 
-    In `fit`, the validation uses the average; in `evaluate` and `predict`,
+    `fit` uses the average of a `WeightAveraging` without this callback too,
+    and leaves it in the model. With the callback `fit` ends with the trained
+    weights, and batch-norm statistics can be computed for the average. In
+    `fit`, the validation uses the average; in `evaluate` and `predict`,
     when it is given there, the whole call does. The trained weights and
     batch-norm statistics always come back bit for bit, even when a call
     raises. Before the first average the trained weights are used, with a
@@ -169,15 +183,17 @@ class AveragedWeights(SwapWeights):
 
 
 class SwapSlowWeights(SwapWeights):
-    """Evaluates, predicts and saves with the slow weights.
+    """Evaluates with the slow weights, and batch-norm statistics of theirs.
 
-    Between two synchronisations a model that is trained by `Lookahead`,
-    `RAPP` or an extragradient method holds look-ahead points. With this
-    callback the validation in `fit`, and `evaluate` and `predict` where it is
-    given there, use the weights that the outermost such method calls its
-    iterate: slow weights or anchor, which `CEGPlus` also projects. At the end
-    of a cycle these are the weights themselves. The trained weights always
-    come back bit for bit, even when a call raises.
+    `fit` uses them without this callback too, and leaves them in the model;
+    with it, `fit` ends with the trained weights. Between two synchronisations a
+    model that is trained by `Lookahead`, `RAPP` or an extragradient method
+    holds look-ahead points. With this callback the validation in `fit`, and
+    `evaluate` and `predict` where it is given there, use the weights that the
+    outermost such method calls its iterate: slow weights or anchor, which
+    `CEGPlus` also projects. At the end of a cycle these are the weights
+    themselves. The trained weights always come back bit for bit, even when a
+    call raises.
 
     Args:
         batch_norm_data, batch_norm_steps, swap_on_epoch: As in

@@ -1,48 +1,50 @@
 """Optimizers that train some weights, to be evaluated with others."""
 
 import contextlib
-import dataclasses
+from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.arguments import checked_choice
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
+from keras_stab.backend.fingerprint import fingerprint
 from keras_stab.batch_norm import moving_statistics
-from keras_stab.nesting import nest
 from keras_stab.nesting import whole_nest
 from keras_stab.numerics.ascent import global_norm
-from keras_stab.optimizers.lending import lent_weights
-from keras_stab.optimizers.restart import Restarts
-from keras_stab.optimizers.state import flat_path
+from keras_stab.optimizers.weights_aside import Aside
+from keras_stab.optimizers.weights_aside import SavesWeightsAside
+from keras_stab.trainer.lending import lent_weights
 
 
-@dataclasses.dataclass
-class _Aside:
-    """The trained weights, and the statistics that go with them."""
-
-    weights: list
-    statistics: list
-
-
-class LendsWeights(Restarts):
+class LendsWeights(SavesWeightsAside):
     """Mixin of optimizers that keep a second set of weights, for evaluation.
 
     `swap_in` puts that set into the model and sets the trained weights aside;
     `swap_out` puts them back, bit for bit. What is set aside is saved with
     the optimizer, so a file that is written in between holds both sets, and
-    comes back before the next training step.
+    comes back before the next training step. `fit` lends the evaluation
+    weights at the end of every epoch and of the call, if `evaluate_with` is
+    "evaluation", until training goes on.
 
     It stands in front of a Keras optimizer in the list of bases.
     """
 
     evaluation_name = "second set of weights"
+    # The callback that computes batch-norm statistics of these weights.
+    evaluation_callback = "SwapSlowWeights"
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(
+        self, *args: Any, evaluate_with: str = "evaluation", **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
-        self._aside: _Aside | None = None
+        self.evaluate_with = checked_choice(
+            "evaluate_with", evaluate_with, ("evaluation", "trained")
+        )
 
     def evaluation_values(self) -> list[Any]:
         """One tensor per built variable; `None` keeps the trained weights."""
@@ -51,6 +53,11 @@ class LendsWeights(Restarts):
     def has_evaluation_weights(self) -> bool:
         """Whether there are evaluation weights yet; read from the device."""
         return True
+
+    @property
+    def cycle_length(self) -> int:
+        """Updates until the evaluation weights are not those of the start."""
+        return 1
 
     def nothing_to_lend(self) -> str:
         """The message when there are no evaluation weights yet."""
@@ -92,28 +99,55 @@ class LendsWeights(Restarts):
         """Whether the model holds the evaluation weights now."""
         return self._aside is not None
 
-    def swap_in(self, model: keras.Model, statistics: bool = False) -> None:
+    @property
+    def lent_by_fit(self) -> bool:
+        """Whether the evaluation weights are in the model until it trains."""
+        return self._aside is not None and self._aside.lent is not None
+
+    def swap_in(
+        self,
+        model: keras.Model,
+        statistics: bool = False,
+        by_fit: bool = False,
+    ) -> None:
         """Puts the evaluation weights into the model.
 
         Args:
             model: The model that the optimizer was built for.
             statistics: Whether to set the batch-norm statistics aside too,
                 because they are going to be changed.
+            by_fit: Whether this lasts until training goes on.
         """
         values = self.evaluation_values()
         variables = keras_internals.built_variables(self)
-        self._aside = _Aside([None] * len(values), [])
+        self._aside = aside = Aside([None] * len(values), [])
         for i, (variable, value) in enumerate(zip(variables, values)):
             if value is not None:
                 value = keras.ops.cast(value, variable.dtype)
-                self._aside.weights[i] = updates.exchange(
+                aside.weights[i] = updates.exchange(
                     variable, keras.ops.copy(value)
                 )
         if statistics:
-            self._aside.statistics = [
+            aside.statistics = [
                 updates.exchange(variable, keras.ops.copy(variable.value))
                 for variable in moving_statistics(model)
             ]
+        if by_fit:
+            aside.lent = self._fingerprint_of_lent()
+
+    def _fingerprint_of_lent(self):
+        """Of what the model holds in place of the trained weights."""
+        pairs = zip(keras_internals.built_variables(self), self._aside.weights)
+        return fingerprint([tracing.read(v) for v, w in pairs if w is not None])
+
+    def finds_weights_in_place_of_lent(self) -> bool:
+        """Whether others were put into the model since `fit` lent these."""
+        if self._aside is None or self._aside.lent is None:
+            return False
+        return (
+            self.has_values()
+            and self._aside.lent != self._fingerprint_of_lent()
+        )
 
     def swap_out(self, model: keras.Model) -> None:
         """Puts back what `swap_in`, or the saved state, has set aside."""
@@ -135,6 +169,26 @@ class LendsWeights(Restarts):
         for variable, value in pairs:
             if value is not None:
                 updates.exchange(variable, value)
+
+    def finalize_variable_values(
+        self, var_list: Sequence[keras.Variable]
+    ) -> None:
+        # Keras calls this while callbacks still see the evaluation weights;
+        # methods inside look at the weights that they have trained.
+        aside, self._aside = self._aside, None
+        self._exchange(aside)
+        super().finalize_variable_values(var_list)
+        self._exchange(aside)
+        self._aside = aside
+
+    def _exchange(self, aside):
+        """The weights of the model for those aside."""
+        if aside is None:
+            return
+        variables = keras_internals.built_variables(self)
+        for i, (variable, value) in enumerate(zip(variables, aside.weights)):
+            if value is not None:
+                aside.weights[i] = updates.exchange(variable, value)
 
     def forget_trained_weights(self) -> None:
         """Drops what is set aside: the model goes on from what it holds."""
@@ -167,111 +221,31 @@ class LendsWeights(Restarts):
         with lent_weights(model, [self]):
             yield model
 
-    # ---- Saving -----------------------------------------------------------
+    def restart(self) -> None:
+        if self.lent_by_fit:  # what the model holds is what it goes on from
+            self.forget_trained_weights()
+        super().restart()
 
-    def weights_aside(self, model: keras.Model) -> dict[str, Any]:
-        """What is set aside, by the names of its variables; copies."""
-        aside = self._aside
-        if aside is None:
-            return {}
-        return {
-            flat_path(variable): keras.ops.copy(value)
-            for variable, value in zip(
-                self._variables_aside(model, aside.statistics),
-                [*aside.weights, *aside.statistics],
-            )
-            if value is not None
-        }
-
-    def set_weights_aside(
-        self, model: keras.Model, values: dict[str, Any]
+    def apply(
+        self,
+        grads: Iterable[Any],
+        trainable_variables: Iterable[keras.Variable] | None = None,
     ) -> None:
-        """Sets the values aside, as `weights_aside` returned them."""
-        self._aside = None
-        if not values:
-            return
-        found = [
-            None
-            if flat_path(variable) not in values
-            else keras.ops.copy(
-                keras.ops.convert_to_tensor(
-                    values[flat_path(variable)], variable.dtype
-                )
+        if self.swapped:
+            raise RuntimeError(
+                f"The model holds the {self.evaluation_name} for evaluation, "
+                "and a step would train it. `fit` and `train_on_batch` put "
+                "the trained weights back by themselves; in a training loop "
+                "of your own call keras_stab.return_trained_weights(model) "
+                "first. "
+                f"Received: {self.name!r}"
             )
-            for variable in self._variables_aside(model, True)
-        ]
-        count = len(keras_internals.built_variables(self))
-        weights, statistics = found[:count], found[count:]
-        if any(value is None for value in statistics):
-            statistics = []
-        self._aside = _Aside(weights, statistics)
+        super().apply(grads, trainable_variables)
 
-    def _variables_aside(self, model, statistics):
-        return [
-            *keras_internals.built_variables(self),
-            *(moving_statistics(model) if statistics else []),
-        ]
-
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        aside = dict(vars(self._aside)) if self.swapped else {}
-        if aside:
-            aside["weights"] = [aside["weights"][i] for i in self._weights()]
-        for kind, values in aside.items():
-            for i, value in enumerate(values):
-                if value is not None:
-                    value = keras.ops.convert_to_numpy(value)
-                    store[f"{kind}_{i}"] = value
-
-    def _weights(self):
-        """Places of the weights: a loaded float8 layer has its scales first."""
-        variables = keras_internals.built_variables(self)
-        return [
-            i
-            for i, variable in enumerate(variables)
-            if not variable.overwrite_with_gradient
-        ]
-
-    def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables(store)
-        self.load_aside(store)
-
-    def load_aside(self, store: Any) -> None:
-        """What was set aside when the file was written."""
-        self._aside = None
-        kinds: dict[str, dict] = {"weights": {}, "statistics": {}}
-        for key in store.keys():
-            kind, _, index = key.partition("_")
-            if kind in kinds:
-                kinds[kind][int(index)] = store[key]
-        if not self.built or not any(kinds.values()):
-            return
-        variables = keras_internals.built_variables(self)
-        saved, statistics = kinds.values()
-        weights = [None] * len(variables)
-        for place, i in enumerate(self._weights()):
-            if place in saved:
-                weights[i] = keras.ops.convert_to_tensor(
-                    saved[place], variables[i].dtype
-                )
-        self._aside = _Aside(
-            weights=weights,
-            statistics=[
-                keras.ops.convert_to_tensor(statistics[i])
-                for i in sorted(statistics)
-            ],
-        )
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "evaluate_with": self.evaluate_with}
 
 
 def lenders(optimizer, kind=LendsWeights):
     """The optimizers of a kind inside an optimizer, the outermost first."""
     return [o for o in whole_nest(optimizer) if isinstance(o, kind)]
-
-
-def outermost_lenders(optimizer):
-    """The methods that decide what is evaluated: the first of every nest."""
-    for each in nest(optimizer):
-        if isinstance(each, LendsWeights):
-            return [each]
-    parts = getattr(optimizer, "optimizers", None) or []
-    return [method for part in parts for method in outermost_lenders(part)]

@@ -14,16 +14,13 @@ from keras_stab.backend import tracing
 from keras_stab.gradients.train_step import takes_step
 from keras_stab.memory import remembered
 from keras_stab.nesting import whole_nest
-
-
-def lenders(model):
-    """The methods in the optimizer that may have lent the model weights."""
-    optimizers = whole_nest(getattr(model, "optimizer", None))
-    return [each for each in optimizers if hasattr(each, "swap_out")]
+from keras_stab.trainer.lending import lenders
+from keras_stab.trainer.lending import take_back_from_fit
 
 
 def take_back(model):
     """Gives the model its trained weights back, if evaluation borrowed it."""
+    take_back_from_fit(model)
     for method in lenders(model):
         method.swap_out(model)
 

@@ -26,6 +26,7 @@ from keras_stab.gradients.train_step import takes_over
 from keras_stab.gradients.train_step import takes_step
 from keras_stab.gradients.train_step import train_step
 from keras_stab.trainer.compiling import uncompiled_if_need_be
+from keras_stab.trainer.fitting import fitting
 from keras_stab.trainer.guards import begin_again
 from keras_stab.trainer.guards import take_back
 from keras_stab.trainer.guards import taking_back_on_error
@@ -45,6 +46,10 @@ def _guarded(model, following, *args, **kwargs):
         return following(*args, **kwargs)
 
 
+def _guarded_fit(model, following, *args, **kwargs):
+    return _guarded(model, fitting, model, following, *args, **kwargs)
+
+
 def _guarded_training(model, following, *args, **kwargs):
     take_back(model)
     begin_again(model)
@@ -55,7 +60,7 @@ def _guarded_training(model, following, *args, **kwargs):
 
 FOR_GRADIENTS = {"train_step": _step}
 FOR_EVALUATION_WEIGHTS = {
-    "fit": _guarded,
+    "fit": _guarded_fit,
     "evaluate": _guarded,
     "predict": _guarded,
     "make_train_function": _guarded_training,
@@ -88,7 +93,7 @@ class TrainStep(_Base):
         return _once(_guarded_training, self, name, following, force)
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        return _once(_guarded, self, "fit", super().fit, *args, **kwargs)
+        return _once(_guarded_fit, self, "fit", super().fit, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         following = super().evaluate

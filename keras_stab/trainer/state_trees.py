@@ -11,7 +11,7 @@ from collections import defaultdict
 import keras
 
 from keras_stab.nesting import whole_nest
-from keras_stab.trainer.guards import lenders
+from keras_stab.trainer.lending import lenders
 
 _KEY = "trained_weights"
 

@@ -38,6 +38,9 @@ class AveragedSGD(WeightAveraging):
             `keras.optimizers.SGD`. Defaults to `None`.
         method, start_step, period, compensated: As in `WeightAveraging`.
         name: String or `None`.
+        evaluate_with: `"evaluation"`: validation in `fit`, callbacks at the
+            end of an epoch and the model after `fit` have the average.
+            `"trained"`: the trained weights. Defaults to `"evaluation"`.
         **kwargs: Further arguments of `keras.optimizers.SGD` (`clipnorm`,
             `gradient_accumulation_steps` and others), or those that `method`
             takes.
@@ -79,6 +82,7 @@ class AveragedSGD(WeightAveraging):
         period: int = 1,
         compensated: bool | None = None,
         name: str | None = None,
+        evaluate_with: str = "evaluation",
         **kwargs: Any,
     ):
         averaging = {k: kwargs.pop(k) for k in list(kwargs) if k in _OF_RULES}
@@ -98,6 +102,7 @@ class AveragedSGD(WeightAveraging):
             period=period,
             compensated=compensated,
             name=name,
+            evaluate_with=evaluate_with,
             **averaging,
         )
 

@@ -54,9 +54,10 @@ class WeightAveraging(LendsWeights, Wrapper):
     | `"power"` | $1 - (1 - 1 / (n + 1))^{g + 1}$, $g$ from `relative_std` |
 
     A large constant learning rate, kept in the tail that is averaged, is what
-    averaging needs (`AveragedSGD`, `ConstantTail`). Use the average with
-    `AveragedWeights`, `averaged_weights` or `export_averaged`; batch-norm
-    statistics have to be computed again for it.
+    averaging needs (`AveragedSGD`, `ConstantTail`). `fit` evaluates, and
+    ends, with the average; elsewhere use `averaged_weights`. Batch-norm
+    statistics have to be computed again for it:
+    `AveragedWeights(batch_norm_data=...)`.
 
     Args:
         inner_optimizer: Keras optimizer, name or config. Defaults to `"sgd"`.
@@ -79,6 +80,9 @@ class WeightAveraging(LendsWeights, Wrapper):
             of 100,000 weights is otherwise off by 3e-4 or more. `None`: for the
             mean of every update. Defaults to `None`.
         name: String or `None`.
+        evaluate_with: `"evaluation"`: validation in `fit`, callbacks at the
+            end of an epoch and the model after `fit` have the average.
+            `"trained"`: the trained weights. Defaults to `"evaluation"`.
 
     Raises:
         ValueError: If an argument is out of range or belongs to another
@@ -119,6 +123,7 @@ class WeightAveraging(LendsWeights, Wrapper):
     """
 
     evaluation_name = "average"
+    evaluation_callback = "AveragedWeights"
     averages_weights = True
 
     def __init__(
@@ -135,6 +140,7 @@ class WeightAveraging(LendsWeights, Wrapper):
         relative_std: float | None = None,
         compensated: bool | None = None,
         name: str | None = None,
+        evaluate_with: str = "evaluation",
         **kwargs: Any,
     ):
         given = {
@@ -146,7 +152,9 @@ class WeightAveraging(LendsWeights, Wrapper):
             "relative_std": relative_std,
         }
         arguments = checked_rule(method, given)
-        super().__init__(inner_optimizer, name=name, **kwargs)
+        super().__init__(
+            inner_optimizer, name=name, evaluate_with=evaluate_with, **kwargs
+        )
         self.method = method
         self._arguments = arguments
         self.start_step = checked_count("start_step", start_step, 0)

@@ -36,8 +36,8 @@ class CEGPlus(PhaseOptimizer):
     Without constraints the second line is $z - \alpha \gamma F(\bar z)$, EG+;
     with $\alpha = 1$ it is extragradient, with constraints
     forward-backward-forward. $z$ itself is not projected and may be
-    infeasible: evaluate through `SwapSlowWeights` or `swap_weights`, which
-    project it.
+    infeasible: `fit` evaluates, and ends, with its projection, and so does
+    `swap_weights`.
 
     With `alpha="adaptive"`, $\delta$ the Minty constant and $\theta$ the
     relaxation, a step measures how long it may be:
@@ -63,7 +63,7 @@ class CEGPlus(PhaseOptimizer):
         relaxation: Float in (0, 2), $\theta$. Only with
             `alpha="adaptive"`. Defaults to 1.0.
         name: String or `None`.
-        **kwargs: As in `RAPP`.
+        **kwargs: As in `RAPP`, `evaluate_with` among them.
 
     Raises:
         ValueError: If an argument is out of range, for `weight_decay`,

@@ -37,15 +37,18 @@ class ExtraGradient(MeasuredUpdate):
             al.). `"separate"`: extrapolation and update have moments and
             step count of their own. Defaults to `"shared"`.
         name: String or `None`.
+        evaluate_with: `"evaluation"`: validation in `fit`, callbacks at the
+            end of an epoch and the model after `fit` have the iterate.
+            `"trained"`: the trained weights. Defaults to `"evaluation"`.
 
     Raises:
         ValueError: If an argument is out of range, if the inner optimizer
             averages weights, or if `moments="separate"` and the inner
             optimizer holds one optimizer per player.
 
-    After the first of the two calls the model holds $\bar z$. Evaluate at $z$
-    with the callback `SwapSlowWeights`, or inside `with
-    optimizer.swap_weights(model):`.
+    After the first of the two calls the model holds $\bar z$. `fit`
+    evaluates, and ends, at $z$; elsewhere use
+    `with optimizer.swap_weights(model):`.
 
     Example: the game $x y$.
 
@@ -83,9 +86,12 @@ class ExtraGradient(MeasuredUpdate):
         update_scale: float = 1.0,
         moments: str = "shared",
         name: str | None = None,
+        evaluate_with: str = "evaluation",
         **kwargs: Any,
     ):
-        super().__init__(inner_optimizer, name=name, **kwargs)
+        super().__init__(
+            inner_optimizer, name=name, evaluate_with=evaluate_with, **kwargs
+        )
         self.update_scale = checked_fraction("update_scale", update_scale)
         self.moments = checked_choice(
             "moments", moments, ("shared", "separate")

@@ -58,6 +58,9 @@ class Lookahead(LendsWeights, Wrapper):
             $\alpha m + (1 - \alpha) m'$ with $m'$ its value after the last
             synchronisation. Defaults to `"keep"`.
         name: String or `None`.
+        evaluate_with: `"evaluation"`: validation in `fit`, callbacks at the
+            end of an epoch and the model after `fit` have the slow weights.
+            `"trained"`: the trained weights. Defaults to `"evaluation"`.
 
     Raises:
         ValueError: If an argument is out of range; if periods of nested
@@ -72,8 +75,8 @@ class Lookahead(LendsWeights, Wrapper):
     scaler skips does not count. Batch-norm statistics are those of the fast
     weights.
 
-    The model holds the fast weights between two synchronisations. Evaluate
-    the slow ones with the callback `SwapSlowWeights`, or inside `with
+    The model holds the fast weights between two synchronisations. `fit`
+    evaluates, and ends, with the slow ones; elsewhere use `with
     optimizer.swap_weights(model):`.
 
     Example: gradient steps of size 1 in the game $x y$, where they diverge;
@@ -117,9 +120,12 @@ class Lookahead(LendsWeights, Wrapper):
         slow_step_size: float = 0.5,
         inner_state: str = "keep",
         name: str | None = None,
+        evaluate_with: str = "evaluation",
         **kwargs: Any,
     ):
-        super().__init__(inner_optimizer, name=name, **kwargs)
+        super().__init__(
+            inner_optimizer, name=name, evaluate_with=evaluate_with, **kwargs
+        )
         self.sync_period = checked_count("sync_period", sync_period, 1)
         self.slow_step_size = checked_fraction("slow_step_size", slow_step_size)
         self.inner_state = checked_choice(
@@ -228,6 +234,10 @@ class Lookahead(LendsWeights, Wrapper):
 
     def begin_again(self) -> None:
         self._position.assign(0)
+
+    @property
+    def cycle_length(self) -> int:
+        return self._length
 
     def evaluation_values(self) -> list[Tensor | None]:
         if not self.built:

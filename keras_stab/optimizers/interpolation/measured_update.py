@@ -183,6 +183,10 @@ class MeasuredUpdate(LendsWeights, Wrapper):
             return [None] * len(self._slots)
         return [None if s is None else s.value for s in self._slots]
 
+    @property
+    def cycle_length(self) -> int:
+        return self.evaluations_per_step
+
     def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: how far the weights are from the anchor."""
         phase = tracing.read(self._phase) if self.built else 0

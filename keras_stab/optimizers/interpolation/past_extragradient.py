@@ -28,11 +28,14 @@ class PastExtraGradient(MeasuredUpdate):
         inner_optimizer: Keras optimizer, name or config; no method that
             takes several gradients per step. Defaults to `"sgd"`.
         name: String or `None`.
+        evaluate_with: `"evaluation"`: validation in `fit`, callbacks at the
+            end of an epoch and the model after `fit` have the iterate.
+            `"trained"`: the trained weights. Defaults to `"evaluation"`.
 
     Raises:
         ValueError: If the inner optimizer averages weights.
 
-    Evaluate at $z$ with the callback `SwapSlowWeights`, or inside `with
+    `fit` evaluates, and ends, at $z$; elsewhere use `with
     optimizer.swap_weights(model):`. If other weights are put into the model,
     the next `fit` starts again from them, with a warning; `restart` does so by
     hand.

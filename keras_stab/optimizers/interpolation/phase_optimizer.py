@@ -177,6 +177,10 @@ class PhaseOptimizer(LendsWeights, UpdatesTogether):
         """Whether a step has just ended; read from the device."""
         return self.updates % self.evaluations_per_step == 0
 
+    @property
+    def cycle_length(self) -> int:
+        return self.evaluations_per_step
+
     def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: how far the weights are from the anchor."""
         phase = self.updates % self.evaluations_per_step

@@ -52,6 +52,9 @@ class RAPP(PhaseOptimizer):
         track_diagnostics: Whether to keep what `diagnostics` reports: two more
             norms per gradient. Defaults to `False`.
         name: String or `None`.
+        evaluate_with: `"evaluation"`: validation in `fit`, callbacks at the
+            end of an epoch and the model after `fit` have the anchor.
+            `"trained"`: the trained weights. Defaults to `"evaluation"`.
         **kwargs: Further arguments of every Keras optimizer: clipping,
             `loss_scale_factor`, `gradient_accumulation_steps`.
 
@@ -59,9 +62,9 @@ class RAPP(PhaseOptimizer):
         ValueError: If an argument is out of range, for `weight_decay`,
             `use_ema` and constraints that are not convex.
 
-    Between anchors the model holds the points $w_t$. Evaluate at the anchor
-    with the callback `SwapSlowWeights`, or inside `with
-    optimizer.swap_weights(model):`.
+    Between anchors the model holds the points $w_t$. `fit` evaluates, and
+    ends, with the anchor; elsewhere use
+    `with optimizer.swap_weights(model):`.
 
     Example: the game $x y$, in which gradient steps diverge.
 
@@ -98,10 +101,18 @@ class RAPP(PhaseOptimizer):
         proximal: Callable | dict[str, Callable] | None = None,
         track_diagnostics: bool = False,
         name: str | None = None,
+        evaluate_with: str = "evaluation",
         **kwargs: Any,
     ):
         inner_steps = checked_count("inner_steps", inner_steps, 1)
-        super().__init__(learning_rate, proximal, inner_steps, name, **kwargs)
+        super().__init__(
+            learning_rate,
+            proximal,
+            inner_steps,
+            name,
+            evaluate_with=evaluate_with,
+            **kwargs,
+        )
         self.inner_steps = inner_steps
         self.track_diagnostics = checked_boolean(
             "track_diagnostics", track_diagnostics
