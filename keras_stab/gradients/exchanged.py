@@ -78,8 +78,11 @@ class ExchangedGradients:
         self._gram = gram.astype(common_dtype(likes))
 
     def gram(self):
-        """Inner products of the group gradients, `(K, K)`."""
-        return keras.ops.convert_to_tensor(self._gram)
+        """Inner products of the group gradients, `(K, K)`.
+
+        An array: they were read to find out whether a process has failed.
+        """
+        return self._gram
 
     def combine(self, weights, whole=True):
         """The combination `sum_k weights[k] g_k`, one tensor per variable.

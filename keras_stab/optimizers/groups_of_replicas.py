@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.backend import devices
@@ -83,13 +84,13 @@ def _combined(optimizer, gradients, variables):
     groups = ExchangedGradients(likes, stacks, [1], aligned=True)
     gram = groups.gram()
     if first:
-        _check_not_summed(keras.ops.convert_to_numpy(gram))
+        _check_not_summed(gram)
     # The optimizer does not see how many rows a process has, hence no estimate
     # of the noise per row.
     note = min_norm_weights_and_measures(
         gram,
         groups.present,
-        keras.ops.convert_to_tensor(float("nan"), dtype=gram.dtype),
+        np.array(np.nan, gram.dtype),
         optimizer.zero_groups,
         "propagate" if scales_loss(optimizer) else "drop",
     )
