@@ -4,7 +4,8 @@
 
 JAX: the program that XLA compiled. PyTorch and TensorFlow: what is handed to
 their collectives. Four devices of one processor, the loopback address only.
-Writes `results/communication.md` and `.json`; takes a few minutes. The table
+Writes `results/communication.md` and `.json`, and the tables of
+`guides/many_devices.md`; takes a few minutes. The table
 of a large model is computed on paper and its formulas are held against what
 was counted; see `--help`.
 """
@@ -13,6 +14,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from traffic import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "communication.json"
+GUIDE = ROOT / "guides" / "many_devices.md"
 SECONDS = 900
 
 
@@ -104,7 +107,7 @@ def work(backend, rank, folder, only):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backends", nargs="+", default=[*tables.BACKENDS])
+    parser.add_argument("--backends", nargs="*", default=[*tables.BACKENDS])
     parser.add_argument("--arms", nargs="+", help="some of the steps only")
     parser.add_argument("--weights", type=float, default=7e9)
     parser.add_argument("--devices", type=int, default=64)
@@ -136,6 +139,11 @@ def main(argv=None):
     options.output.write_text(json.dumps(results, indent=1) + "\n")
     text = tables.markdown(results)
     options.output.with_suffix(".md").write_text(text)
+    if options.output == RESULTS:
+        written = tables.for_guide(results).strip()
+        pattern = f"{tables.MARKS[0]}.*{tables.MARKS[1]}"
+        page = re.sub(pattern, lambda _: written, GUIDE.read_text(), flags=re.S)
+        GUIDE.write_text(page)
     print(text)
 
 

@@ -32,7 +32,23 @@ processor. P is the size of the weights, 4 bytes each.
 
 
 def markdown(results):
-    parts = [HEAD.format(rows=cases.ROWS, devices=cases.DEVICES)]
+    """The file of results."""
+    head = HEAD.format(rows=cases.ROWS, devices=cases.DEVICES)
+    return _joined([head, *counted(results), *on_paper(results)])
+
+
+def for_guide(results):
+    """The tables in `guides/many_devices.md`."""
+    parts = [*counted(results, "###"), *on_paper(results, "###")]
+    return _joined([MARKS[0], *parts, MARKS[1]])
+
+
+MARKS = "<!-- figures -->", "<!-- end of figures -->"
+
+
+def counted(results, level="##"):
+    """A table for each model."""
+    parts = []
     for model in cases.MODELS:
         weights = next(
             own["weights"]
@@ -40,14 +56,24 @@ def markdown(results):
             for own in entries[model.name].values()
             if "weights" in own
         )
-        parts.append(f"## {model.words[0].upper()}{model.words[1:]}")
+        title = model.words[0].upper() + model.words[1:]
+        parts.append(f"{level} {title}")
         parts.append(f"P = {weights:,} weights.")
         parts.append(steps_table(results, model))
-    parts.append(SCALE.format(**results["paper"]))
+    return parts
+
+
+def on_paper(results, level="##"):
+    """The tables of a large model."""
+    parts = [f"{level} On paper", SCALE.format(**results["paper"])]
     parts.append(scale_table(results["paper"]))
     parts.append(checked(results["counts"].get("jax", {}).get("mlp", {})))
-    if results["solver"]:
+    if results.get("solver"):
         parts.append(solver_table(results["solver"]))
+    return parts
+
+
+def _joined(parts):
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -89,11 +115,9 @@ def _cell(own, key, unit, old):
     return text
 
 
-SCALE = """## On paper
-
-{weights:.3g} weights of {width} bytes, {devices} devices, {gigabytes:g} GB/s
-leaving each of them: seconds of the exchange in one step, when nothing hides
-it."""
+SCALE = """{weights:.3g} weights of {width} bytes, {devices} devices,
+{gigabytes:g} GB/s leaving each of them: seconds of the exchange in one step,
+when nothing hides it."""
 
 
 def scale_table(paper):

@@ -59,10 +59,10 @@ class GRAIN(HasWindow, GroupsOfReplicas):
             and `train_on_batch` of any `keras.Model`. `"replicas"`: as
             `None`, and each group lies whole on one of the devices that share
             a batch, so that their gradients are exchanged at the price of a
-            mean. `"batches"`: the K groups are K successive batches and the
-            weights move after every K-th; takes plain gradients, so it works
-            in any training loop, but keeps K gradients as state. Defaults to
-            `None`.
+            mean (1.5 times that under `MirroredStrategy`). `"batches"`: the K
+            groups are K successive batches and the weights move after every
+            K-th; takes plain gradients, so it works in any training loop, but
+            keeps K gradients as state. Defaults to `None`.
         engine: How group gradients are computed. `"microbatch"`: the ordinary
             gradient of each group, which works for any model. `"one_pass"`:
             one forward and one backward pass for all groups, for models
