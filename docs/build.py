@@ -2,12 +2,14 @@
 
 The README, the pages in `guides/` and the results of the benchmarks are
 written as they read best in the repository. Here they become one site, with
-the guides' scripts as pages and a reference made from the docstrings. The
-result is `build/docs/site/index.html`; any warning is an error.
+the scripts of guides and recipes as pages and a reference made from the
+docstrings, a page per object. The result is `build/docs/site/index.html`; any
+warning is an error, and so is a link that leads nowhere.
 """
 
 import ast
 import inspect
+import json
 import os
 import pathlib
 import re
@@ -18,11 +20,14 @@ import sys
 os.environ.setdefault("KERAS_BACKEND", "torch")  # the quickest to import
 
 import keras
+from dead_links import dead_links
 
 import keras_stab
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ROOT / "build" / "docs" / "pages"
+# Pages and guides on how to tell whether something helps.
+MEASURING = ("did_it_help", "does_it_help", "measuring", "diagnostics")
 KINDS = {
     "Optimizers": keras.optimizers.Optimizer,
     "Schedules": keras.optimizers.schedules.LearningRateSchedule,
@@ -42,15 +47,28 @@ def gather():
     ):
         for path in ROOT.glob(pattern):
             _write(path.relative_to(ROOT), path.read_bytes())
-    _write("mathjax.js", (ROOT / "docs/mathjax.js").read_bytes())
+    _write("site.css", (ROOT / "docs/site.css").read_bytes())
     _write("index.md", (ROOT / "README.md").read_bytes())
     _write("changes.md", (ROOT / "CHANGELOG.md").read_bytes())
     for path in sorted((ROOT / "guides").glob("*.py")):
+        name = path.relative_to(ROOT)
         if path.read_text().startswith('"""\nTitle:'):
-            name = path.relative_to(ROOT)
             _write(name.with_suffix(".md"), page_of_a_guide(path).encode())
+    for path in sorted((ROOT / "guides/recipes").glob("*.py")):
+        name = path.relative_to(ROOT)
+        _write(name.with_suffix(".md"), page_of_a_recipe(path).encode())
     for path in PAGES.rglob("*.md"):
         path.write_text(_with_links_into_the_site(path))
+
+
+def page_of_a_recipe(path):
+    """A script with one docstring at its top: a text, then all of its code."""
+    source = path.read_text()
+    text = ast.get_docstring(ast.parse(source))
+    title, _, text = text.partition("\n")
+    code = source.split('"""', 2)[2].strip("\n")
+    title = title.strip().rstrip(".")
+    return f"# {title}\n\n{text.strip()}\n\n```python\n{code}\n```\n"
 
 
 def page_of_a_guide(path):
@@ -79,12 +97,67 @@ def page_of_a_guide(path):
 
 
 def write_reference():
-    """A page for each kind of public thing, and for each namespace."""
+    """A page for each public object, and a list of all of them."""
+    cards = cards_of_methods()
+    listed = ["# Reference"]
     for title, things in pages_of_reference().items():
-        sections = [_section(path, things[path]) for path in sorted(things)]
-        page = f"# {title}\n\n" + "\n\n".join(sections) + "\n"
-        name = title.split()[0].lower()
-        _write(f"reference/{name}.md", page.encode())
+        listed += ["", f"## {title}", "", "| name | what it is |", "|---|---|"]
+        for path in sorted(things):
+            name, thing = path.removeprefix("keras_stab."), things[path]
+            page = _section(path, thing)
+            if name in cards:
+                page += f"\n\nWhen, when not, cost: [{name}]({cards[name]})\n"
+            _write(f"reference/{name}.md", page.encode())
+            line = (inspect.getdoc(thing) or "").partition("\n")[0]
+            line = line.replace("|", r"\|")
+            listed.append(f"| [`{name}`]({name}.md) | {line} |")
+    _write("reference/index.md", "\n".join([*listed, ""]).encode())
+
+
+def cards_of_methods():
+    """The card of each method, from a page of the reference; links it there."""
+    cards = {}
+    for path in sorted((PAGES / "guides/cards").glob("*.md")):
+        text = path.read_text()
+        names = re.findall(r"\w+", text.partition("\n")[0])
+        names = [name for name in names if hasattr(keras_stab, name)]
+        links = [f"[`{name}`](../../reference/{name}.md)" for name in names]
+        path.write_text(f"{text}\nReference: {', '.join(links)}\n")
+        cards.update(dict.fromkeys(names, f"../guides/cards/{path.name}"))
+    return cards
+
+
+def write_navigation():
+    """The order of the site; a page that is added finds its place."""
+
+    def pages(pattern, first=()):
+        found = sorted(p.relative_to(PAGES) for p in PAGES.glob(pattern))
+        names = [str(path) for path in found]
+        first = [name for name in first if name in names]
+        return first + [name for name in names if name not in first]
+
+    guides = pages("guides/*.md")
+    scripts = [name for name in guides if not (ROOT / name).is_file()]
+    choose, tested = "guides/how_to_choose.md", "guides/support.md"
+    measuring = [g for g in guides if pathlib.Path(g).stem in MEASURING]
+    others = [choose, tested, *measuring]
+    recipes = pages("guides/recipes/*.md", ["guides/recipes/README.md"])
+    index = "reference/index.md"
+    objects = [p for p in pages("reference/*.md") if p != index]
+    results = "benchmarks/results/README.md"
+    navigation = [
+        {"Start": "index.md"},
+        {"How to choose": choose},
+        {"Recipes": recipes + [g for g in guides if g not in scripts + others]},
+        {"Methods": pages("guides/cards/*.md")},
+        {"Measuring": measuring},
+        {"Studies": [g for g in scripts if g not in others]},
+        {"Reference": [index, *({pathlib.Path(p).stem: p} for p in objects)]},
+        {"Tested": tested},
+        {"Benchmarks": pages("benchmarks/**/*.md", [results])},
+        {"Changes": "changes.md"},
+    ]
+    PAGES.with_name("nav.json").write_text(json.dumps(navigation))
 
 
 def pages_of_reference():
@@ -140,8 +213,12 @@ def _section(path, thing):
 
 
 def _with_links_into_the_site(path):
-    """README and guides have other names here."""
-    text = re.sub(r"\]\((\.\./)*README\.md", r"](\1index.md", path.read_text())
+    """README and guides have other names here, and folders no page."""
+    to_start = "../" * (len(path.relative_to(PAGES).parts) - 1)
+    text = path.read_text().replace(
+        f"]({to_start}README.md", f"]({to_start}index.md"
+    )
+    text = text.replace("](guides/cards)", "](guides/how_to_choose.md)")
     return re.sub(
         r"\]\(([\w/.]*)\.py\)",
         lambda found: (
@@ -162,14 +239,17 @@ def _write(name, content):
 def main():
     gather()
     write_reference()
+    write_navigation()
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
     command += ["--config-file", str(ROOT / "docs" / "mkdocs.yml")]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=quiet)
     if done.returncode:
         raise SystemExit("The site was not built: see the warnings above.")
-    site = PAGES.with_name("site") / "index.html"
-    print(f"Site: {site.relative_to(ROOT)}")
+    site = PAGES.with_name("site")
+    if dead := dead_links(site):
+        raise SystemExit("\n".join(["Links that lead nowhere:", *dead]))
+    print(f"Site: {(site / 'index.html').relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

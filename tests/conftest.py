@@ -15,8 +15,9 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent))
-# The guides import what they share, as they do when run as scripts.
+# Guides and the site's build import what they share, as scripts do.
 sys.path.insert(1, str(Path(__file__).parents[1] / "guides"))
+sys.path.insert(2, str(Path(__file__).parents[1] / "docs"))
 
 # Most of the time on JAX goes into compiling, and many tests compile the same
 # step: one cache for all processes of this run, and for none after it.

@@ -227,6 +227,49 @@ def test_a_guide_becomes_a_page():
     assert '"""\n##' not in page
 
 
+def test_a_recipe_becomes_a_page(tmp_path):
+    build = load_script(Path("docs/build.py"))
+    path = tmp_path / "recipe.py"
+    path.write_text('"""A recipe.\n\nWhat it *shows*.\n"""\n\nprint(1)\n')
+    page = build.page_of_a_recipe(path)
+    assert page == (
+        "# A recipe\n\nWhat it *shows*.\n\n```python\nprint(1)\n```\n"
+    )
+
+
+def test_dead_links_are_found(tmp_path):
+    pages = {
+        "index.html": '<a href="a/b.html#here">x</a><a href="a/">y</a>'
+        '<a href="https://keras.io/none">z</a><img src="no.png">',
+        "a/b.html": '<h1 id="here">h</h1><a href="../index.html#gone">w</a>',
+        "a/index.html": '<a href="#top">v</a>',
+    }
+    for name, page in pages.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(page)
+    dead = load_script(Path("docs/dead_links.py")).dead_links(tmp_path)
+    assert sorted(dead) == [
+        "a/b.html: ../index.html#gone",
+        "a/index.html: #top",
+        "index.html: no.png",
+    ]
+
+
+def test_formulas_become_mathml():
+    hooks = load_script(Path("docs/hooks.py"))
+    page = (
+        '<p>If <span class="arithmatex">\\(a \\le b\\)</span></p>'
+        '<div class="arithmatex">\\[\\arg\\min_x f(x)\\]</div>'
+    )
+    drawn = hooks.on_page_content(page)
+    assert drawn.count("<math") == 2 and "\\" not in drawn
+    assert 'display="block"' in drawn and "argmin" in drawn
+    unknown = '<span class="arithmatex">\\(\\nothing\\)</span>'
+    with pytest.raises(ValueError, match="nothing"):
+        hooks.on_page_content(unknown)
+
+
 def test_the_reference_has_every_public_name_once():
     pages = load_script(Path("docs/build.py")).pages_of_reference()
     shown = [thing for page in pages.values() for thing in page.values()]
