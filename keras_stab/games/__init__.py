@@ -2,7 +2,7 @@
 
 from keras_stab.games.game import Game
 from keras_stab.games.game_problem import GameProblem
-from keras_stab.games.input_gradient import input_gradient
+from keras_stab.games.differentiating import input_gradient
 from keras_stab.games.player import Player
 from keras_stab.games.player_optimizers import PlayerOptimizers
 from keras_stab.games.problems import bilinear
