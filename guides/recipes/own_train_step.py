@@ -32,9 +32,8 @@ class VAE(keras.Model):
     def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
         made, mean, log_variance = y_pred
         spread = ops.exp(log_variance) - 1.0 - log_variance
-        divergence = 0.05 * (ops.square(mean) + spread)
-        error = ops.square(x - made)
-        return ops.mean(ops.sum(error, -1) + ops.sum(divergence, -1))
+        kl = 0.05 * (ops.square(mean) + spread)
+        return ops.mean(ops.sum(ops.square(x - made), -1) + ops.sum(kl, -1))
 
 
 class Brighter(VAE):

@@ -27,10 +27,9 @@ if keras.backend.backend() == "jax":
 
     @jax.jit
     def update(values, slots, x, y):
-        def loss(values):
-            return mse(y, model.stateless_call(values, [], x)[0])
-
-        gradients = jax.grad(loss)(values)
+        gradients = jax.grad(
+            lambda values: mse(y, model.stateless_call(values, [], x)[0])
+        )(values)
         return optimizer.stateless_apply(slots, gradients, values)
 
     def step(x, y):

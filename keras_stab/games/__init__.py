@@ -1,8 +1,8 @@
 """Several players, several losses: `Game`, and games to test methods with."""
 
+from keras_stab.games.differentiating import input_gradient
 from keras_stab.games.game import Game
 from keras_stab.games.game_problem import GameProblem
-from keras_stab.games.differentiating import input_gradient
 from keras_stab.games.player import Player
 from keras_stab.games.player_optimizers import PlayerOptimizers
 from keras_stab.games.problems import bilinear
