@@ -3,7 +3,8 @@
 Both networks are told which digit is meant; `turns` lets the critic D move
 twice for each step of the generator G. A batch of `fit` has images and labels.
 Printed: the share of fakes that a classifier of the real digits reads as the
-digit that was asked for. The data need scikit-learn. CPUTIME.
+digit that was asked for (66 % in one run on PyTorch). Needs scikit-learn and
+takes 21 s of CPU time there.
 """
 
 import keras

