@@ -42,6 +42,7 @@ def gather():
     for pattern in (
         "guides/**/*.md",
         "guides/images/*.png",
+        "guides/recipes/*.ipynb",
         "benchmarks/**/*.md",
         "benchmarks/**/*.json",
     ):

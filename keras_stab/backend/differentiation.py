@@ -89,6 +89,70 @@ def value_gradients_and_pullback(function, values):
     return (scalar.detach(), _detached(aux)), list(gradients), pull
 
 
+def gradient_of_sum(function, x):
+    """The gradient of `sum(function(x))`, itself to be differentiated.
+
+    What layers write in `function` stays written, once.
+    """
+    if BACKEND == "jax":
+        return _gradient_beside_writes(function, x)
+    if BACKEND == "tensorflow":
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            outputs = function(x)
+        return tape.gradient(outputs, x, unconnected_gradients="zero")
+    # Keras evaluates without gradients, and then nothing needs a second one.
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        (x,) = leaves_of([x])
+        total = function(x).sum()
+        if not total.requires_grad:
+            return torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(
+            total, [x], create_graph=again, allow_unused=True
+        )
+    return torch.zeros_like(x) if gradient is None else gradient
+
+
+class _Writes(keras.StatelessScope):
+    """A scope that knows the variables that were assigned in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.written = {}
+
+    def add_update(self, update):
+        super().add_update(update)
+        self.written[id(update[0])] = update[0]
+
+
+def _gradient_beside_writes(function, x):
+    """On JAX: no value that is being differentiated may stay in a variable."""
+    with _Writes() as own:
+        outer = own.original_scope
+    scope = own if outer is None else outer
+    before = dict(scope.state_mapping)
+
+    def total(x):
+        if outer is None:
+            with own:
+                value = jnp.sum(function(x))
+        else:
+            value = jnp.sum(function(x))
+        known = scope.state_mapping
+        return value, {
+            key: known[key]
+            for key in known
+            if known[key] is not before.get(key)
+        }
+
+    gradient, written = jax.grad(total, has_aux=True)(x)
+    scope.state_mapping.update(written)
+    for key, variable in own.written.items():
+        variable.assign(written[key])
+    return gradient
+
+
 def gradients_at_taps(function):
     """Gradients for tensors inside a computation, not for its inputs.
 

@@ -1,5 +1,6 @@
 """Several players, several losses: `Game`, and games to test methods with."""
 
+from keras_stab.games.differentiating import input_gradient
 from keras_stab.games.game import Game
 from keras_stab.games.game_problem import GameProblem
 from keras_stab.games.player import Player
@@ -18,6 +19,7 @@ __all__ = [
     "bilinear",
     "forsaken",
     "global_forsaken",
+    "input_gradient",
     "polar",
     "quadratic",
 ]
