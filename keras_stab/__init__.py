@@ -31,6 +31,9 @@ repository, `guides/how_to_choose.md` leads from symptoms to methods, and
 `guides/cards` has settings, costs and negative results of each.
 """
 
+from keras_stab.backend import finding
+
+# isort: split
 from keras_stab import callbacks
 from keras_stab import constraints
 from keras_stab import diagnostics
