@@ -15,7 +15,8 @@ By symptom:
     pretraining takes too many steps       IRE
     a GAN cycles or collapses              Game with Lookahead, ExtraGradient,
                                            OptimisticGradient, CEGPlus or RAPP
-    results change with the seed           stability_report, to measure it
+    results change with the seed           WeightAveraging; LARS for large
+                                           batches; stability_report measures
 
 Evaluation weights (averages, slow weights) are in the model when `fit`
 evaluates and when it ends. For more: `averaged_weights`, `export_averaged`,
