@@ -15,7 +15,8 @@ By symptom:
     pretraining takes too many steps       IRE
     a GAN cycles or collapses              Game with Lookahead, ExtraGradient,
                                            OptimisticGradient, CEGPlus or RAPP
-    results change with the seed           stability_report, to measure it
+    results change with the seed           WeightAveraging; LARS for large
+                                           batches; stability_report measures
 
 Evaluation weights (averages, slow weights) are in the model when `fit`
 evaluates and when it ends. For more: `averaged_weights`, `export_averaged`,
@@ -31,6 +32,9 @@ repository, `guides/how_to_choose.md` leads from symptoms to methods, and
 `guides/cards` has settings, costs and negative results of each.
 """
 
+from keras_stab.backend import finding
+
+# isort: split
 from keras_stab import callbacks
 from keras_stab import constraints
 from keras_stab import diagnostics

@@ -471,7 +471,7 @@ ROWS = [
         nested=True,
         drops_nan=False,
         averages=False,
-        # The nesting that the README promises.
+        # The nesting that `guides/how_to_choose.md` promises.
         slow=not ON_TORCH,
         bilinear=None,
     ),

@@ -882,7 +882,9 @@ def test_plan(capsys):
     assert plan.engine == "one_pass"
     paths = [path for path, _ in plan.works]
     assert paths == [v.path for v in model.trainable_variables]
-    shown = capsys.readouterr().out
+    assert capsys.readouterr().out == ""  # `print(...)` is the user's
+    shown = str(plan)
+    assert repr(plan) == shown
     assert "first/kernel" in shown and "one_pass" in shown
     eager = keras.backend.backend() == "torch"
     assert plan.host_reads == eager

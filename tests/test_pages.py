@@ -47,6 +47,42 @@ def test_every_method_has_a_card(method):
     assert f"`{method}" in (GUIDES / "how_to_choose.md").read_text()
 
 
+def table(text):
+    """The cells of a table, line by line."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 160
+    rows = table(section(text, "By symptom"))[2:]
+    assert len(rows) == 8
+    for _, code, card in rows:
+        thing = eval(
+            code.strip("`"), {"keras": keras, "keras_stab": keras_stab}
+        )
+        assert isinstance(thing, keras.optimizers.Optimizer)
+        assert "guides/cards/" in card
+    listed = [
+        name
+        for row in table(section(text, "Methods"))
+        for name in re.findall(r"`(\w+)`", row[0])
+    ]
+    assert sorted(listed) == sorted(METHODS)
+
+
+def test_the_readme_changes_two_lines():
+    """Its diff leads to what its script does."""
+    text = (ROOT / "README.md").read_text()
+    diff = re.search(r"```diff\n(.*?)```", text, re.S)[1].splitlines()
+    assert [line[0] for line in diff] == ["+", "-", "+"]
+    script = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    assert diff[0][1:] in script.splitlines()
+    optimizers = re.search(r"optimizer=(.*), loss", diff[2])[1]
+    assert optimizers.replace('"', "'") in script
+
+
 def nested(outer, inner):
     return getattr(keras_stab, outer)(inner)
 
@@ -66,11 +102,7 @@ def test_what_goes_with_what():
     text = section(
         (GUIDES / "how_to_choose.md").read_text(), "What goes with what"
     )
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text.splitlines()
-        if line.startswith("|")
-    ]
+    lines = table(text)
     assert lines[0][1:] == list(INNER)
     for outer, *cells in lines[2:]:
         for title, cell in zip(INNER, cells, strict=True):

@@ -7,7 +7,7 @@ from keras_stab.text_table import as_text
 class Plan:
     """Which engine answers, why, and what it does in each layer.
 
-    `str(plan)` is a table.
+    `str(plan)` is a table, and so is what an interactive session shows.
 
     Attributes:
         engine: `"one_pass"` or `"microbatch"`.
@@ -76,8 +76,8 @@ class Plan:
             reads += f", the {self.groups} x {self.groups} inner products"
         return "\n".join([*lines, reads])
 
-    def __repr__(self):
-        return f"<Plan engine={self.engine!r} reason={self.reason!r}>"
+    # So that `optimizer.plan(...)` alone shows it in a notebook.
+    __repr__ = __str__
 
 
 def _table(works):

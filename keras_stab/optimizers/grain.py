@@ -258,8 +258,8 @@ class GRAIN(HasWindow, GroupsOfReplicas):
         Returns:
             A `Plan`: `engine`, `reason`, `groups`, `works` (per variable),
             `extra_work`, `bytes`, `grouping`, `traffic` (between devices) and,
-            if a model was given, `step_ratio`; printed, it is a table, which
-            this method also prints.
+            if a model was given, `step_ratio`. Printed, or at the end of a
+            cell of a notebook, it is a table.
 
         Raises:
             ValueError: If no step was made yet and no model is given, or the
@@ -280,7 +280,6 @@ class GRAIN(HasWindow, GroupsOfReplicas):
                 "There is no plan before the first step. Train, or call "
                 "plan(model, x, y) with one batch"
             )
-        print(self._plan)
         return self._plan
 
     def get_config(self) -> dict[str, Any]:
