@@ -217,6 +217,7 @@ def draw(results, path):
     left.set_ylabel("Training loss")
     left.set_title("The loss around each minimum (random directions)")
     left.legend(frameon=False)
+    right.legend(frameon=False)
     right.set_xscale("log")
     right.set_xlabel("Rise of the loss, 0.05 up the gradient")
     right.set_ylabel("Test accuracy (%)")

@@ -443,12 +443,12 @@ def draw_measures(measures, gradients, path):
     panels[0].set_yscale("log")
     panels[1].axhline(np.log(10), color="black", linestyle=":", linewidth=0.8)
     panels[0].legend(frameon=False, fontsize=8.5)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=110)
 
 
 def draw_samples(samples, real, path):
     rows = {"real": real, **samples}
-    figure = Figure(figsize=(7.2, 0.72 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(11.0, 1.1 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, (name, images) in zip(panels, rows.items()):

@@ -145,11 +145,13 @@ def trajectories(axes, runs):
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def new_axes(title):
+def new_axes(title, of_x="first weight", of_y="second weight"):
     figure = Figure(figsize=(5.4, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
+    axes.set_xlabel(of_x)
+    axes.set_ylabel(of_y)
     return figure, axes
 
 
@@ -161,8 +163,6 @@ def on_surface(title, function, limits, start, arms, steps, seeds, noise):
         for label, make in arms.items()
     }
     trajectories(axes, runs)
-    axes.set_xlabel("first weight")
-    axes.set_ylabel("second weight")
     return figure
 
 
@@ -182,9 +182,7 @@ def two_minds(u, v, x):
 
 
 def grain(seeds):
-    figure, axes = new_axes(
-        "Two kinds of rows: to the cross softly, to the star hard"
-    )
+    figure, axes = new_axes("Two kinds of rows, which pull to two minima")
     runs = {
         label: paths(two_minds, (-0.6, 1.6), make, 60, seeds, 0.5)
         for label, make in {
@@ -194,11 +192,12 @@ def grain(seeds):
             ),
         }.items()
     }
-    axes.scatter([-1], [0], marker="x", color="0.3", s=60)
-    axes.scatter([1], [0.6], marker="*", color="0.3", s=90)
+    for place, marker, label in (
+        ((-1, 0), "x", "minimum of half of the rows (soft)"),
+        ((1, 0.6), "*", "of the other half (hard)"),
+    ):
+        axes.scatter(*place, marker=marker, color="0.3", s=80, label=label)
     trajectories(axes, runs)
-    axes.set_xlabel("first weight")
-    axes.set_ylabel("second weight")
     return figure
 
 
@@ -281,7 +280,9 @@ def sizes(u, v, x):
 
 def lamb(seeds):
     figure, axes = new_axes(
-        "Weights of two sizes: Adam steps by the same, LAMB by a share"
+        "Weights of two sizes: Adam steps by the same, LAMB by a share",
+        "update",
+        "weight over its first value",
     )
     runs = {
         label: paths(sizes, (4.0, 0.04), make, 40, seeds, 0.005)
@@ -308,9 +309,9 @@ def lamb(seeds):
                 alpha=0.15,
                 linewidth=0,
             )
-    axes.axhline(0.25, color="0.6", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("update (dotted: where both minima are)")
-    axes.set_ylabel("weight over its first value")
+    axes.axhline(
+        0.25, color="0.6", linewidth=0.8, linestyle=":", label="both minima"
+    )
     axes.set_ylim(0, 1.3)
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
@@ -319,7 +320,9 @@ def lamb(seeds):
 
 def tvlars(seeds):
     del seeds  # nothing is random here
-    figure, axes = new_axes("What multiplies the layer-wise rate")
+    figure, axes = new_axes(
+        "What multiplies the layer-wise rate", "update", "factor"
+    )
     steps = np.arange(1000)
     for color, (hold, decay) in zip(COLORS, ((100, 600), (300, 300))):
         optimizer = keras_stab.TVLARS.from_steps(hold, decay)
@@ -337,7 +340,6 @@ def tvlars(seeds):
         linestyle="--",
         label="LARS with warm-up and polynomial",
     )
-    axes.set_xlabel("update")
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -386,16 +388,14 @@ def schedule_free(seeds):
 
 
 def game(title, arms, steps, seeds):
-    figure, axes = new_axes(title)
+    figure, axes = new_axes(title, "x descends on x y", "y ascends on it")
     runs = {
         label: played(make, steps, seeds, 0.05) for label, make in arms.items()
     }
-    axes.scatter([0], [0], marker="*", color="0.3", s=90)
+    axes.scatter([0], [0], marker="*", color="0.3", s=90, label="solution")
     trajectories(axes, runs)
     axes.set_xlim(-2.2, 2.2)
     axes.set_ylim(-1.8, 1.8)
-    axes.set_xlabel("x descends on x y")
-    axes.set_ylabel("y ascends on it")
     return figure
 
 
