@@ -19,16 +19,16 @@ processor. P is the size of the weights, 4 bytes each.
 - Sent: bytes that leave one device, for the least that each collective needs
   (a ring: an all-reduce of P sends 2 P ({devices} - 1) / {devices}).
 - Payload: bytes of the results of all collectives on one device. An all-reduce
-  sends nearly twice its result, an all-gather or all-to-all nearly once: compare
-  what is sent.
+  sends nearly twice its result, an all-gather or all-to-all nearly once:
+  compare what is sent.
 - JAX: read from the program that XLA compiled for a step under `DataParallel`,
   loops unrolled, with its temporary memory, and the rows that one device
   computes, from the matrix products of one layer.
 - PyTorch: what is handed to `torch.distributed` in `fit` of each process; with
   Adam, to the gradient hook of `DistributedDataParallel` in a loop.
 - TensorFlow: collectives and copies between devices in the graph of a step
-  under `MirroredStrategy`, which runs no group in one pass. The gradient of an
-  embedding is sparse with Adam, and what is gathered of it is not in the figure.
+  under `MirroredStrategy`, which runs no group in one pass. The gradient of
+  an embedding is sparse with Adam; what is gathered of it is not counted.
 """
 
 
