@@ -18,16 +18,17 @@ processor. P is the size of the weights, 4 bytes each.
 
 - Sent: bytes that leave one device, for the least that each collective needs
   (a ring: an all-reduce of P sends 2 P ({devices} - 1) / {devices}).
-- Payload: bytes of the results of all collectives on one device.
+- Payload: bytes of the results of all collectives on one device. An all-reduce
+  sends nearly twice its result, an all-gather or all-to-all nearly once:
+  compare what is sent.
 - JAX: read from the program that XLA compiled for a step under `DataParallel`,
   loops unrolled, with its temporary memory, and the rows that one device
   computes, from the matrix products of one layer.
 - PyTorch: what is handed to `torch.distributed` in `fit` of each process; with
   Adam, to the gradient hook of `DistributedDataParallel` in a loop.
 - TensorFlow: collectives and copies between devices in the graph of a step
-  under `MirroredStrategy`. The gradient that a method hands to the inner
-  optimizer is summed once more by Keras. The gradient of an embedding is sparse
-  with Adam, and what is gathered of it is not in the figure.
+  under `MirroredStrategy`, which runs no group in one pass. The gradient of
+  an embedding is sparse with Adam; what is gathered of it is not counted.
 """
 
 
@@ -67,7 +68,7 @@ def on_paper(results, level="##"):
     """The tables of a large model."""
     parts = [f"{level} On paper", SCALE.format(**results["paper"])]
     parts.append(scale_table(results["paper"]))
-    parts.append(checked(results["counts"].get("jax", {}).get("mlp", {})))
+    parts.append(checked(results["counts"]))
     if results.get("solver"):
         parts.append(solver_table(results["solver"]))
     return parts
@@ -150,26 +151,21 @@ def scale_table(paper):
 
 def checked(counts):
     """The formulas at the size that was counted."""
-    pairs = (
-        ("adam", "mean", 1, "Adam"),
-        ("replicas", "aligned", cases.DEVICES, "a group on each device"),
-        ("microbatch_8", "spread", 8, "K = 8 on all devices"),
-    )
     words = []
-    for arm, what, groups, name in pairs:
-        own = counts.get(arm, {})
+    for backend, arm, what, groups, name in (
+        ("jax", "adam", "mean", 1, "Adam on JAX"),
+        ("jax", "replicas", "aligned", cases.DEVICES, "replicas on JAX"),
+        ("torch", "replicas", "aligned", cases.DEVICES, "on PyTorch"),
+        ("torch", "one_pass_8", "spread", 8, "K = 8 on PyTorch"),
+    ):
+        own = counts.get(backend, {}).get("mlp", {}).get(arm, {})
         if "sent" in own:
             gradients, products = scale.sent(what, cases.DEVICES, groups)
             expected = gradients + products / own["weights"]
-            words.append(
-                f"{name}: {expected:.2f} P by the formula, {own['sent']:.2f} P "
-                "counted"
-            )
+            words.append(f"{name} {expected:.2f} and {own['sent']:.2f} P")
     return (
-        f"The same formulas at the size of the perceptron above, "
-        f"{cases.DEVICES} devices, against what JAX compiles: "
-        + "; ".join(words)
-        + "."
+        "The same formulas for the perceptron above on "
+        f"{cases.DEVICES} devices, and what was counted: {'; '.join(words)}."
     )
 
 
