@@ -26,6 +26,7 @@ import keras_stab
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ROOT / "build" / "docs" / "pages"
+STARTING = ("installing",)
 # Pages and guides on how to tell whether something helps.
 MEASURING = ("did_it_help", "does_it_help", "measuring", "diagnostics")
 KINDS = {
@@ -141,13 +142,14 @@ def write_navigation():
     scripts = [name for name in guides if not (ROOT / name).is_file()]
     choose, tested = "guides/how_to_choose.md", "guides/support.md"
     measuring = [g for g in guides if pathlib.Path(g).stem in MEASURING]
-    others = [choose, tested, *measuring]
+    starting = [g for g in guides if pathlib.Path(g).stem in STARTING]
+    others = [choose, tested, *starting, *measuring]
     recipes = pages("guides/recipes/*.md", ["guides/recipes/README.md"])
     index = "reference/index.md"
     objects = [p for p in pages("reference/*.md") if p != index]
     results = "benchmarks/results/README.md"
     navigation = [
-        {"Start": "index.md"},
+        {"Start": ["index.md", *starting]},
         {"How to choose": choose},
         {"Recipes": recipes + [g for g in guides if g not in scripts + others]},
         {"Methods": pages("guides/cards/*.md")},
