@@ -1,6 +1,6 @@
 """Batches of 4096: LARS and TVLARS, and coming from other packages
 
-With 4096 rows in a batch an epoch has 14 steps. TVLARS needs no warm-up; LARS
+With 4096 rows in a batch an epoch has 15 steps. TVLARS needs no warm-up; LARS
 (the lines that are commented out) needs one. Printed: the test accuracy (82.7 %
 in one run of TVLARS on PyTorch, in 78 s of CPU time).
 
@@ -8,7 +8,7 @@ Coming from elsewhere: the trust coefficient is 0.001 here, as in optax and
 timm (apex LARC: `trust_coefficient=0.02, clip_mode="larc"`), and learning rates
 are those of these packages. Biases and scales are neither adapted nor decayed
 here; optax, apex and tf-models do both unless told otherwise
-(`adaptation_exclude=[]`, `decay_exclude=[]`). timm and apex add the norms of
+(`exclude_1d=False`). timm and apex add the norms of
 gradient and decay: `norm="separate"`. optax has the rate inside the momentum:
 `momentum_style="inside"`.
 """
