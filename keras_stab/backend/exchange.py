@@ -135,7 +135,7 @@ class GroupSlices:
         total = products.total(
             [products.inner_products(part) for part in self.slices]
         )
-        return sum_over_devices(total)
+        return alike(total)
 
     def combine(self, weights, on_all=True):
         """Combinations of the gradients, one for each of `slices`.
@@ -182,15 +182,11 @@ def with_shared_rows(tensor):
     return sharding.cut_by_rows(tensor)
 
 
-def sum_over_devices(small):
-    """Adds up a small tensor, what each device's slices give of it."""
-    return alike(small)  # On JAX it is the sum already.
-
-
 def alike(small):
     """A small tensor, with which every device is to compute the same.
 
-    On JAX the compiler would cut the K x K problem too.
+    On JAX, where it is that of all devices already, the compiler would cut the
+    K x K problem too.
     """
     if BACKEND == "jax" and batch_shares() > 1:
         return sharding.whole_on_each_device(small)
@@ -204,8 +200,4 @@ def whole(combined, shapes):
         combined: List of tensors, one for each of `GroupSlices.slices`.
         shapes: `GroupSlices.shapes`.
     """
-    if shapes is None:
-        return combined
-    if BACKEND == "jax":
-        return sharding.gathered(combined, shapes)
-    return combined
+    return combined if shapes is None else sharding.gathered(combined, shapes)

@@ -131,16 +131,17 @@ def cut_groups(matrix):
     parts = _in_columns(matrix)
     mine = torch.empty_like(parts)
     distributed.all_to_all_single(mine, parts)
-    return mine.reshape(-1, parts.shape[2])
+    return mine.flatten(0, 1)
 
 
 def _in_columns(matrix):
     """`[W, K, P / W]`, padded with zeros."""
     groups, length = matrix.shape
-    missing = -length % ranks()
+    width = math.ceil(length / ranks())
+    missing = width * ranks() - length
     if missing:
         matrix = torch.nn.functional.pad(matrix, (0, missing))
-    parts = matrix.reshape(groups, ranks(), -1).transpose(0, 1)
+    parts = matrix.reshape(groups, ranks(), width).transpose(0, 1)
     return parts.contiguous()
 
 

@@ -120,12 +120,10 @@ def sum_into_slices(function, split, shared, dimension=0):
     mesh, axis = mesh_and_axis()
 
     def scatter(stack):
-        return jax.lax.psum_scatter(
-            _flat(stack, mesh.shape[axis]),
-            axis,
-            scatter_dimension=1,
-            tiled=True,
-        )
+        flat = _flat(stack, mesh.shape[axis])
+        if not flat.size:  # of a variable without elements
+            return flat
+        return jax.lax.psum_scatter(flat, axis, scatter_dimension=1, tiled=True)
 
     cut = PartitionSpec(*(None,) * dimension, axis)
     return _mapped(

@@ -150,7 +150,7 @@ def check_agreement(owner, likes, question, groups):
             f"the same number of groups. Received: {received}"
         )
     sums = everyone[:, 4]
-    if np.any(np.abs(sums - sums[0]) > 1e-6 * np.abs(sums[0])):
+    if not np.isclose(sums, sums[0], 1e-6, 0.0, equal_nan=True).all():
         raise ValueError(
             "The processes hold different weights, which summed gradients "
             "would not bring together: call keras.utils.set_random_seed with "

@@ -4,7 +4,6 @@ import warnings
 
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
-from keras_stab.backend import devices
 from keras_stab.backend import exchange
 from keras_stab.gradients.grouping import RULES
 from keras_stab.nesting import nest
@@ -61,13 +60,14 @@ def total_now(built, groups, across):
     Args:
         built: Int, or `None` before it was built.
     """
-    if built and across == "replicas" and devices.ranks() > 1:
+    if built and across == "replicas" and exchange.batch_shares() > 1:
         total = checked_total(groups, across)
         if total != built:
             raise ValueError(
-                "The optimizer was built for another number of processes: "
-                "make the process group first, then the model and the "
-                f"optimizer. Received: a state of {built} groups for {total}"
+                "The optimizer was built for another number of devices: set "
+                "the distribution or make the process group first, then the "
+                "model and the optimizer. Received: a state of "
+                f"{built} groups for {total}"
             )
     return built or checked_total(groups, across)
 

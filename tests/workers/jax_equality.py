@@ -162,8 +162,8 @@ def limits():
     x, y = toy.data(ROWS)
     path = str(Path(tempfile.mkdtemp()) / "saved.weights.h5")
 
-    def trained(make, rows=ROWS, batch=ROWS, x=x):
-        network = toy.model(batch_norm=False)
+    def trained(make, rows=ROWS, batch=ROWS, x=x, network=None):
+        network = network or toy.model(batch_norm=False)
         toy.compile_for(network, make(sgd()))
         network.fit(x[:rows], y[:rows], batch_size=batch, verbose=0)
         return network
@@ -175,10 +175,17 @@ def limits():
             return str(raised)
         return None
 
+    early = toy.model(batch_norm=False)
+    toy.compile_for(early, keras_stab.GRAIN(sgd(), across="replicas"))
+    early.optimizer.build(early.trainable_variables)
     trained(grain()).save_weights(path)
     broken = x[:ROWS].copy()
     broken[0] = np.nan
     with data_parallel():
+        trained(
+            functools.partial(keras_stab.GRAIN, groups=2, engine="microbatch"),
+            network=toy.with_empty_weights(),
+        )
         one_each = trained(replicas(1))
         one_each.load_weights(path)
         plan = one_each.optimizer.plan()
@@ -186,6 +193,7 @@ def limits():
             "plan": [plan.groups, plan.grouping, plan.traffic.devices],
             "saved": error(trained(replicas(2)).load_weights, path),
             "many": error(trained, replicas(17)),
+            "built before": error(early.fit, x[:ROWS], y[:ROWS]),
             "uneven": error(trained, replicas(1), ROWS + 2),
             "uneven, stock": error(trained, lambda inner: inner, ROWS + 2),
             "few rows": error(trained, replicas(1), 2),

@@ -161,6 +161,7 @@ def equality():
         if WORKERS == 1
         else loop(replicas(1), local=True),
         "batch norm": fitted(replicas(1), toy.model()),
+        "empty weights": fitted(replicas(1), toy.with_empty_weights("float64")),
         "wrapped": fitted(IN_FIT["GRAIN"](), wrapped()),
         # Keras's own step, which logs the loss of a worker's own rows.
         "wrapped, plain": {
@@ -211,6 +212,9 @@ def bad_input():
     x, y = toy.data(ROWS)
     other = toy.model(batch_norm=False)
     other.set_weights([w + RANK for w in other.get_weights()])
+    no_number = toy.model(batch_norm=False)
+    if RANK == 1:
+        no_number.set_weights([w * np.nan for w in no_number.get_weights()])
     other_size = keras.Sequential([keras.layers.Dense(4 + RANK)])
     grain, few = IN_FIT["GRAIN"], 12 - 8 * RANK
     broken = own_rows(x)[: ROWS // 2].copy()
@@ -218,6 +222,7 @@ def bad_input():
         broken[0] = np.nan
     return {
         "other weights": refusal(IN_FIT["SAM"](), network=other),
+        "no number": error(fitted, IN_FIT["SAM"](), no_number),
         "other sizes": refusal(grain(), network=other_size),
         "other groups": refusal(keras_stab.GRAIN(sgd(), groups=4 + RANK)),
         "other method": refusal(

@@ -41,7 +41,7 @@ class OnePassGradients:
         grams = [gram for part in self._parts for gram in part.grams()]
         if not grams or common_dtype(grams) != dtype:
             grams.append(keras.ops.zeros((groups, groups), dtype))
-        total = exchange.sum_over_devices(products.total(grams))
+        total = exchange.alike(products.total(grams))
         total = self._times_factors(total, (1, -1), (-1, 1))
         for key, gradient in self._regularised.items():
             present = products.beside(self.present, total)
