@@ -439,6 +439,20 @@ def test_a_fit_that_raises_before_the_first_step():
     fit(model)  # nothing of the optimizer is lost
 
 
+@slow_but_on_torch
+def test_nothing_of_a_call_that_raised_comes_back_later():
+    model = train("WeightAveraging")
+    with pytest.raises(KeyError):
+        model.evaluate(
+            X, Y, verbose=0, callbacks=[Failing("on_test_batch_end")]
+        )
+    keras_stab.return_trained_weights(model)
+    trained = contract.state(model)
+    with pytest.raises(Exception, match=r"(?i)shape|size|incompatible"):
+        model.evaluate(X[:, :-1], Y, verbose=0)
+    contract.assert_same_bits(trained, contract.state(model))
+
+
 def test_a_step_of_ones_own_is_refused():
     model = train("WeightAveraging")
     before = contract.state(model)

@@ -121,6 +121,7 @@ def _recover_state(model, state):
     if not state:
         return
     tracing.sync_state(model)
+    keras_internals.forget_step_state(model)
     for variable, value in state:
         if not keras_internals.has_value(variable) and not value.is_deleted():
             variable.assign(value)
