@@ -290,6 +290,14 @@ def has_value(variable):
     return variable._value is not None
 
 
+def forget_step_state(model):
+    """Drops the state of the last step, which JAX's trainer keeps on errors.
+
+    It would write that into the variables when a later call raises too.
+    """
+    model._jax_state = None
+
+
 def rate_variable(optimizer):
     """The variable that holds the learning rate, `None` of a schedule."""
     rate = optimizer._learning_rate

@@ -246,6 +246,16 @@ def test_an_argument_turns_it_off():
             kind(0.1, evaluate_with="slow")
 
 
+@slow_but_on_torch
+def test_a_callback_that_trains_leaves_nothing_unlent():
+    class Training(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            fit(self.model)
+
+    model = train("WeightAveraging", callbacks=[Training()])
+    assert model.optimizer.swapped
+
+
 # ---- Other ways to lend, other weights ------------------------------------
 
 
@@ -309,6 +319,20 @@ def test_other_weights_put_in_after_fit_are_trained():
     moved = [np.max(np.abs(a - b)) for a, b in zip(start, model.get_weights())]
     # One step of AdamW from there.
     assert 0 < max(moved[:2]) < 2e-2
+
+
+@slow_but_on_torch
+def test_blocks_and_callbacks_keep_other_weights_that_were_put_in():
+    model = train("WeightAveraging")
+    other = contract.classifier(dropout=False).get_weights()
+    model.set_weights(other)
+    with keras_stab.averaged_weights(model):
+        pass
+    contract.assert_same_bits(other, model.get_weights())
+    model = train("WeightAveraging")
+    model.set_weights(other)
+    model.evaluate(X, Y, verbose=0, callbacks=[keras_stab.AveragedWeights()])
+    contract.assert_same_bits(other, model.get_weights())
 
 
 @slow_but_on_torch
@@ -403,6 +427,39 @@ def test_a_fit_that_raises_gives_the_trained_weights_back(moment):
         copies(straight.trainable_variables),
         copies(model.trainable_variables),
     )
+
+
+def test_a_fit_that_raises_before_the_first_step():
+    """On JAX the variables are empty while the step is traced."""
+    build = contract.row("WeightAveraging").build
+    # Without weight decay: on TensorFlow Keras's own step decays the weights
+    # although the batch does not fit.
+    model, straight = (
+        contract.compiled(
+            build(contract.INNER["sgd"]()), contract.classifier(dropout=False)
+        )
+        for _ in range(2)
+    )
+    fit(model)
+    contract.fit(straight, X[FIRST], Y[FIRST])
+    with pytest.raises(Exception, match=r"(?i)shape|size|incompatible"):
+        model.fit(X[FIRST][:, :-1], Y[FIRST], verbose=0)
+    contract.assert_same_bits(straight.get_weights(), model.get_weights())
+    fit(model)  # nothing of the optimizer is lost
+
+
+@slow_but_on_torch
+def test_nothing_of_a_call_that_raised_comes_back_later():
+    model = train("WeightAveraging")
+    with pytest.raises(KeyError):
+        model.evaluate(
+            X, Y, verbose=0, callbacks=[Failing("on_test_batch_end")]
+        )
+    keras_stab.return_trained_weights(model)
+    trained = contract.state(model)
+    with pytest.raises(Exception, match=r"(?i)shape|size|incompatible"):
+        model.evaluate(X[:, :-1], Y, verbose=0)
+    contract.assert_same_bits(trained, contract.state(model))
 
 
 def test_a_step_of_ones_own_is_refused():

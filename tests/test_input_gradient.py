@@ -189,6 +189,15 @@ def test_what_it_does_not_depend_on():
     np.testing.assert_array_equal(ops.convert_to_numpy(slopes), 0.0)
 
 
+def test_a_variable_is_taken_and_outside_the_argument_it_is_a_constant():
+    variable = keras.Variable(POINTS)
+    slopes = input_gradient(lambda x: x * variable.value, variable)
+    np.testing.assert_array_equal(ops.convert_to_numpy(slopes), POINTS)
+
+
 def test_what_is_refused():
+    for function in (lambda x: ops.argmax(x, axis=-1), lambda x: (x, x)):
+        with pytest.raises(TypeError, match="must return one tensor of floats"):
+            input_gradient(function, POINTS)
     with pytest.raises(TypeError, match="must be of floats.*dtype int32"):
         input_gradient(lambda x: x, np.arange(3, dtype="int32"))

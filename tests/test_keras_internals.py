@@ -63,6 +63,30 @@ def test_values_and_layouts_of_variables():
         assert not keras_internals.has_value(variable)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="only this trainer keeps it"
+)
+def test_the_state_of_a_step_is_forgotten():
+    model = compiled_model()
+    kernel = model.trainable_variables[0]
+
+    def fail(batch, logs):
+        raise KeyError("on purpose")
+
+    with pytest.raises(KeyError):
+        model.evaluate(
+            np.ones((2, 4)),
+            np.ones((2, 3)),
+            verbose=0,
+            callbacks=[keras.callbacks.LambdaCallback(on_test_batch_end=fail)],
+        )
+    assert model._jax_state
+    keras_internals.forget_step_state(model)
+    kernel.assign(np.ones((4, 3)))
+    model.jax_state_sync()
+    np.testing.assert_array_equal(kernel, 1.0)
+
+
 def test_build_for():
     model = keras.Sequential([keras.layers.Dense(3)])
     model.compile("sgd", "mse")

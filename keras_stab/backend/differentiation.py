@@ -92,11 +92,13 @@ def value_gradients_and_pullback(function, values):
 def gradient_of_sum(function, x):
     """The gradient of `sum(function(x))`, itself to be differentiated.
 
-    What layers write in `function` stays written, once.
+    Only by the argument: `x` that is used from outside is a constant. What
+    layers write in `function` stays written, once.
     """
     if BACKEND == "jax":
         return _gradient_beside_writes(function, x)
     if BACKEND == "tensorflow":
+        x = tf.identity(x)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             outputs = function(x)
@@ -104,7 +106,7 @@ def gradient_of_sum(function, x):
     # Keras evaluates without gradients, and then nothing needs a second one.
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        (x,) = leaves_of([x])
+        x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
         total = function(x).sum()
         if not total.requires_grad:
             return torch.zeros_like(x)

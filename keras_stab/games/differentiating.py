@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_stab.backend import differentiation
+from keras_stab.backend import tracing
 
 
 def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
@@ -36,7 +37,8 @@ def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
         gradient.
 
     Raises:
-        TypeError: If `x` is not of floats.
+        TypeError: If `x` is not of floats, or `function` returns something
+            else than one tensor of floats.
 
     Example, the penalty of WGAN-GP:
 
@@ -53,10 +55,26 @@ def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
     References:
         Gulrajani et al. (2017), arXiv:1704.00028.
     """
+    if isinstance(x, keras.Variable):
+        x = tracing.read(x)
     x = keras.ops.convert_to_tensor(x)
-    if "float" not in keras.backend.standardize_dtype(x.dtype):
+    if not _is_of_floats(x):
         raise TypeError(
             "`x` must be of floats, to be differentiated: cast it first. "
             f"Received: x of dtype {keras.backend.standardize_dtype(x.dtype)}"
         )
-    return differentiation.gradient_of_sum(function, x)
+
+    def checked(x):
+        outputs = function(x)
+        if not keras.ops.is_tensor(outputs) or not _is_of_floats(outputs):
+            raise TypeError(
+                "`function` must return one tensor of floats. Received: "
+                f"{outputs!r}"
+            )
+        return outputs
+
+    return differentiation.gradient_of_sum(checked, x)
+
+
+def _is_of_floats(tensor):
+    return "float" in keras.backend.standardize_dtype(tensor.dtype)

@@ -42,15 +42,9 @@ def fitting(model, following, *args, **kwargs):
             kwargs["callbacks"] = callbacks
     try:
         history = following(*args, **kwargs)
-    except BaseException:
-        if lending.has_lent:
-            take_back_from_fit(model)
-        raise
     finally:
         if in_list:
             each.remove(lending)
-    if not lending.epochs:  # none was left to run
-        _lend(model)
     _keep_restored(model)
     return history
 
@@ -64,14 +58,8 @@ def lending_methods(model):
 class _LendsInFit(keras.callbacks.Callback):
     """Lends for validation and from the end of an epoch to the next one."""
 
-    def __init__(self):
-        super().__init__()
-        self.has_lent = False
-        self.epochs = 0
-
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._only_for_test = _lend(self.model)
-        self.has_lent |= self._only_for_test
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._only_for_test:
@@ -85,8 +73,11 @@ class _LendsInFit(keras.callbacks.Callback):
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        self.epochs += 1
-        self.has_lent |= _lend(self.model)
+        _lend(self.model)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        # Where no epoch was left to run, or a callback has trained meanwhile.
+        _lend(self.model)
 
 
 def _lend(model):

@@ -107,18 +107,21 @@ def _held_state(model):
     if not devices.FUNCTIONAL:
         return []
     variables = [*model.variables, *model.metrics_variables]
+    if model.optimizer.built:
+        variables += model.optimizer.variables
     return [(v, v.value) for v in variables if keras_internals.has_value(v)]
 
 
 def _recover_state(model, state):
-    """Gives variables their values back after `evaluate` has raised.
+    """Gives variables their values back after a call has raised.
 
     On JAX Keras takes the values out of the variables while it runs, and does
-    not put them back when `evaluate` or `predict` raises.
+    not put them back when `fit`, `evaluate` or `predict` raises.
     """
     if not state:
         return
     tracing.sync_state(model)
+    keras_internals.forget_step_state(model)
     for variable, value in state:
         if not keras_internals.has_value(variable) and not value.is_deleted():
             variable.assign(value)

@@ -47,6 +47,8 @@ def _guarded(model, following, *args, **kwargs):
 
 
 def _guarded_fit(model, following, *args, **kwargs):
+    # What comes back when the call raises is to be the trained weights.
+    take_back(model)
     return _guarded(model, fitting, model, following, *args, **kwargs)
 
 

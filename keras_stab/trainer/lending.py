@@ -102,13 +102,21 @@ def lend_as_fit_does(model, methods):
 
 
 def take_back_from_fit(model):
-    """Puts back what `fit` has lent; returns the methods that lent it."""
-    methods = [m for m in lenders(model) if m.swapped and m.lent_by_fit]
-    for method in methods:
+    """Puts the trained weights back where the model holds what `fit` lent.
+
+    Other weights that were put in since are what training goes on from, as
+    without a loan.
+
+    Returns:
+        The methods whose trained weights came back.
+    """
+    methods = []
+    for method in lenders(model):
         if method.finds_weights_in_place_of_lent():
-            # They are what training goes on from, as without a loan.
             method.forget_trained_weights()
-        method.swap_out(model)
+        elif method.lent_by_fit:
+            method.swap_out(model)
+            methods.append(method)
     return methods
 
 
