@@ -125,6 +125,7 @@ def train(network, optimizer, x, y, rows, epochs):
             verbose=0,
             callbacks=[group_weights],
         ).history
+        keras_stab.return_trained_weights(network)
         result["weights"].append([w.tolist() for w in network.get_weights()])
         result["loss"].extend(history["loss"])
         result["accuracy"].extend(history["accuracy"])
