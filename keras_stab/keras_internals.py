@@ -33,9 +33,8 @@ def build_for(model, data):
 def _loss_is_known(model):
     """Whether building once more would add nothing.
 
-    A model's own `compute_loss` need not use the losses of `compile`, which
-    then are never built. Keras has tried that before a step of JAX, in which
-    variables have no values.
+    A model's own `compute_loss` may leave the losses of `compile` unbuilt.
+    Keras has tried before a step of JAX, in which variables have no values.
     """
     own = type(model).compute_loss is not keras.Model.compute_loss
     return (
@@ -291,10 +290,7 @@ def has_value(variable):
 
 
 def forget_step_state(model):
-    """Drops the state of the last step, which JAX's trainer keeps on errors.
-
-    It would write that into the variables when a later call raises too.
-    """
+    """Drops what JAX's trainer keeps of a step that raised, to write it later."""
     model._jax_state = None
 
 
