@@ -290,7 +290,7 @@ def has_value(variable):
 
 
 def forget_step_state(model):
-    """Drops what JAX's trainer keeps of a step that raised, to write it later."""
+    """Drops what the trainer of JAX keeps of a step that raised."""
     model._jax_state = None
 
 
