@@ -63,9 +63,6 @@ def test_values_and_layouts_of_variables():
         assert not keras_internals.has_value(variable)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "jax", reason="only this trainer keeps it"
-)
 def test_the_state_of_a_step_is_forgotten():
     model = compiled_model()
     kernel = model.trainable_variables[0]
@@ -80,10 +77,13 @@ def test_the_state_of_a_step_is_forgotten():
             verbose=0,
             callbacks=[keras.callbacks.LambdaCallback(on_test_batch_end=fail)],
         )
-    assert model._jax_state
+    # Only the trainer of JAX keeps it.
+    keeps = keras.backend.backend() == "jax"
+    assert bool(getattr(model, "_jax_state", None)) == keeps
     keras_internals.forget_step_state(model)
     kernel.assign(np.ones((4, 3)))
-    model.jax_state_sync()
+    if keeps:
+        model.jax_state_sync()
     np.testing.assert_array_equal(kernel, 1.0)
 
 
