@@ -108,25 +108,17 @@ class Arm:
 
 ARMS = [
     Arm("adam", "Adam", None),
-    Arm(
-        "one_pass_4",
-        "GRAIN, one pass, K = 4",
-        {"groups": 4, "engine": "one_pass"},
-    ),
-    Arm(
-        "one_pass_8",
-        "GRAIN, one pass, K = 8",
-        {"groups": 8, "engine": "one_pass"},
-    ),
-    Arm(
-        "microbatch_4",
-        "GRAIN, small batches, K = 4",
-        {"groups": 4, "engine": "microbatch"},
-    ),
-    Arm(
-        "microbatch_8",
-        "GRAIN, small batches, K = 8",
-        {"groups": 8, "engine": "microbatch"},
+    *(
+        Arm(
+            f"{engine}_{groups}",
+            f"GRAIN, {words}, K = {groups}",
+            {"groups": groups, "engine": engine},
+        )
+        for engine, words in (
+            ("one_pass", "one pass"),
+            ("microbatch", "small batches"),
+        )
+        for groups in (4, 8)
     ),
     Arm(
         "replicas",

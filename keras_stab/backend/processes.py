@@ -35,10 +35,6 @@ class Packing:
             half = like.dtype in (torch.float16, torch.bfloat16)
             dtype = torch.float32 if half else like.dtype
             self._kinds.setdefault((dtype, like.device), []).append(i)
-        self.lengths = [
-            sum(likes[i].numel() for i in places)
-            for places in self._kinds.values()
-        ]
 
     def pack(self, stacks, rows):
         """Matrices `[rows, P]`; a missing stack is zeros.

@@ -69,6 +69,10 @@ class Grouping:
         """Rows in each group of a batch, a list; the empty ones come last."""
         raise NotImplementedError
 
+    def longest(self, size):
+        """Rows in the largest group."""
+        return (size + self.groups - 1) // self.groups
+
     def no_single_rows(self, size):
         """Whether no group has only one row."""
         raise NotImplementedError
@@ -158,7 +162,7 @@ class Contiguous(Grouping):
         return [end - first for first, end in zip(ends, ends[1:])]
 
     def no_single_rows(self, size):
-        longest = (size + self.groups - 1) // self.groups
+        longest = self.longest(size)
         if rows.is_static(size):
             return longest > 1 and size % longest != 1
         return keras.ops.logical_and(
@@ -171,7 +175,7 @@ class Contiguous(Grouping):
 
     def _ends(self, size):
         """Where each group begins, and the last one ends."""
-        longest = (size + self.groups - 1) // self.groups
+        longest = self.longest(size)
         minimum = min if rows.is_static(size) else keras.ops.minimum
         return [minimum(k * longest, size) for k in range(self.groups + 1)]
 

@@ -176,15 +176,18 @@ class LendsWeights(SavesWeightsAside):
         # Keras calls this while callbacks still see the evaluation weights;
         # methods inside look at the weights that they have trained.
         aside, self._aside = self._aside, None
+        if aside is None:
+            super().finalize_variable_values(var_list)
+            return
         self._exchange(aside)
-        super().finalize_variable_values(var_list)
-        self._exchange(aside)
-        self._aside = aside
+        try:
+            super().finalize_variable_values(var_list)
+        finally:
+            self._exchange(aside)
+            self._aside = aside
 
     def _exchange(self, aside):
         """The weights of the model for those aside."""
-        if aside is None:
-            return
         variables = keras_internals.built_variables(self)
         for i, (variable, value) in enumerate(zip(variables, aside.weights)):
             if value is not None:

@@ -125,7 +125,7 @@ class Layout:
         return sizes / keras.ops.cast(self.size, "float64")
 
     def _longest(self):
-        return (self.size + self.groups - 1) // self.groups
+        return self.grouping.longest(self.size)
 
     def spread(self, tensor):
         """A copy of the tensor for each row; see `spread_over`."""
