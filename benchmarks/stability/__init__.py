@@ -1,0 +1,1 @@
+"""The stability benchmark: which method helps, on which task, by how much."""

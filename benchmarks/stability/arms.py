@@ -1,0 +1,120 @@
+"""The arms by name: what is made of a task's base optimizer."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+
+import keras_stab
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """How one arm trains.
+
+    Attributes:
+        title: String for tables; `{base}` stands for the base optimizer.
+        make: Function `(task, rate) -> optimizer`.
+        rates: `"search"`: the arm has a search of its own, among the rates of
+            the task. A number: the tuned rate of the base times this.
+        stops_early: Whether held-out rows stop it.
+        compiles_rate: Whether the rate is a schedule, which is compiled into
+            the step.
+    """
+
+    title: str
+    make: Callable
+    rates: str | float = "search"
+    stops_early: bool = False
+    compiles_rate: bool = False
+
+    def optimizer(self, key, task, rate):
+        """A new optimizer that carries the arm's key as its name."""
+        optimizer = self.make(task, rate)
+        optimizer.name = key
+        return optimizer
+
+
+class RandomMask(keras_stab.IRE):
+    """The control of IRE: it ranks weights by random numbers."""
+
+    def fisher_roots(self, oracle, step):
+        with self.drawing(step) as seed:
+            return [
+                keras.random.uniform(v.shape, seed=seed)
+                for v in oracle.variables
+            ], 1.0
+
+
+def base(task, rate):
+    return task.make_base(rate)
+
+
+def decayed(task, rate):
+    """The rate falls to 0 in a straight line."""
+    schedule = keras.optimizers.schedules.PolynomialDecay(
+        rate, task.steps, end_learning_rate=0.0
+    )
+    return task.make_base(schedule)
+
+
+def around(wrap, **arguments):
+    """The base inside of a method."""
+    return lambda task, rate: wrap(task.make_base(rate), **arguments)
+
+
+def boosted(kind):
+    """IRE, from a quarter of the run on."""
+
+    def make(task, rate):
+        return kind(task.make_base(rate), start_step=task.steps // 4)
+
+    return make
+
+
+def tail_average(task, rate):
+    """The mean of the weights of the second half of the run."""
+    return keras_stab.WeightAveraging(
+        task.make_base(rate), start_step=task.steps // 2
+    )
+
+
+def moving_average(task, rate):
+    """A moving average over about a fifth of the run."""
+    return keras_stab.WeightAveraging(
+        task.make_base(rate), method="ema", decay=1 - 5 / task.steps
+    )
+
+
+def schedule_free(task, rate):
+    """As published: larger rates than those of the base."""
+    if isinstance(task.make_base(rate), keras.optimizers.SGD):
+        return keras_stab.ScheduleFree.sgd(10 * rate)
+    return keras_stab.ScheduleFree.adamw(3 * rate)
+
+
+ARMS = {
+    "base": Arm("{base}", base),
+    "half_rate": Arm("{base}, half the rate", base, rates=0.5),
+    "stops_early": Arm(
+        "{base}, stops early by held-out rows", base, stops_early=True
+    ),
+    "decay": Arm("{base}, rate falls to 0", decayed, compiles_rate=True),
+    "grain_4": Arm("GRAIN, K = 4", around(keras_stab.GRAIN, groups=4)),
+    "grain_8": Arm("GRAIN, K = 8", around(keras_stab.GRAIN, groups=8)),
+    "grain_16": Arm("GRAIN, K = 16", around(keras_stab.GRAIN, groups=16)),
+    "grain_batches": Arm(
+        "GRAIN across 4 batches",
+        around(keras_stab.GRAIN, groups=4, across="batches"),
+    ),
+    "sam": Arm("SAM", around(keras_stab.SAM)),
+    "sam_10": Arm("SAM, every 10th step", around(keras_stab.SAM, interval=10)),
+    "ire": Arm("IRE", boosted(keras_stab.IRE)),
+    "ire_random": Arm("IRE, random mask (control)", boosted(RandomMask)),
+    "tail": Arm("WeightAveraging, second half", tail_average),
+    "ema": Arm("WeightAveraging, EMA", moving_average),
+    "schedule_free": Arm("ScheduleFree, larger rates", schedule_free),
+    "lookahead": Arm("Lookahead", around(keras_stab.Lookahead)),
+}
+# Of every task that trains one model on few rows.
+COMMON = tuple(ARMS)

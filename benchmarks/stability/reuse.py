@@ -1,0 +1,49 @@
+"""Compiles a model once for each arm and rewinds it for each run."""
+
+import keras
+
+
+class CompiledModels:
+    """One compiled model for each arm of a task.
+
+    A run at another rate or with another seed differs in the values of
+    variables alone. So the compiled model gets those of a new model and of a
+    new optimizer, which are cheap to make: what was trained before leaves no
+    trace, and a test compares with a new process.
+
+    Args:
+        task: The `Task`.
+    """
+
+    def __init__(self, task):
+        self.task = task
+        self._models = {}
+
+    def rewound(self, optimizer):
+        """A compiled model at the start of a run.
+
+        Args:
+            optimizer: New; its name says which compiled model it fits.
+        """
+        fresh = self.task.make_model()
+        model = self._models.get(optimizer.name)
+        if model is None:
+            self.task.compile(fresh, optimizer)
+            optimizer.build(fresh.trainable_variables)
+            self._models[optimizer.name] = fresh
+            return fresh
+        copy_values(fresh.variables, model.variables)
+        optimizer.build(model.trainable_variables)
+        copy_values(optimizer.variables, model.optimizer.variables)
+        return model
+
+
+def copy_values(sources, targets):
+    """Gives variables the values of others, in order."""
+    for source, target in zip(sources, targets, strict=True):
+        if source.path.split("/")[-1] != target.path.split("/")[-1]:
+            raise ValueError(
+                f"{source.path} and {target.path} do not belong together: the "
+                "arm makes optimizers of different variables."
+            )
+        target.assign(keras.ops.convert_to_numpy(source))
