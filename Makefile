@@ -2,6 +2,7 @@
 # make test       install everything and run the suite on the three backends
 # make test-all   the same with the slow tests
 # make benchmark  step times against the stock Keras step
+# make stability  which method helps, hours; DATA=folder with the data sets
 # make docs       the site with all pages and the reference, in build/docs
 # make guides     every guide in full; DATA=folder with the data sets
 # make support    the tables of guides/support.md and many_devices.md
@@ -22,7 +23,7 @@ GUIDES := demo averaging:fashion_mnist flat_minima:fashion_mnist \
   gan:fashion_mnist pictures
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: demo test test-all benchmark docs guides support lint clean
+.PHONY: demo test test-all benchmark stability docs guides support lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo-$(DEMO_BACKEND)
@@ -42,6 +43,10 @@ test-all: .venv/test lint docs
 
 benchmark: .venv/test
 	$(BIN)/python benchmarks/step_time.py
+
+stability: .venv/test
+	$(BIN)/python benchmarks/stability_study.py \
+	  $(if $(DATA),--data "$(DATA)") $(STABILITY)
 
 docs: .venv/test
 	$(BIN)/python docs/build.py

@@ -110,11 +110,15 @@ def run_all(tasks, plan, processes):
     """Runs tasks side by side; returns those that did not finish."""
     made = {name: catalogue.TASKS[name]() for name in tasks}
     total = sum(plan.count(task) for task in made.values())
-    pool = concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn")
-    )
+    if processes > 1:
+        pool = concurrent.futures.ProcessPoolExecutor(
+            processes, multiprocessing.get_context("spawn")
+        )
+    else:
+        # A thread beside the one that draws the bar.
+        pool = concurrent.futures.ThreadPoolExecutor(1)
     failed = []
-    with pool, _bar() as bar:
+    with pool, progress_bar() as bar:
         row = bar.add_task("Training", total=total)
         futures = {pool.submit(study.run, name, plan): name for name in tasks}
         waiting = set(futures)
@@ -133,18 +137,15 @@ def run_all(tasks, plan, processes):
     return failed
 
 
-class _bar(Progress):
-    """A progress bar with the time that is left."""
-
-    def __init__(self):
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("runs"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
+def progress_bar():
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 import functools
 
+from stability.digits import Digits
 from stability.text_classification import TextClassification
 
 WRONG = 0.25
-TASKS = {
+TASKS = {"digits_wrong": Digits} | {
     f"{data}_{rows}{'_wrong' if wrong else ''}": functools.partial(
         TextClassification, data, rows, wrong
     )

@@ -108,6 +108,7 @@ def run(name, plan):
         "metric": task.metric,
         "unit": task.unit,
         "higher_is_better": task.higher_is_better,
+        "base": type(task.make_base(task.rates[0])).__name__,
         "steps": task.steps,
         "grid": list(task.rates),
         "backend": keras.config.backend(),
