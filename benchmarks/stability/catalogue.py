@@ -2,6 +2,8 @@
 
 import functools
 
+from stability.cifar_large_batch import CifarLargeBatch
+from stability.fashion_mnist import FashionMnist
 from stability.text_classification import TextClassification
 
 WRONG = 0.25
@@ -12,4 +14,7 @@ TASKS = {
     for wrong in (0.0, WRONG)
     for rows in (64, 256)
     for data in ("sst2", "mrpc", "rte")
+} | {
+    "fashion_mnist": FashionMnist,
+    "cifar_large_batch": CifarLargeBatch,
 }
