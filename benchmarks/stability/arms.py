@@ -118,3 +118,48 @@ ARMS = {
 }
 # Of every task that trains one model on few rows.
 COMMON = tuple(ARMS)
+
+# Of the tasks with a large batch. The grid is that of SGD with momentum; the
+# factors are the units of the others, after the guide on large batches.
+TRUST = 100.0
+MOMENTS = 0.1
+WARMUP = 0.2
+
+
+def warmed_up(rate, task):
+    """Up in a straight line for a fifth of the run, then down a cosine."""
+    return keras_stab.WarmupCosine(rate, WARMUP * task.steps, task.steps)
+
+
+def warmed_up_base(task, rate):
+    return task.make_base(warmed_up(rate, task))
+
+
+def lars(task, rate):
+    schedule = warmed_up(TRUST * rate, task)
+    return keras_stab.LARS(schedule, excluded_lr_scale=0.01)
+
+
+def tvlars(task, rate):
+    """With its own schedule: high at first, no warm-up."""
+    return keras_stab.TVLARS.from_steps(
+        hold_steps=0.1 * task.steps,
+        decay_steps=0.6 * task.steps,
+        learning_rate=TRUST * rate,
+        excluded_lr_scale=0.01,
+    )
+
+
+def lamb(task, rate):
+    return keras_stab.LAMB(warmed_up(MOMENTS * rate, task), weight_decay=0.0)
+
+
+ARMS |= {
+    "warmup": Arm(
+        "{base}, warm-up and cosine", warmed_up_base, compiles_rate=True
+    ),
+    "lars": Arm("LARS, warm-up and cosine", lars, compiles_rate=True),
+    "tvlars": Arm("TVLARS", tvlars),
+    "lamb": Arm("LAMB, warm-up and cosine", lamb, compiles_rate=True),
+}
+LARGE_BATCH = ("warmup", "lars", "tvlars", "lamb")
