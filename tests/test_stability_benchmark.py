@@ -96,7 +96,7 @@ def test_a_run_does_not_see_what_was_trained_before(arm):
         keras.utils.set_random_seed(seeds.initialisation)
         key = study.maker(arm, rate, task)
         model = task.models.rewound(key())
-        task.train(model, seeds, ARMS[arm].stops_early)
+        task.train(model, seeds, ARMS[arm])
         return task.score(model, "test")["predictions"]
 
     used, new = Digits(32, 2), Digits(32, 2)

@@ -18,6 +18,9 @@ class Arm:
         rates: `"search"`: the arm has a search of its own, among the rates of
             the task. A number: the tuned rate of the base times this.
         stops_early: Whether held-out rows stop it.
+        sorted_by: What the rows of each batch are sorted by, so that
+            contiguous groups are alike in it: `"labels"`, `"losses"` at the
+            start of the epoch, or `None`.
         compiles_rate: Whether the rate is a schedule, which is compiled into
             the step.
     """
@@ -26,6 +29,7 @@ class Arm:
     make: Callable
     rates: str | float = "search"
     stops_early: bool = False
+    sorted_by: str | None = None
     compiles_rate: bool = False
 
     def optimizer(self, key, task, rate):
@@ -106,6 +110,16 @@ ARMS = {
     "grain_batches": Arm(
         "GRAIN across 4 batches",
         around(keras_stab.GRAIN, groups=4, across="batches"),
+    ),
+    "grain_labels": Arm(
+        "GRAIN, K = 4, groups by label",
+        around(keras_stab.GRAIN, groups=4, grouping="contiguous"),
+        sorted_by="labels",
+    ),
+    "grain_losses": Arm(
+        "GRAIN, K = 4, groups by loss",
+        around(keras_stab.GRAIN, groups=4, grouping="contiguous"),
+        sorted_by="losses",
     ),
     "sam": Arm("SAM", around(keras_stab.SAM)),
     "sam_10": Arm("SAM, every 10th step", around(keras_stab.SAM, interval=10)),

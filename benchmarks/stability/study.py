@@ -92,7 +92,7 @@ class Trainer:
         arm = ARMS[optimizer.name.split("@")[0]]
         model = task.models.rewound(optimizer)
         start = time.process_time()
-        task.train(model, seeds, arm.stops_early)
+        task.train(model, seeds, arm)
         used = time.process_time() - start
         return {**task.score(model, self.part), "cpu_seconds": used}
 

@@ -70,15 +70,14 @@ class Task(abc.ABC):
         """Compiles a model of `make_model`."""
 
     @abc.abstractmethod
-    def train(self, model, seeds, stops_early):
+    def train(self, model, seeds, arm):
         """Trains a compiled model; only this is timed.
 
         Args:
             model: Compiled, at its first weights.
             seeds: Its `initialisation` draws the rows, its `order` their
                 order.
-            stops_early: Whether to keep the best weights by other held-out
-                rows, seen after each epoch.
+            arm: The `Arm`, which may stop early or sort the batches.
         """
 
     @abc.abstractmethod
@@ -148,32 +147,50 @@ class FewRows(Task):
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         )
 
-    def train(self, model, seeds, stops_early):
+    def train(self, model, seeds, arm):
         rows, others = self.draw(seeds.initialisation)
         labels = self.labels(rows, seeds.initialisation)
+        x = taken(self.pool[0], rows)
         random = np.random.default_rng([seeds.order, 2])
         orders = [random.permutation(len(rows)) for _ in range(self.epochs)]
+        if arm.sorted_by == "labels":
+            orders = [self._sorted(order, labels) for order in orders]
         # The same steps in one call of `fit`, which costs as much as some.
-        pieces = orders if stops_early else [np.concatenate(orders)]
+        whole = not arm.stops_early and arm.sorted_by != "losses"
         best = -np.inf, None
-        for order in pieces:
+        for order in [np.concatenate(orders)] if whole else orders:
+            if arm.sorted_by == "losses":
+                order = self._sorted(order, self._losses(model, x, labels))
             model.fit(
-                taken(self.pool[0], rows[order]),
+                taken(x, order),
                 labels[order],
                 batch_size=self.batch_size,
                 shuffle=False,
                 verbose=0,
             )
-            if not stops_early:
-                return
-            right = self._right(
-                model,
-                taken(self.pool[0], others),
-                self.labels(others, seeds.initialisation),
-            )
-            if right > best[0]:
-                best = right, model.get_weights()
-        model.set_weights(best[1])
+            if arm.stops_early:
+                right = self._right(
+                    model,
+                    taken(self.pool[0], others),
+                    self.labels(others, seeds.initialisation),
+                )
+                if right > best[0]:
+                    best = right, model.get_weights()
+        if arm.stops_early:
+            model.set_weights(best[1])
+
+    def _sorted(self, order, values):
+        """The same batches, the rows of each in rising order of values."""
+        batches = order.reshape(-1, self.batch_size)
+        places = np.argsort(values[batches], axis=1, kind="stable")
+        return np.take_along_axis(batches, places, axis=1).reshape(-1)
+
+    def _losses(self, model, x, labels):
+        """The loss of each row now; of a cross-entropy from logits."""
+        logits = model.predict(x, batch_size=256, verbose=0)
+        logits = logits - logits.max(axis=1, keepdims=True)
+        right = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        return np.log(np.exp(logits).sum(axis=1)) - right
 
     def score(self, model, part):
         x, y = getattr(self, part)
