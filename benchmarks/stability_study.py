@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pathlib
 import sys
+import threading
 import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -112,7 +113,9 @@ def run_all(tasks, plan, processes):
     total = sum(plan.count(task) for task in made.values())
     if processes > 1:
         pool = concurrent.futures.ProcessPoolExecutor(
-            processes, multiprocessing.get_context("spawn")
+            processes,
+            multiprocessing.get_context("spawn"),
+            initializer=end_with_parent,
         )
     else:
         # A thread beside the one that draws the bar.
@@ -135,6 +138,16 @@ def run_all(tasks, plan, processes):
                 else:
                     bar.print(f"{name}: finished")
     return failed
+
+
+def end_with_parent():
+    """Ends this process when the one that started it is killed."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def progress_bar():
