@@ -23,6 +23,7 @@ class Digits(FewRows):
     rates = (3e-4, 1e-3, 3e-3, 1e-2)
     classes = 10
     wrong_share = 0.25
+    watches_grain = True
     batch_size = 32
 
     def __init__(self, rows=256, epochs=12):

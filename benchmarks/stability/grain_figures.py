@@ -1,15 +1,11 @@
-"""What GRAIN does during training, and whether it acts as a smaller rate."""
+"""What GRAIN does during training: does it act as a smaller rate?"""
 
 import keras
 import numpy as np
 
 import keras_stab
-from stability import study
-from stability.arms import ARMS
-from stability.task import TUNING_SEEDS
 
-SEEDS = TUNING_SEEDS
-ARMS_WATCHED = ("grain_4", "grain_8", "grain_16", "grain_labels")
+WATCHED = ("grain_4", "grain_8", "grain_16", "grain_labels", "grain_losses")
 FIGURES = ("norm_ratio", "support_size", "conflict_rate", "min_cosine")
 
 
@@ -20,9 +16,12 @@ class Watch(keras.callbacks.Callback):
         super().__init__()
         self.figures = {name: [] for name in FIGURES}
         self.lengths = []
+        self.first = self.last = None
 
-    def start(self, model):
-        self.first = self.last = weights_of(model)
+    def on_train_begin(self, logs=None):
+        # An arm may call `fit` several times.
+        if self.last is None:
+            self.first = self.last = weights_of(self.model)
 
     def on_train_batch_end(self, batch, logs=None):
         now = weights_of(self.model)
@@ -56,32 +55,19 @@ def weights_of(model):
     )
 
 
-def watch(name, plan, rates):
+def watch(trained, rate, seeds):
     """Dict from arm to the summaries of its runs, one for each seed.
 
     Args:
-        name: Key of a task.
-        plan: The `Plan`.
-        rates: Dict from arm to rate. All arms train at the rate of the base,
-            so that the lengths of their steps can be compared.
+        trained: Function `(arm, rate, seed, callback)` that trains a run.
+        rate: That of the base for all arms, so that the lengths of their
+            steps can be compared.
+        seeds: Those of the runs.
     """
-    task = study.prepared(name, plan.data, plan.folder)
-    rate, found = rates["base"], {}
-    for arm in ("base", *ARMS_WATCHED):
-        for seed in SEEDS:
-            keras.utils.set_random_seed(seed)
-            model = task.models.rewound(study.maker(arm, rate, task)())
+    found = {}
+    for arm in ("base", *WATCHED):
+        for seed in seeds:
             watcher = Watch()
-            watcher.start(model)
-            fit = model.fit
-            # The callback goes into the calls that the task makes.
-            model.fit = lambda *args, fit=fit, own=watcher, **options: fit(
-                *args, callbacks=[own], **options
-            )
-            try:
-                seeds = keras_stab.diagnostics.RunSeeds(seed, seed)
-                task.train(model, seeds, ARMS[arm])
-            finally:
-                del model.fit
+            trained(arm, rate, seed, watcher)
             found.setdefault(arm, []).append(watcher.summary())
     return found

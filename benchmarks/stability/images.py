@@ -155,8 +155,8 @@ class FromScratch(FewRows):
     def make_model(self):
         return make_network(self.shape, self.widths)
 
-    def train(self, model, seeds, arm):
-        super().train(model, seeds, arm)
+    def train(self, model, seeds, arm, callbacks=None):
+        super().train(model, seeds, arm, callbacks)
         rows, _ = self.draw(seeds.initialisation)
         self._trained_on = self.pool[0][rows]
 

@@ -2,7 +2,10 @@
 
 import pathlib
 
+import numpy as np
+
 from stability import figures
+from stability import grain_figures
 from stability import titles
 
 HERE = pathlib.Path(__file__).parent
@@ -45,9 +48,11 @@ def write(folder, guide):
         "spreads": summary(tasks, spread_cell),
         "orders": summary(of_orders(found), spread_cell),
         "verdicts": verdicts(tasks),
+        "grain": grain_table(found),
         "picture": f"images/{picture.name}",
         # Written by hand, from what the tables show.
         "reading": (HERE / "reading.md").read_text().strip(),
+        "grain_reading": (HERE / "grain.md").read_text().strip(),
         "not_tried": (HERE / "not_tried.md").read_text().strip(),
     }.items():
         text = text.replace(f"{{{{ {name} }}}}", part)
@@ -138,6 +143,49 @@ def verdicts(tasks):
             ]
         )
     return table(lines)
+
+
+def grain_table(found):
+    """What GRAIN does during training, at the rate of the base."""
+    lines = [GRAIN_HEADER]
+    for results in found.values():
+        own = results.get("grain")
+        if not own:
+            continue
+        base = own["base"]
+        for arm in own:
+            if arm == "base":
+                continue
+            runs = own[arm]
+            lines.append(
+                [
+                    f"{results['title']}: {titles.short(arm)}",
+                    *(
+                        number(np.mean([run[name] for run in runs]))
+                        for name in grain_figures.FIGURES
+                    ),
+                    *(
+                        number(
+                            np.mean(
+                                [a[name] / b[name] for a, b in zip(runs, base)]
+                            )
+                        )
+                        for name in ("path", "distance")
+                    ),
+                ]
+            )
+    return table(lines) if len(lines) > 1 else "Not run yet."
+
+
+GRAIN_HEADER = [
+    "",
+    "norm ratio",
+    "groups with weight",
+    "conflicts",
+    "smallest cosine",
+    "path, over the base's",
+    "distance, over the base's",
+]
 
 
 def details(tasks):

@@ -12,6 +12,7 @@ import numpy as np
 
 import keras_stab
 from stability import catalogue
+from stability import grain_figures
 from stability.arms import ARMS
 from stability.task import TUNING_SEEDS
 
@@ -125,7 +126,23 @@ def run(name, plan):
             report = compare(name, task, plan, rates, seeds, spread, vary)
             results["spreads"][spread] = summary(report, task, seeds)
             write(plan.results / f"{name}.json", results)
+    if task.watches_grain:
+        results["grain"] = grain_figures.watch(
+            functools.partial(watched, name, plan),
+            rates[task.arms[0]],
+            plan.tuning_seeds,
+        )
+        write(plan.results / f"{name}.json", results)
     return results
+
+
+def watched(name, plan, arm, rate, seed, callback):
+    """Trains one run under the eyes of a callback."""
+    task = prepared(name, plan.data, plan.folder)
+    keras.utils.set_random_seed(seed)
+    model = task.models.rewound(maker(arm, rate, task)())
+    seeds = keras_stab.diagnostics.RunSeeds(seed, seed)
+    task.train(model, seeds, ARMS[arm], [callback])
 
 
 def search(name, task, plan):

@@ -28,6 +28,7 @@ class Task(abc.ABC):
         rates: Learning rates of the base optimizer to search, at least four.
         steps: Int, updates of a run.
         arms: Names of arms in `stability.arms`; the first is the base.
+        watches_grain: Whether the figures of GRAIN during training are kept.
         failure_score: A run that scores no better than this has failed.
     """
 
@@ -39,6 +40,7 @@ class Task(abc.ABC):
     rates: ClassVar[tuple[float, ...]]
     steps: ClassVar[int]
     arms: ClassVar[tuple[str, ...]]
+    watches_grain: ClassVar[bool] = False
     failure_score: ClassVar[float | None] = None
 
     def __init__(self):
@@ -70,7 +72,7 @@ class Task(abc.ABC):
         """Compiles a model of `make_model`."""
 
     @abc.abstractmethod
-    def train(self, model, seeds, arm):
+    def train(self, model, seeds, arm, callbacks=None):
         """Trains a compiled model; only this is timed.
 
         Args:
@@ -78,6 +80,7 @@ class Task(abc.ABC):
             seeds: Its `initialisation` draws the rows, its `order` their
                 order.
             arm: The `Arm`, which may stop early or sort the batches.
+            callbacks: List, for each call of `fit`.
         """
 
     @abc.abstractmethod
@@ -147,7 +150,7 @@ class FewRows(Task):
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         )
 
-    def train(self, model, seeds, arm):
+    def train(self, model, seeds, arm, callbacks=None):
         rows, others = self.draw(seeds.initialisation)
         labels = self.labels(rows, seeds.initialisation)
         x = taken(self.pool[0], rows)
@@ -166,6 +169,7 @@ class FewRows(Task):
                 labels[order],
                 batch_size=self.batch_size,
                 shuffle=False,
+                callbacks=callbacks,
                 verbose=0,
             )
             if arm.stops_early:

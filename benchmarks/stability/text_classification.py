@@ -29,6 +29,7 @@ class TextClassification(FewRows):
     """
 
     arms = arms.COMMON
+    watches_grain = True
     rates = (1e-4, 3e-4, 1e-3, 3e-3)
 
     def __init__(self, data, rows, wrong_share=0.0):
