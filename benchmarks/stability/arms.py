@@ -62,6 +62,15 @@ def decayed(task, rate):
     return task.make_base(schedule)
 
 
+def scaled(rate, factor):
+    """A learning rate or a schedule, times a factor."""
+    if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return factor * rate
+    settings = rate.get_config()
+    settings["initial_learning_rate"] *= factor
+    return type(rate).from_config(settings)
+
+
 def around(wrap, **arguments):
     """The base inside of a method."""
     return lambda task, rate: wrap(task.make_base(rate), **arguments)
@@ -177,3 +186,35 @@ ARMS |= {
     "lamb": Arm("LAMB, warm-up and cosine", lamb, compiles_rate=True),
 }
 LARGE_BATCH = ("warmup", "lars", "tvlars", "lamb")
+
+
+def rapp(task, rate):
+    return task.plain_steps(
+        lambda own: keras_stab.RAPP(own, inner_steps=3, relaxation=0.9), rate
+    )
+
+
+def ceg_plus(task, rate):
+    return task.plain_steps(
+        lambda own: keras_stab.CEGPlus(own, alpha=0.25), rate
+    )
+
+
+# Of the games, which know the rates of methods without moments.
+ARMS |= {
+    "extra_gradient": Arm(
+        "ExtraGradient({base})", around(keras_stab.ExtraGradient)
+    ),
+    "past_extra": Arm(
+        "PastExtraGradient({base})", around(keras_stab.PastExtraGradient)
+    ),
+    "optimistic": Arm(
+        "OptimisticGradient({base})", around(keras_stab.OptimisticGradient)
+    ),
+    "ceg_plus": Arm("CEG+", ceg_plus),
+    "rapp": Arm("RAPP", rapp),
+}
+GAMES = (
+    *("base", "half_rate", "decay", "tail", "ema", "lookahead"),
+    *("extra_gradient", "past_extra", "optimistic", "ceg_plus", "rapp"),
+)

@@ -2,10 +2,12 @@
 
 import functools
 
+from keras_stab import games
 from stability.cifar_large_batch import CifarLargeBatch
 from stability.digits import Digits
 from stability.fashion_mnist import FashionMnist
 from stability.text_classification import TextClassification
+from stability.two_player_game import TwoPlayerGame
 
 WRONG = 0.25
 TEXTS = {
@@ -21,4 +23,18 @@ TASKS = {
     "fashion_mnist": FashionMnist,
     "cifar_large_batch": CifarLargeBatch,
     "digits_wrong": Digits,
+    "game_monotone": functools.partial(
+        TwoPlayerGame,
+        "game_monotone",
+        "Noisy game, rotation and weak attraction",
+        functools.partial(games.quadratic, L=1.0, rho=0.1),
+        (0.01, 0.03, 0.1, 0.3, 1.0),
+    ),
+    "game_forsaken": functools.partial(
+        TwoPlayerGame,
+        "game_forsaken",
+        "Noisy game, a cycle around the solution",
+        games.global_forsaken,
+        (0.01, 0.03, 0.1, 0.3, 1.0),
+    ),
 }

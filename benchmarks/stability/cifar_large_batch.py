@@ -45,10 +45,7 @@ class CifarLargeBatch(images.FromScratch):
                 lambda: images.decode_cifar10(data, self.sizes),
             )
             parts = {
-                part: (
-                    images.standardised(arrays[f"{part}_x"]),
-                    arrays[f"{part}_y"],
-                )
+                part: (arrays[f"{part}_x"], arrays[f"{part}_y"])
                 for part in images.PARTS
             }
         for part, arrays in parts.items():

@@ -1,5 +1,7 @@
 """Compiles a model once for each arm and rewinds it for each run."""
 
+import re
+
 import keras
 
 
@@ -26,24 +28,27 @@ class CompiledModels:
             optimizer: New; its name says which compiled model it fits.
         """
         fresh = self.task.make_model()
-        model = self._models.get(optimizer.name)
-        if model is None:
-            self.task.compile(fresh, optimizer)
-            optimizer.build(fresh.trainable_variables)
-            self._models[optimizer.name] = fresh
-            return fresh
-        copy_values(fresh.variables, model.variables)
-        optimizer.build(model.trainable_variables)
-        copy_values(optimizer.variables, model.optimizer.variables)
+        # A game wraps the optimizer that it is compiled with.
+        self.task.compile(fresh, optimizer)
+        fresh.optimizer.build(fresh.trainable_variables)
+        model = self._models.setdefault(optimizer.name, fresh)
+        if model is not fresh:
+            copy_values(fresh.variables, model.variables)
+            copy_values(fresh.optimizer.variables, model.optimizer.variables)
         return model
 
 
 def copy_values(sources, targets):
     """Gives variables the values of others, in order."""
     for source, target in zip(sources, targets, strict=True):
-        if source.path.split("/")[-1] != target.path.split("/")[-1]:
+        if kind(source) != kind(target):
             raise ValueError(
                 f"{source.path} and {target.path} do not belong together: the "
                 "arm makes optimizers of different variables."
             )
         target.assign(keras.ops.convert_to_numpy(source))
+
+
+def kind(variable):
+    """The name of a variable without the numbers of its model's layers."""
+    return re.sub(r"_\d+", "", variable.path.split("/")[-1])
