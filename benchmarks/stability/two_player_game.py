@@ -83,12 +83,16 @@ class TwoPlayerGame(Task):
     def compile(self, model, optimizer):
         model.compile(optimizer)
 
-    def train(self, model, seeds, stops_early):
+    def train(self, model, seeds, arm, callbacks=None):
         noise = np.random.default_rng([seeds.order, 2]).normal(
             size=(self.steps, 2)
         )
         model.fit(
-            noise.astype("float32"), batch_size=1, shuffle=False, verbose=0
+            noise.astype("float32"),
+            batch_size=1,
+            shuffle=False,
+            callbacks=callbacks,
+            verbose=0,
         )
 
     def score(self, model, part):
