@@ -14,6 +14,9 @@ from keras_stab.backend import devices
 # Where an optimizer with `use_ema` keeps its averages, for `SwapEMAWeights`.
 AVERAGES = "_model_variables_moving_average"
 
+# What an optimizer calls with gradients, variables and rate to move them all.
+UPDATE_STEP = "_backend_update_step"
+
 # Losses of `compile` that a model was built without.
 _unused_losses: weakref.WeakSet = weakref.WeakSet()
 
@@ -57,7 +60,7 @@ def compute_loss(model, x, y, y_pred, sample_weight, training=True):
 
 
 def compile_loss(model):
-    """What `compile` made of the losses, or `None`."""
+    """What `compile` made of the losses, an object of its own; or `None`."""
     return model._compile_loss
 
 
@@ -164,19 +167,9 @@ def is_rematerialised(layer):
     return layer._remat_mode is not None
 
 
-def compiled_losses(model):
-    """The loss objects that `compile` made; none before they are used."""
-    return [entry.loss for entry in loss_entries(model)]
-
-
 def loss_entries(model):
-    """The compiled losses, each with its `path` and `loss_weights`."""
+    """Each compiled `loss`, its `path` and `loss_weights`; none before use."""
     return getattr(model._compile_loss, "_flat_losses", None) or []
-
-
-def compile_identity(model):
-    """An int that changes with every `compile`."""
-    return id(model._compile_loss)
 
 
 def is_loss_of_keras(loss):
@@ -193,6 +186,13 @@ def loss_arguments(loss):
 def variable_index(optimizer, variable):
     """The position of a variable among those the optimizer was built with."""
     return optimizer._get_variable_index(variable)
+
+
+def adam_moments(optimizer, variables):
+    """The first and the second moments that Adam keeps of variables."""
+    each = [optimizer._get_variable_index(v) for v in variables]
+    slots = optimizer._momentums, optimizer._velocities
+    return [[slot[i] for i in each] for slot in slots]
 
 
 Head = collections.namedtuple(

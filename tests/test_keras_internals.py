@@ -204,8 +204,8 @@ def test_compiled_heads_and_losses(as_dict):
     assert [h.weight for h in heads] == [1.0, 0.5]
     kinds = [keras.losses.mean_squared_error, keras.losses.mean_absolute_error]
     assert [h.loss.fn for h in heads] == kinds
-    assert keras_internals.compiled_losses(model) == [h.loss for h in heads]
-    assert len(keras_internals.loss_entries(model)) == 2
+    entries = keras_internals.loss_entries(model)
+    assert [e.loss for e in entries] == [h.loss for h in heads]
 
 
 def test_update_steps_of_an_accumulating_optimizer():
@@ -239,6 +239,25 @@ def test_decayed_variables():
     optimizer.build([kernel, bias])
     assert keras_internals.is_decayed(optimizer, kernel)
     assert not keras_internals.is_decayed(optimizer, bias)
+
+
+def test_the_rule_and_the_moments_of_adam():
+    """A function set on an instance runs in place of the rule of its class."""
+    model = compiled_model()
+    kernel, bias = model.trainable_variables
+    optimizer = keras.optimizers.AdamW()
+    optimizer.build([kernel, bias])
+    moments = keras_internals.adam_moments(optimizer, [bias])
+    for (slot,), name in zip(moments, ("momentum", "velocity")):
+        assert slot.path.endswith(f"bias_{name}")
+    calls = []
+    vars(optimizer)[keras_internals.UPDATE_STEP] = lambda *args: calls.append(
+        args
+    )
+    optimizer.apply([keras.ops.ones(3)], [bias])
+    ((gradients, variables, rate),) = calls
+    assert len(gradients) == 1 and variables[0] is bias
+    assert float(rate) == float(optimizer.learning_rate)
 
 
 def test_averages_of_an_optimizer():

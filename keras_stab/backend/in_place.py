@@ -7,6 +7,7 @@ not in place takes new memory; elsewhere the step is compiled.
 import math
 
 from keras_stab.backend import many_tensors
+from keras_stab.backend import tracing
 from keras_stab.backend.devices import BACKEND
 
 if BACKEND == "torch":
@@ -103,6 +104,56 @@ def update_moments(slots, gradients, beta, power):
         torch._foreach_add_(values, gradients, alpha=1.0 - beta)
     else:
         torch._foreach_addcmul_(values, gradients, gradients, value=1.0 - beta)
+
+
+def has_kernel(variables, gradients):
+    """Whether PyTorch can move such variables in one pass, and that pays.
+
+    Small ones round as those of Keras do.
+    """
+    return (
+        sum(math.prod(v.shape) for v in variables) >= tracing.WORTH_A_KERNEL
+        and is_quicker(variables, gradients)
+        and gradients[0].dtype in (torch.float32, torch.float64)
+        and all(
+            type(v.value) in (torch.Tensor, torch.nn.Parameter)
+            and v.value.is_contiguous()
+            for v in variables
+        )
+    )
+
+
+# What makes the bias corrections of PyTorch's kernel 1: Adam's are in the rate.
+_NO_CORRECTION = float("inf")
+
+
+def step_of_adam(variables, moments, gradients, rate, betas, epsilon):
+    r"""$m \leftarrow \beta_1 m + (1 - \beta_1) g$, $v \leftarrow \beta_2 v +
+    (1 - \beta_2) g^2$, $w \leftarrow w - \alpha m / (\sqrt v + \epsilon)$.
+
+    In one pass over the weights, where the operations of a list are ten, with
+    new memory for half of them.
+
+    Args:
+        moments: Pair of lists of variables, m and v.
+        rate: Float, the rate with the corrections for zeros at the start.
+        betas: Pair of floats.
+    """
+    step = torch.full((), _NO_CORRECTION)
+    torch._fused_adam_(
+        [v.value.detach() for v in variables],
+        [g.contiguous() for g in gradients],
+        *([m.value for m in each] for each in moments),
+        [],
+        [step] * len(variables),
+        lr=rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=0.0,
+        eps=epsilon,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def bias_correction(beta, step):

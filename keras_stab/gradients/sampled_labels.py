@@ -64,7 +64,7 @@ def check_losses(model):
     """Raises a `ValueError` for a loss that implies no label distribution."""
     if type(model).compute_loss is not keras.Model.compute_loss:
         raise ValueError(_unknown(f"compute_loss of {type(model).__name__}"))
-    losses = keras_internals.compiled_losses(model)
+    losses = [e.loss for e in keras_internals.loss_entries(model)]
     if not losses:
         raise ValueError(_unknown("no loss in `compile`"))
     for loss in losses:

@@ -172,6 +172,10 @@ class GRAIN(HasWindow, GroupsOfReplicas):
     def wants_oracle(self) -> bool:
         return self.across != "batches" and self._all_groups() > 1
 
+    @property
+    def rounds_as_keras(self) -> bool:
+        return self._all_groups() == 1
+
     def _rule(self):
         return "replicas" if self.across == "replicas" else self.grouping
 
@@ -196,7 +200,6 @@ class GRAIN(HasWindow, GroupsOfReplicas):
         self, gradients: list[Any], variables: list[keras.Variable]
     ) -> None:
         if self._all_groups() == 1:
-            # The inner optimizer itself, to the last bit.
             updates.apply_gradients(
                 self.inner_optimizer, gradients, variables, exactly=True
             )

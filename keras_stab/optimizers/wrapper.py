@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from operator import is_
 from typing import Any
 
@@ -18,6 +19,7 @@ from keras_stab.object_arguments import checked_optimizer
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import is_figures
 from keras_stab.optimizers.forwarding import ForwardsToInner
+from keras_stab.optimizers.quick_adam import quickly
 from keras_stab.optimizers.restart import restart_inside
 from keras_stab.optimizers.unknown_arguments import refuse_unknown_arguments
 from keras_stab.types import Tensor
@@ -154,7 +156,14 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
                 f"was built with. Received: {len(gradients)} gradients for "
                 f"{len(variables)} variables"
             )
-        self.apply_in_order(gradients, variables)
+        quick = nullcontext if self.rounds_as_keras else quickly
+        with quick(self.inner_optimizer):
+            self.apply_in_order(gradients, variables)
+
+    @property
+    def rounds_as_keras(self) -> bool:
+        """Whether the steps of the inner optimizer are Keras's to the bit."""
+        return False
 
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]

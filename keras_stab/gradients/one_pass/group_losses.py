@@ -138,7 +138,7 @@ class GroupLosses:
                 )
 
     def _is_mean_over_rows(self, y_pred):
-        losses = keras_internals.compiled_losses(self._model)
+        losses = [e.loss for e in keras_internals.loss_entries(self._model)]
         return (
             not self._overridden
             and bool(losses)
