@@ -4,6 +4,7 @@ import functools
 
 from keras_stab import games
 from stability.cifar_large_batch import CifarLargeBatch
+from stability.digits import LONG
 from stability.digits import Digits
 from stability.fashion_mnist import FashionMnist
 from stability.text_classification import TextClassification
@@ -23,6 +24,7 @@ TASKS = {
     "fashion_mnist": FashionMnist,
     "cifar_large_batch": CifarLargeBatch,
     "digits_wrong": Digits,
+    "digits_wrong_long": functools.partial(Digits, epochs=LONG),
     "game_monotone": functools.partial(
         TwoPlayerGame,
         "game_monotone",

@@ -7,6 +7,7 @@ from stability import arms
 from stability.task import FewRows
 
 POOL, HELD_OUT = 1000, 300
+LONG = 40
 
 
 class Digits(FewRows):
@@ -14,11 +15,9 @@ class Digits(FewRows):
 
     Args:
         rows: Int, of a run.
-        epochs: Int.
+        epochs: Int; 40 give time to memorise the wrong labels.
     """
 
-    name = "digits_wrong"
-    title = "Digits, 256 rows, 25 % wrong labels"
     arms = arms.COMMON
     rates = (3e-4, 1e-3, 3e-3, 1e-2)
     classes = 10
@@ -29,6 +28,8 @@ class Digits(FewRows):
     def __init__(self, rows=256, epochs=12):
         super().__init__()
         self.rows, self.epochs = rows, epochs
+        self.name = "digits_wrong" if epochs < LONG else "digits_wrong_long"
+        self.title = f"Digits, {rows} rows, 25 % wrong labels, {epochs} epochs"
 
     def prepare(self, data, cache):
         from sklearn.datasets import load_digits
