@@ -60,7 +60,8 @@ class Encoder:
         preprocessor = self.hub.BertTextClassifierPreprocessor.from_preset(
             self.folder, sequence_length=tokens
         )
-        inputs = preprocessor(sentences)
+        # Alone, a pair would be taken for sentences and their labels.
+        inputs = preprocessor((sentences, None, None))
         features = self.frozen.predict(inputs, batch_size=64, verbose=0)
         _, _, *projections = self._top().get_weights()[:6]
         parts = {"first": features[:, 0]}
