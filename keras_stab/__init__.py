@@ -13,6 +13,7 @@ By symptom:
     the length of the run is unknown       ScheduleFree
     large batches diverge                  LARS, TVLARS; LAMB (transformers)
     pretraining takes too many steps       IRE
+    the loss spikes, gradients explode     AdaptiveClipping
     a GAN cycles or collapses              Game with Lookahead, ExtraGradient,
                                            OptimisticGradient, CEGPlus or RAPP
     results change with the seed           WeightAveraging; LARS for large
@@ -67,6 +68,7 @@ from keras_stab.optimizers import LARS
 from keras_stab.optimizers import RAPP
 from keras_stab.optimizers import SAM
 from keras_stab.optimizers import TVLARS
+from keras_stab.optimizers import AdaptiveClipping
 from keras_stab.optimizers import AveragedSGD
 from keras_stab.optimizers import CEGPlus
 from keras_stab.optimizers import ExtraGradient
@@ -84,6 +86,7 @@ from keras_stab.trainer.installation import install
 from keras_stab.trainer.installation import uninstall
 
 __all__ = [
+    "AdaptiveClipping",
     "AveragedSGD",
     "AveragedWeights",
     "CEGPlus",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import pytest
+import reference
 from marks import ON_TORCH
 
 import keras_stab
@@ -100,6 +101,32 @@ def lamb_steps(problem, batches, learning_rate):
         kernel = kernel * _norm(weights) / _norm(kernel)
         _descend(problem, [kernel, bias], learning_rate)
         yield problem.parameters
+
+
+CLIPPING = 0.5
+
+
+def unit_wise_steps(problem, batches, learning_rate):
+    """Each column of the matrix by itself, the bias as a whole."""
+    for x, y in batches:
+        gradients = [
+            reference.clipped_by_unit(g, p, CLIPPING, 1e-3)
+            for g, p in zip(problem.gradient(x, y), problem.parameters)
+        ]
+        _descend(problem, gradients, learning_rate)
+        yield problem.parameters
+
+
+def norm_steps(make_limit):
+    def steps(problem, batches, learning_rate):
+        limit = make_limit()
+        for x, y in batches:
+            gradients = problem.gradient(x, y)
+            gradients = reference.clipped_by_norm(gradients, limit)
+            _descend(problem, gradients, learning_rate)
+            yield problem.parameters
+
+    return steps
 
 
 RHO = 0.1
@@ -403,6 +430,35 @@ ROWS = [
         averages=False,
         # Equal scores are ties: every weight is flat.
         bilinear=_sam_on_bilinear(1.0 + BOOST),
+    ),
+    Row(
+        "AdaptiveClipping",
+        lambda inner: keras_stab.AdaptiveClipping(inner, clipping=CLIPPING),
+        unit_wise_steps,
+        drops_nan=False,
+        bilinear=lambda w: (1.0 - 0.1 * CLIPPING) * w,
+    ),
+    Row(
+        "AdaptiveClipping-percentile",
+        lambda inner: keras_stab.AdaptiveClipping(
+            inner, "percentile", percentile=30, history_length=3
+        ),
+        norm_steps(lambda: reference.PercentileLimit(30, 3)),
+        accumulates=False,
+        nested=True,
+        drops_nan=False,
+        bilinear=None,
+    ),
+    Row(
+        "AdaptiveClipping-zclip",
+        lambda inner: keras_stab.AdaptiveClipping(
+            inner, "zclip", z_threshold=0.25, decay=0.5, warmup_steps=2
+        ),
+        norm_steps(lambda: reference.ScoreLimit(0.25, 0.5, 2)),
+        accumulates=False,
+        nested=True,
+        drops_nan=False,
+        bilinear=None,
     ),
     Row(
         "LARS",

@@ -71,6 +71,68 @@ def _flat(tensors):
     return np.concatenate([np.asarray(t, "float64").ravel() for t in tensors])
 
 
+def clipped_by_unit(gradient, weights, clipping, epsilon):
+    """AGC of one tensor, unit by unit: columns, filters, or all of it."""
+    gradient = np.array(gradient, "float64")
+    weights = np.asarray(weights, "float64")
+    if max([1, *gradient.shape]) == gradient.size:
+        units = [()]
+    elif gradient.ndim < 4:
+        rest = itertools.product(*map(range, gradient.shape[1:]))
+        units = [(slice(None), *place) for place in rest]
+    else:
+        units = [(..., k) for k in range(gradient.shape[-1])]
+    for unit in units:
+        longest = clipping * max(np.linalg.norm(weights[unit]), epsilon)
+        length = np.linalg.norm(gradient[unit])
+        if length >= longest:
+            gradient[unit] *= longest / max(length, 1e-6)
+    return gradient
+
+
+class PercentileLimit:
+    """AutoClip: the norm that is allowed, from the last of all norms."""
+
+    def __init__(self, percentile, history_length=1000):
+        self.percentile, self.length = percentile, history_length
+        self.norms = []
+
+    def __call__(self, norm):
+        self.norms = [*self.norms, norm][-self.length :]
+        limit = np.percentile(self.norms, self.percentile)
+        return limit if norm > limit else None
+
+
+class ScoreLimit:
+    """ZClip: the norm that is allowed to an outlier."""
+
+    def __init__(self, z_threshold=2.5, decay=0.97, warmup_steps=25):
+        self.highest, self.decay, self.wait = z_threshold, decay, warmup_steps
+        self.first = []
+
+    def __call__(self, norm):
+        if len(self.first) < self.wait:
+            self.first.append(norm)
+            self.mean, self.variance = np.mean(self.first), np.var(self.first)
+            return None
+        limit, deviation = None, np.sqrt(self.variance)
+        score = (norm - self.mean) / (deviation + 1e-6)
+        if score > self.highest:
+            limit = norm = self.mean + self.highest**2 / score * deviation
+        self.mean += (1 - self.decay) * (norm - self.mean)
+        square = (norm - self.mean) ** 2
+        self.variance += (1 - self.decay) * (square - self.variance)
+        return limit
+
+
+def clipped_by_norm(gradients, limit):
+    """All of them, by what a limit says to their norm."""
+    norm = np.linalg.norm(_flat(gradients))
+    highest = limit(norm)
+    factor = 1.0 if highest is None else highest / (norm + 1e-6)
+    return [factor * np.asarray(g) for g in gradients]
+
+
 class LinearRegression:
     """Mean squared error of `x w + b`, with its gradient by hand."""
 

@@ -43,6 +43,7 @@ NAMESPACES = {
 
 def test_public_names():
     assert sorted(keras_stab.__all__) == [
+        "AdaptiveClipping",
         "AveragedSGD",
         "AveragedWeights",
         "CEGPlus",
@@ -238,6 +239,7 @@ def test_docstring_examples(name):
 
 def test_the_public_things_have_an_example():
     for thing in (
+        keras_stab.AdaptiveClipping,
         keras_stab.AveragedSGD,
         keras_stab.CEGPlus,
         keras_stab.ExtraGradient,

@@ -49,6 +49,14 @@ def _average(label, **arguments):
     )
 
 
+def _clipping(label, **arguments):
+    return Arm(
+        f"AdaptiveClipping, {label}",
+        lambda k, s: s.AdaptiveClipping(k.Adam(1e-3), **arguments),
+        "adam",
+    )
+
+
 ARMS = {
     STOCK: Arm("AdamW", lambda k, s: k.AdamW(1e-3)),
     AGAIN: Arm("AdamW again (noise)", lambda k, s: k.AdamW(1e-3), STOCK),
@@ -78,6 +86,9 @@ ARMS = {
     "lookahead": Arm(
         "Lookahead", lambda k, s: s.Lookahead(k.Adam(1e-3)), "adam", 5
     ),
+    "agc": _clipping("AGC"),
+    "autoclip": _clipping("AutoClip", rule="percentile"),
+    "zclip": _clipping("ZClip", rule="zclip"),
     "optimistic": Arm(
         "OptimisticGradient",
         lambda k, s: s.OptimisticGradient(k.Adam(1e-3)),
@@ -202,6 +213,7 @@ _ON_THE_PERCEPTRON = {
     **dict.fromkeys(("mean", "ema"), {"jax": 1.05, "tensorflow": 1.05}),
     **dict.fromkeys(("optimistic", "past"), 1.08),
     "lookahead": 1.03,
+    "agc": 1.05,
 }
 TARGETS = {
     "mlp 64": _ON_THE_PERCEPTRON,

@@ -133,7 +133,7 @@ def each_norm(tensors):
     if BACKEND == "torch":
         norms = torch._foreach_norm(tensors)
         return torch.stack([n.to(getattr(torch, dtype)) for n in norms])
-    norms = [keras.ops.sqrt(_sum_of_squares(t)) for t in tensors]
+    norms = [keras.ops.sqrt(sum_of_squares(t)) for t in tensors]
     return keras.ops.stack([keras.ops.cast(n, dtype) for n in norms])
 
 
@@ -175,7 +175,7 @@ def shifted(tensors, shifts, factor=None):
     return result
 
 
-def _sum_of_squares(tensor):
+def sum_of_squares(tensor):
     if BACKEND == "tensorflow":
         return 2.0 * tf.nn.l2_loss(tensor)
     squares = keras.ops.square(tensor)

@@ -3,6 +3,7 @@
 from keras_stab.optimizers.averaging import AveragedSGD
 from keras_stab.optimizers.averaging import ScheduleFree
 from keras_stab.optimizers.averaging import WeightAveraging
+from keras_stab.optimizers.clipping import AdaptiveClipping
 from keras_stab.optimizers.flatness import IRE
 from keras_stab.optimizers.flatness import SAM
 from keras_stab.optimizers.grain import GRAIN
@@ -17,6 +18,7 @@ from keras_stab.optimizers.layerwise import LARS
 from keras_stab.optimizers.layerwise import TVLARS
 
 __all__ = [
+    "AdaptiveClipping",
     "AveragedSGD",
     "CEGPlus",
     "ExtraGradient",
