@@ -115,8 +115,9 @@ def test_percentiles_are_those_of_numpy(values, count, percent):
     history = np.zeros(12, "float32")
     history[: len(values)] = values
     found = clipping.percentile(
+        keras.ops,
         keras.ops.convert_to_tensor(history),
-        keras.ops.convert_to_tensor(count, "int32"),
+        keras.ops.convert_to_tensor(count, "float32"),
         percent,
     )
     wanted = np.percentile(history[:count].astype("float64"), percent)

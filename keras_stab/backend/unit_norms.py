@@ -52,9 +52,12 @@ def units_scaled(tensors, axes, factors):
     sizes = [math.prod(shape) for shape in shapes]
     if BACKEND == "torch":
         pieces = torch.split(factors, sizes)
-    else:
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-        pieces = keras.ops.split(factors, ends) if ends else [factors]
+        return [
+            t * piece.view(shape).to(t.dtype)
+            for t, piece, shape in zip(tensors, pieces, shapes)
+        ]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    pieces = keras.ops.split(factors, ends) if ends else [factors]
     return [
         t * keras.ops.cast(keras.ops.reshape(piece, shape), t.dtype)
         for t, piece, shape in zip(tensors, pieces, shapes)

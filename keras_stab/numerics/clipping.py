@@ -1,8 +1,7 @@
-"""Thresholds at which a gradient is clipped, and what they are made of."""
+"""Thresholds at which a gradient is clipped, and what they are made of.
 
-import keras
-
-from keras_stab.numerics.norms import at_least
+`ops` is `keras.ops`, or NumPy for arrays.
+"""
 
 # As in the published code of each rule, against a division by zero.
 SMALLEST_NORM = 1e-6
@@ -20,7 +19,7 @@ def unit_axes(shape):
     return (0,) if len(shape) < 4 else tuple(range(len(shape) - 1))
 
 
-def unit_factors(norms, weight_norms, clipping, epsilon):
+def unit_factors(ops, norms, weight_norms, clipping, epsilon):
     """What the gradient of each unit is multiplied by; 1 where not clipped.
 
     Args:
@@ -28,32 +27,34 @@ def unit_factors(norms, weight_norms, clipping, epsilon):
         weight_norms: Vector, of their weights.
 
     Returns:
-        The factors and where they clip, vectors.
+        Two vectors: the factors, and 1 where they clip, else 0.
     """
-    highest = clipping * at_least(weight_norms, epsilon)
-    clipped = keras.ops.logical_not(norms < highest)
-    safe = at_least(norms, SMALLEST_NORM)
-    ones = keras.ops.ones_like(norms)
-    return keras.ops.where(clipped, highest / safe, ones), clipped
+    highest = clipping * ops.where(
+        weight_norms < epsilon, epsilon, weight_norms
+    )
+    ones = ops.ones_like(norms)
+    clips = ops.where(norms < highest, 0.0 * ones, ones)
+    safe = ops.where(norms < SMALLEST_NORM, SMALLEST_NORM, norms)
+    return ops.where(clips > 0, highest / safe, ones), clips
 
 
-def percentile(history, count, percent):
+def percentile(ops, history, count, percent):
     """That of the first entries of a vector, between two of them linearly.
 
     Args:
         history: Vector.
-        count: Int32 scalar tensor, how many entries there are; at least 1.
+        count: How many entries there are, a scalar of its dtype, at least 1.
         percent: Float from 0 to 100.
     """
-    ops = keras.ops
-    places = ops.arange(history.shape[0], dtype="int32")
-    infinity = ops.full_like(history, float("inf"))
-    ordered = ops.sort(ops.where(places < count, history, infinity))
-    position = ops.cast(count - 1, history.dtype) * (percent / 100.0)
+    places = ops.arange(history.shape[0], dtype=history.dtype)
+    ordered = ops.sort(ops.where(places < count, history, float("inf")))
+    position = (count - 1.0) * (percent / 100.0)
     below = ops.floor(position)
-    first = ops.cast(below, "int32")
-    low = ops.take(ordered, first)
-    high = ops.take(ordered, ops.minimum(first + 1, count - 1))
+    above = ops.where(below < count - 1.0, below + 1.0, below)
+    low, high = (
+        ops.sum(ops.where(places == place, ordered, 0.0))
+        for place in (below, above)
+    )
     return low + (position - below) * (high - low)
 
 
@@ -68,18 +69,18 @@ def running_moments(mean, variance, count, value):
 def decayed_moments(mean, variance, decay, value):
     """Exponential averages of the value and of its squared distance."""
     moved = decay * mean + (1.0 - decay) * value
-    square = keras.ops.square(value - moved)
+    square = (value - moved) * (value - moved)
     return moved, decay * variance + (1.0 - decay) * square
 
 
-def z_threshold(mean, variance, highest, norm):
+def z_threshold(ops, mean, variance, highest, norm):
     """Whether a norm is an outlier, and the norm that it is given then.
 
     The further above the mean, the lower: `mean + highest^2 / z std`. For
     others it is the norm from which they would be outliers.
     """
-    deviation = keras.ops.sqrt(variance)
+    deviation = ops.sqrt(variance)
     z = (norm - mean) / (deviation + SMALLEST_NORM)
     is_outlier = z > highest
-    factor = keras.ops.where(is_outlier, z / highest, keras.ops.ones_like(z))
+    factor = ops.where(is_outlier, z / highest, ops.ones_like(z))
     return is_outlier, mean + highest * deviation / factor

@@ -46,8 +46,3 @@ def at_most(tensor, limit):
     On PyTorch `keras.ops.minimum` rounds double precision to float32.
     """
     return keras.ops.where(tensor > limit, limit, tensor)
-
-
-def at_least(tensor, limit):
-    """The tensor, or the limit where that is larger, in the same dtype."""
-    return keras.ops.where(tensor < limit, limit, tensor)

@@ -9,6 +9,7 @@ import keras
 
 from keras_stab.arguments import checked_choice
 from keras_stab.backend import devices
+from keras_stab.backend import few_numbers
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.backend import update_kernel
@@ -19,12 +20,17 @@ from keras_stab.optimizers.exclusions import excluded_variables
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import read_figures
-from keras_stab.optimizers.state import add_state
 from keras_stab.optimizers.state import widest_dtype
 from keras_stab.optimizers.wrapper import Wrapper
 from keras_stab.registration import registered
 
-FIGURES = ("norm", "threshold", "last_clipped_share", "clipped_share")
+FIGURES = (
+    "norm",
+    "threshold",
+    "last_clipped_share",
+    "clipped_share",
+    "counted",
+)
 
 
 @registered
@@ -169,7 +175,6 @@ class AdaptiveClipping(Wrapper):
         ]
         dtype = widest_dtype(variables)
         self._rule.build(self, variables, dtype)
-        self._counted = add_state(self, "counted")
         self._figures = add_figures(self, FIGURES, dtype)
 
     def apply_in_order(
@@ -215,17 +220,15 @@ class AdaptiveClipping(Wrapper):
 
     def _count(self, outcome):
         """Notes what was done, unless the norm is not finite."""
-        ops = keras.ops
-        dtype = self._figures.dtype
-        counts = ops.isfinite(outcome.norm)
-        before = tracing.read(self._counted)
-        figures = tracing.read(self._figures)
-        share, mean = ops.cast(outcome.share, dtype), figures[-1]
-        mean = mean + (share - mean) / ops.cast(before + 1, dtype)
-        seen = (outcome.norm, outcome.threshold, share, mean)
-        now = ops.stack([ops.cast(figure, dtype) for figure in seen])
-        self._counted.assign(ops.where(counts, before + 1, before))
-        self._figures.assign(ops.where(counts, finite_figures(now), figures))
+        ops, _, (figures,) = few_numbers.namespace(
+            self._figures.dtype, [], [self._figures]
+        )
+        share, mean, counted = outcome.share, figures[3], figures[4]
+        mean = mean + (share - mean) / (counted + 1.0)
+        now = (outcome.norm, outcome.threshold, share, mean, counted + 1.0)
+        now = finite_figures(ops.stack(now))
+        now = ops.where(ops.isfinite(outcome.norm), now, figures)
+        few_numbers.store([self._figures], [figures], [now])
 
     def stability_metrics(self) -> dict[str, float]:
         """For `StabilityMonitor`: figures of the gradients that arrived.
@@ -240,8 +243,7 @@ class AdaptiveClipping(Wrapper):
         """
         if not self.built:
             raise ValueError("There are no figures before the first step")
-        figures = read_figures(self._figures, FIGURES)
-        return {**figures, "counted": int(tracing.read(self._counted))}
+        return read_figures(self._figures, FIGURES)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
