@@ -92,6 +92,8 @@ LAYERWISE = (
     "trust_clip",
     "track_trust_ratios",
 )
+AGC = ("clipping", "epsilon", "unit_axes")
+ZCLIP = ("z_threshold", "decay", "warmup_steps")
 CASES = {
     "GRAIN": Case(keras_stab.GRAIN, train, {"groups": 2}),
     "SAM": Case(keras_stab.SAM, train),
@@ -115,6 +117,23 @@ CASES = {
     "ScheduleFree": Case(keras_stab.ScheduleFree, train),
     "ScheduleFree.sgd": Case(keras_stab.ScheduleFree.sgd, train),
     "ScheduleFree.adamw": Case(keras_stab.ScheduleFree.adamw, train),
+    "AdaptiveClipping": Case(
+        keras_stab.AdaptiveClipping,
+        train,
+        less=("percentile", "history_length", *ZCLIP),
+    ),
+    "AdaptiveClipping-percentile": Case(
+        keras_stab.AdaptiveClipping,
+        train,
+        {"rule": "percentile"},
+        less=("rule", "exclude", *AGC, *ZCLIP),
+    ),
+    "AdaptiveClipping-zclip": Case(
+        keras_stab.AdaptiveClipping,
+        train,
+        {"rule": "zclip", "warmup_steps": 1},
+        less=("rule", "exclude", *AGC, "percentile", "history_length"),
+    ),
     "Lookahead": Case(keras_stab.Lookahead, train, {"sync_period": 2}),
     "RAPP": Case(keras_stab.RAPP, train, {"inner_steps": 2}),
     "CEGPlus": Case(keras_stab.CEGPlus, train),
