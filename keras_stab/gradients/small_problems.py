@@ -176,9 +176,9 @@ def _weights_and_measures(rule, nonfinite):
 def _judged(nonfinite):
     def judge(gram, present, rows, weights):
         xp, groups = tidied(gram, present)
-        # Nothing was solved, so nothing can be certified.
-        unknown = xp.sum(groups.gram) * float("nan")
-        solution = as_solution(xp, groups, weights, unknown, nonfinite)
+        # Nothing was solved, so nothing is to be certified.
+        residual = xp.sum(groups.gram) * 0.0
+        solution = as_solution(xp, groups, weights, residual, nonfinite)
         return solution.weights, gram_measures(
             gram, solution, present, rows, is_shortest=False
         )

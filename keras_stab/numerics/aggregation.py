@@ -92,9 +92,7 @@ def _on_host(gram, present):
     if not counted.all():
         cosines *= counted[:, None] & counted
     cosines.flat[:: len(gram) + 1] = 1.0
-    return Groups(
-        gram, takes_part, broken, counted, norms, cosines, precision
-    )
+    return Groups(gram, takes_part, broken, counted, norms, cosines, precision)
 
 
 def solve_rule(rule, gram, nonfinite, present, draws=None):

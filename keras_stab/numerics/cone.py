@@ -1,9 +1,9 @@
 """Shortest changes of a vector that meet bounds on its inner products.
 
-For unit vectors $u_1, \\dots, u_K$ of correlations C, and any vector v, the
-nearest vector to v with $\\langle v + \\sum_j y_j u_j, u_k \\rangle \\ge a_k$ has
-the y >= 0 that minimises y'Cy/2 - b'y, where $b_k = a_k - \\langle v, u_k
-\\rangle$. Several such problems are solved at once.
+For unit vectors u_1, ..., u_K with the inner products C, and any vector v, the
+nearest vector to v whose inner product with each u_k is at least a_k is v plus
+the sum of y_j u_j, for the y >= 0 that minimises y'Cy/2 - b'y with b_k = a_k -
+<v, u_k>. Several such problems are solved at once.
 """
 
 from typing import Any

@@ -4,9 +4,9 @@ It solves min y'My/2 - b'y over y >= 0, for one b or for several at once, in a
 fixed number of predictor-corrector iterations. A problem has `matrix`, M, of
 shape `(K, K)`; `target`, b, of shape `(..., K)`; `included`, booleans `(K,)`;
 and `measure(xp, y)`, which makes the answer of a point, of the shape of b, and
-its residual. `xp` is `keras.ops` or `numpy`, as in `min_norm`; products of matrices
-and vectors are elementwise sums, because a matrix product may run in TF32 or
-bfloat16 on an accelerator.
+its residual. `xp` is `keras.ops` or `numpy`, as in `min_norm`; products of
+matrices and vectors are elementwise sums, because a matrix product may run in
+TF32 or bfloat16 on an accelerator.
 """
 
 from typing import Any

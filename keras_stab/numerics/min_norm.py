@@ -38,9 +38,7 @@ def solve_min_norm(gram, zero_groups, nonfinite, present=None):
     groups = check_min_norm(gram, zero_groups, nonfinite)
     if isinstance(gram, np.ndarray):
         return MinNormSolution(
-            *min_norm_on_host(
-                gram, NEGLIGIBLE, zero_groups, nonfinite, present
-            )
+            *min_norm_on_host(gram, NEGLIGIBLE, zero_groups, nonfinite, present)
         )
     ops = keras.ops
     gram = in_full_precision(ops.convert_to_tensor(gram))

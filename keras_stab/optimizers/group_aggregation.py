@@ -60,7 +60,7 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
         self.groups = checked_groups(groups, across, self.default_groups)
         self.grouping = checked_grouping(grouping, across)
         self.engine = checked_choice("engine", engine, ENGINES)
-        self._plan = None
+        self._plan: Plan | None = None
         kind = type(self).__name__
         check_inner(kind, self.inner_optimizer, across, engine)
 
@@ -126,11 +126,9 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
         rows: Any = None,
         sizes: Any = None,
     ) -> Any:
-        if rows is None:  # hence no estimate of the noise per row
-            rows = np.float32("nan")
-        return weights_and_measures(
-            self.solver, gram, present, rows, nonfinite
-        )
+        if rows is None:
+            rows = unknown_rows()
+        return weights_and_measures(self.solver, gram, present, rows, nonfinite)
 
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]
@@ -233,3 +231,8 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
             "engine": self.engine,
             "grouping": self.grouping,
         }
+
+
+def unknown_rows():
+    """Rows that are not known: then there is no estimate of noise per row."""
+    return np.float32("nan")

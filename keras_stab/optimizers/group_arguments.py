@@ -1,6 +1,9 @@
 """Checks of the arguments of methods of groups, and of what is inside."""
 
+import inspect
 import warnings
+
+import keras
 
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
@@ -8,6 +11,7 @@ from keras_stab.backend import exchange
 from keras_stab.gradients.grouping import RULES
 from keras_stab.nesting import nest
 from keras_stab.numerics.min_norm import MAX_GROUPS
+from keras_stab.object_arguments import checked_function
 from keras_stab.optimizers.wrapper import innermost
 
 
@@ -16,6 +20,25 @@ def checked_groups(groups, across, default):
     if groups is None:
         return 1 if across == "replicas" else default
     return checked_count("groups", groups, 1, MAX_GROUPS)
+
+
+def checked_rule(rule, names):
+    """The name of a rule, or a function that may have come as a config."""
+    if isinstance(rule, dict):
+        rule = keras.saving.deserialize_keras_object(rule)
+    if not callable(rule):
+        return checked_choice("rule", rule, tuple(names))
+    if asks_for_sizes(rule):
+        return checked_function("rule", rule, ("gram", "sizes"))
+    return checked_function("rule", rule, ("gram",))
+
+
+def asks_for_sizes(rule):
+    """Whether a function takes the rows in each group too."""
+    try:
+        return "sizes" in inspect.signature(rule).parameters
+    except (TypeError, ValueError):  # some callables have no signature
+        return False
 
 
 def checked_grouping(grouping, across):
