@@ -40,6 +40,7 @@ from keras_stab import callbacks
 from keras_stab import constraints
 from keras_stab import diagnostics
 from keras_stab import games
+from keras_stab import methods
 from keras_stab import optimizers
 from keras_stab import schedules
 from keras_stab._version import __version__
@@ -69,6 +70,7 @@ from keras_stab.optimizers import RAPP
 from keras_stab.optimizers import SAM
 from keras_stab.optimizers import TVLARS
 from keras_stab.optimizers import AdaptiveClipping
+from keras_stab.optimizers import Aggregate
 from keras_stab.optimizers import AveragedSGD
 from keras_stab.optimizers import CEGPlus
 from keras_stab.optimizers import ExtraGradient
@@ -87,6 +89,7 @@ from keras_stab.trainer.installation import uninstall
 
 __all__ = [
     "AdaptiveClipping",
+    "Aggregate",
     "AveragedSGD",
     "AveragedWeights",
     "CEGPlus",
@@ -122,6 +125,7 @@ __all__ = [
     "games",
     "install",
     "loss_landscape",
+    "methods",
     "min_norm_weights",
     "optimizers",
     "plot_loss_landscape",

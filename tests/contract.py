@@ -40,12 +40,13 @@ def plain_steps(problem, batches, learning_rate):
         yield problem.parameters
 
 
-def grain_steps(groups):
+def grain_steps(groups, rule=reference.min_norm_by_enumeration):
     def steps(problem, batches, learning_rate):
         for x, y in batches:
             parts = [(x[k::groups], y[k::groups]) for k in range(groups)]
             parts = [part for part in parts if len(part[0])]
-            _descend(problem, problem.min_norm_gradient(parts), learning_rate)
+            direction = problem.combined_gradient(parts, rule)
+            _descend(problem, direction, learning_rate)
             yield problem.parameters
 
     return steps
@@ -57,7 +58,7 @@ def window_steps(groups):
         for batch in batches:
             window.append(batch)
             if len(window) == groups:
-                direction = problem.min_norm_gradient(window)
+                direction = problem.combined_gradient(window)
                 _descend(problem, direction, learning_rate)
                 window = []
             yield problem.parameters
@@ -338,6 +339,22 @@ def _grain(**arguments):
     return lambda inner: keras_stab.GRAIN(inner, **arguments)
 
 
+def _aggregate(rule, **arguments):
+    return lambda inner: keras_stab.Aggregate(inner, rule, **arguments)
+
+
+@keras.saving.register_keras_serializable(package="keras_stab_tests")
+def by_size(gram, sizes):
+    """More weight for long gradients, and for groups of many rows."""
+    weights = sizes * keras.ops.sqrt(keras.ops.diagonal(gram))
+    return weights / keras.ops.sum(weights)
+
+
+def by_size_in_numpy(gram, sizes):
+    weights = np.array(sizes) * np.sqrt(np.diagonal(gram))
+    return weights / weights.sum()
+
+
 def _boosted_sam(inner):
     return keras_stab.IRE(
         keras_stab.SAM(inner, rho=RHO),
@@ -385,6 +402,16 @@ ROWS = [
         window_steps(3),
         period=3,
         accumulates=False,
+    ),
+    Row(
+        "Aggregate-upgrad",
+        _aggregate("upgrad", groups=4),
+        grain_steps(4, reference.upgrad_by_enumeration),
+    ),
+    Row(
+        "Aggregate-function",
+        _aggregate(by_size, groups=2),
+        grain_steps(2, by_size_in_numpy),
     ),
     Row(
         "Transparent(GRAIN)",

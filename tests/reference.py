@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 
-def min_norm_by_enumeration(gram):
+def min_norm_by_enumeration(gram, sizes=None):
     """Tries every support; exact, for up to six groups."""
     gram = np.asarray(gram, "float64")
     groups = len(gram)
@@ -29,6 +29,34 @@ def min_norm_by_enumeration(gram):
             if best is None or value < best[0] - 1e-13:
                 best = (value, weights)
     return best[1]
+
+
+def upgrad_by_enumeration(gram, sizes=None):
+    """The mean of the projections on the cone of no conflict, up to 6 groups.
+
+    The projection of g_i: the nearest g_i + sum_j a_j g_j with a >= 0, from
+    every set of groups whose a may be positive.
+    """
+    gram = np.asarray(gram, "float64")
+    groups = len(gram)
+    total = np.zeros(groups)
+    for i in range(groups):
+        best = None
+        for size in range(groups + 1):
+            for support in itertools.combinations(range(groups), size):
+                weights = np.eye(groups)[i]
+                chosen = list(support)
+                if chosen:
+                    part = gram[np.ix_(chosen, chosen)]
+                    added = np.linalg.lstsq(part, -gram[chosen, i], rcond=None)
+                    if np.any(added[0] < -1e-9):
+                        continue
+                    weights[chosen] += added[0]
+                value = weights @ gram @ weights
+                if best is None or value < best[0] - 1e-13:
+                    best = (value, weights)
+        total += best[1] / groups
+    return total
 
 
 def certificate(gram, weights):
@@ -164,11 +192,11 @@ class LinearRegression:
             0.0 * g if i in self.frozen else g for i, g in enumerate(gradients)
         ]
 
-    def min_norm_gradient(self, parts):
-        """The min-norm combination over `(x, y)` parts."""
+    def combined_gradient(self, parts, rule=min_norm_by_enumeration):
+        """The combination over `(x, y)` parts that a rule of the Gram makes."""
         gradients = [self.gradient(x, y) for x, y in parts]
         rows = np.stack([_flat(g) for g in gradients])
-        weights = min_norm_by_enumeration(rows @ rows.T)
+        weights = rule(rows @ rows.T, [len(x) for x, _ in parts])
         return [
             sum(w * g[i] for w, g in zip(weights, gradients))
             for i in range(len(self.parameters))

@@ -36,6 +36,7 @@ NAMESPACES = {
     "constraints": None,
     "diagnostics": None,
     "games": None,
+    "methods": None,
     "optimizers": keras.optimizers.Optimizer,
     "schedules": keras.optimizers.schedules.LearningRateSchedule,
 }
@@ -44,6 +45,7 @@ NAMESPACES = {
 def test_public_names():
     assert sorted(keras_stab.__all__) == [
         "AdaptiveClipping",
+        "Aggregate",
         "AveragedSGD",
         "AveragedWeights",
         "CEGPlus",
@@ -79,6 +81,7 @@ def test_public_names():
         "games",
         "install",
         "loss_landscape",
+        "methods",
         "min_norm_weights",
         "optimizers",
         "plot_loss_landscape",
@@ -149,7 +152,7 @@ FLOORS = [
     {"batch_norm", "gradients"},
     {"trainer"},
     {"diagnostics", "optimizers"},
-    {"evaluation", "games"},
+    {"evaluation", "games", "methods"},
     {"callbacks"},
     {"__init__"},
     {"__main__"},
@@ -240,6 +243,7 @@ def test_docstring_examples(name):
 def test_the_public_things_have_an_example():
     for thing in (
         keras_stab.AdaptiveClipping,
+        keras_stab.Aggregate,
         keras_stab.AveragedSGD,
         keras_stab.CEGPlus,
         keras_stab.ExtraGradient,

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+from typing import Any
 
 import keras
 
@@ -10,6 +11,7 @@ from keras_stab.backend import devices
 from keras_stab.backend import differentiation
 from keras_stab.backend import tracing
 from keras_stab.gradients.scope import RecordingScope
+from keras_stab.types import Tensor
 
 # What one evaluation of the loss leaves behind. `state`: the non-trainable
 # values, `None` where unassigned. `carried`: values that go on from one group
@@ -43,7 +45,7 @@ class BatchLoss:
             `None`.
     """
 
-    def __init__(self, model, batch):
+    def __init__(self, model: keras.Model, batch: tuple[Any, Any, Any]):
         self.model = model
         self.batch = batch
         self.variables = list(model.trainable_variables)
@@ -59,7 +61,7 @@ class BatchLoss:
         self._sampler = None
         self._loss = None
 
-    def with_values(self, values):
+    def with_values(self, values: list[Any]) -> "BatchLoss":
         """The same loss, whose weights come in as these tensors.
 
         For a part of the step that a backend traces by itself.
@@ -68,7 +70,13 @@ class BatchLoss:
         loss.values = values
         return loss
 
-    def evaluate(self, batch, non_trainable, carried, share=1.0):
+    def evaluate(
+        self,
+        batch: tuple[Any, Any, Any],
+        non_trainable: list[Any],
+        carried: list[Any],
+        share: Tensor | float = 1.0,
+    ) -> tuple[Evaluation, list[Any]]:
         """The `Evaluation` of some rows and the gradients of the scaled loss.
 
         Gradients are `None` for variables that are not weights.
@@ -102,7 +110,7 @@ class BatchLoss:
             gradients = self.times(gradients, 1.0 / share)
         return evaluation, gradients
 
-    def evaluate_with_pullback(self):
+    def evaluate_with_pullback(self) -> tuple[Any, ...]:
         """As `evaluate` for the whole batch, with a way back from the outputs.
 
         Returns:
@@ -147,7 +155,9 @@ class BatchLoss:
         ]
         return evaluation._replace(replacements=replacements), gradients
 
-    def scope(self, values, non_trainable, carried):
+    def scope(
+        self, values: list[Any], non_trainable: list[Any], carried: list[Any]
+    ) -> RecordingScope:
         """Within it, the model's variables have these values."""
         return RecordingScope(
             [
@@ -157,13 +167,13 @@ class BatchLoss:
             ]
         )
 
-    def predict(self, x):
+    def predict(self, x: Any) -> Any:
         """The model's outputs in training mode; inside `scope`."""
         if keras_internals.accepts_training(self.model):
             return self.model(x, training=True)
         return self.model(x)
 
-    def labels(self, y, y_pred):
+    def labels(self, y: Any, y_pred: Any) -> Any:
         """The labels, drawn from `y_pred` if the loss has a label sampler."""
         if self._sampler is None:
             return y
@@ -171,7 +181,9 @@ class BatchLoss:
             y, keras.tree.map_structure(keras.ops.stop_gradient, y_pred)
         )
 
-    def evaluation(self, scope, loss, y_pred):
+    def evaluation(
+        self, scope: RecordingScope, loss: Tensor, y_pred: Any
+    ) -> Evaluation:
         """What the computation inside `scope` leaves behind."""
         self._track_foreign(scope)
         return Evaluation(
@@ -187,19 +199,19 @@ class BatchLoss:
             replacements=[None] * len(self.variables),
         )
 
-    def scaled(self, loss):
+    def scaled(self, loss: Tensor) -> Tensor:
         """The loss times the loss scale."""
         if self.loss_scale is None:
             return loss
         return loss * keras.ops.cast(self.loss_scale, loss.dtype)
 
-    def unscaled(self, gradients):
+    def unscaled(self, gradients: list[Any]) -> list[Any]:
         """Gradients of the loss from those of the scaled loss."""
         if self.loss_scale is None:
             return gradients
         return self.times(gradients, 1.0 / self.loss_scale)
 
-    def times(self, gradients, factor):
+    def times(self, gradients: list[Any], factor: Any) -> list[Any]:
         """The gradients times a scalar, in full precision."""
         return [
             None if g is None else keras.ops.multiply(g, factor)

@@ -13,13 +13,14 @@ from keras_stab.backend import group_weights
 from keras_stab.backend import processes
 from keras_stab.backend import products
 from keras_stab.gradients import rows
+from keras_stab.gradients.groups import GroupGradients
 from keras_stab.memory import remembered
 from keras_stab.numerics.norms import common_dtype
 
 _QUESTIONS = ("gradient", "groups", "replicas", "plain")
 
 
-class ExchangedGradients:
+class ExchangedGradients(GroupGradients):
     """`GroupGradients` of which each process holds a slice.
 
     Args:

@@ -1,23 +1,125 @@
 """GroupGradients: what an engine answers about K groups of rows."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_stab.backend import exchange
 from keras_stab.backend import products
+from keras_stab.backend import tracing
 from keras_stab.gradients import rows
+from keras_stab.gradients.plan import Plan
+from keras_stab.numerics.norms import in_full_precision
+from keras_stab.types import Tensor
 
 
 class GroupGradients:
-    """The gradients of K groups of rows, reachable by two questions.
+    r"""The gradients of K groups of rows, reachable by their products.
+
+    $g_k$ is the gradient of the model's own loss on the rows of group k, over
+    all trainable variables together. The questions
+
+    $$
+    G_{ij} = \langle g_i, g_j \rangle, \qquad
+    \sum_k \lambda_k g_k, \qquad \langle g_k, v \rangle
+    $$
+
+    are `gram()`, `combine(weights)` and `inner(vector)`. An engine answers
+    them without forming K gradients where it can. `GradientOracle
+    .group_gradients` makes one; it lives as long as its train step.
+
+    Attributes:
+        sizes: Rows in each group, a list of K ints, or scalar tensors when
+            the batch dimension is unknown while the step is traced.
+        present: Booleans `(K,)`, `False` for a group without rows; an array
+            where the sizes are known.
+        rows: Rows in the batch, an int or a scalar tensor.
+        plan: Which engine answers, and why.
+    """
+
+    sizes: list[Any]
+    present: Any
+    rows: Any
+    plan: Plan
+
+    def gram(self) -> Tensor:
+        """The inner products of the group gradients.
+
+        One inner product over all trainable variables together, of the
+        unscaled loss, in full precision. Rows and columns of groups without
+        rows are zero; those of a gradient that is not finite hold NaN.
+
+        Returns:
+            Tensor `(K, K)`, of float32 or, for weights of float64, float64.
+        """
+        raise NotImplementedError
+
+    def combine(self, weights: Tensor, whole: bool = True) -> list[Any]:
+        """The combination `sum_k weights[k] g_k`, one tensor per variable.
+
+        Args:
+            weights: Tensor `(K,)`. A group of weight 0 does not enter, even
+                when its gradient is not finite.
+            whole: Whether each replica of a strategy gets all of it. Otherwise
+                it may get what it has of it, so that the mean over the
+                replicas is the combination, as for the gradients of a loss.
+                Defaults to `True`.
+
+        Returns:
+            List in the order of `model.trainable_variables`; `None` for a
+            variable that no group's loss depends on.
+        """
+        raise NotImplementedError
+
+    def inner(self, vector: Sequence[Any]) -> Tensor:
+        """The inner product of each group gradient with one vector.
+
+        Args:
+            vector: List of tensors, one per trainable variable, as `gradient`
+                or `combine` return it; `None` stands for zeros.
+
+        Returns:
+            Tensor `(K,)`, in full precision; 0 for a group without rows.
+
+        Raises:
+            ValueError: Where several devices share the batch.
+        """
+        if exchange.batch_shares() > 1:
+            raise ValueError(
+                "Inner products with a vector are not formed where several "
+                "devices share a batch. Use `gram`, which holds those of the "
+                f"groups. Received: {exchange.batch_shares()} devices"
+            )
+        parts = [
+            self._padded(products.inner_products(stack, _dense(part)))
+            for stack, part in zip(self.stacks(), vector)
+            if stack is not None and part is not None
+        ]
+        if not parts:
+            return keras.ops.zeros((len(self.sizes),), "float32")
+        return products.total(parts)
+
+    def stacks(self) -> list[Any]:
+        """The gradients themselves, `(K, *shape)` for each variable.
+
+        `None` where there is none. They need K times the memory of a gradient.
+        Trailing groups without rows may be left out.
+        """
+        raise NotImplementedError
+
+    def _padded(self, numbers):
+        """Numbers of the groups that have rows, with 0 for the others."""
+        missing = len(self.sizes) - numbers.shape[0]
+        return keras.ops.pad(numbers, [[0, missing]]) if missing else numbers
+
+
+class StoredGradients(GroupGradients):
+    """Those of which each exists.
 
     Where several devices share the batch, each holds a slice of all of them.
 
     Attributes:
-        sizes: Rows in each group, a list of K ints, or scalar tensors when
-            the batch dimension is unknown.
-        present: Booleans `(K,)`, `False` for a group without rows; an array
-            where the sizes are known.
-        rows: Rows in the batch.
         aligned: Whether each device had groups of its own.
         summed_whole: Whether K gradients were summed before they were cut.
     """
@@ -43,11 +145,6 @@ class GroupGradients:
         return exchange.traffic(weights, groups, aligned or self.aligned)
 
     def gram(self):
-        """Inner products of the group gradients, `(K, K)`, in full precision.
-
-        One inner product over all trainable variables together. Rows and
-        columns of groups without rows are zero.
-        """
         total = self._cut.gram()
         missing = len(self.sizes) - self._cut.evaluated()
         if missing:
@@ -55,15 +152,6 @@ class GroupGradients:
         return total
 
     def combine(self, weights, whole=True):
-        """The combination `sum_k weights[k] g_k`, one tensor per variable.
-
-        Args:
-            weights: Tensor `(K,)`. A group of weight 0 does not enter, even
-                when its gradient is not finite.
-            whole: Whether each replica of a strategy gets all of it. Otherwise
-                it may get what it has of it, so that the mean over the
-                replicas is the combination, as for the gradients of a loss.
-        """
         weights = exchange.alike(weights)[: self._cut.evaluated()]
         combined = self._cut.combine(weights, whole)
         combined = iter(products.unpack_group(combined, self._present_shapes()))
@@ -76,10 +164,6 @@ class GroupGradients:
         return answer
 
     def stacks(self):
-        """The gradients themselves, `(K, *shape)` for each variable.
-
-        `None` where there is none. Trailing groups without rows are left out.
-        """
         pieces = iter(
             products.unpack_groups(self._cut.slices, self._present_shapes())
         )
@@ -87,3 +171,7 @@ class GroupGradients:
 
     def _present_shapes(self):
         return [shape for shape in self._shapes if shape is not None]
+
+
+def _dense(gradient):
+    return in_full_precision(tracing.densify(gradient))

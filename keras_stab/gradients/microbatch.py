@@ -12,7 +12,7 @@ from keras_stab.gradients.convolutional import has_convolution
 from keras_stab.gradients.device_groups import InTurn
 from keras_stab.gradients.device_groups import groups_on_own_device
 from keras_stab.gradients.device_groups import groups_over_devices
-from keras_stab.gradients.groups import GroupGradients
+from keras_stab.gradients.groups import StoredGradients
 from keras_stab.gradients.pooling import rows_check
 from keras_stab.gradients.pooling import shift_seeds
 from keras_stab.gradients.pooling import weighted_sum
@@ -68,7 +68,7 @@ def microbatch(oracle, grouping, rows_apart=False):
     if where is groups_over_devices:
         shapes = [tuple(v.shape) for v in oracle.variables]
         slices = exchange.GroupSlices(gradients, sizes, shapes)
-        return GroupGradients(oracle, slices, shapes)
+        return StoredGradients(oracle, slices, shapes)
     if exchange.sees_own_rows():
         return _collect(oracle, gradients, sizes, grouping.aligned)
     aligned = where is groups_on_own_device
@@ -244,7 +244,7 @@ def _collect(oracle, gradients, sizes, aligned):
     else:
         packed = [in_full_precision(s) for s in stacks]
     cut = exchange.cut(packed, sizes, aligned)
-    return GroupGradients(oracle, cut, shapes)
+    return StoredGradients(oracle, cut, shapes)
 
 
 def _shares(sizes, size):

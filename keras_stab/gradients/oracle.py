@@ -1,5 +1,9 @@
 """GradientOracle: answers a method's questions about the current batch."""
 
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_stab import keras_internals
@@ -9,18 +13,17 @@ from keras_stab.backend import differentiation
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.gradients import rows
-from keras_stab.gradients.batch_loss import BatchLoss
+from keras_stab.gradients.answers import Answers
 from keras_stab.gradients.engines import group_gradients
-from keras_stab.gradients.pooling import StatePool
+from keras_stab.gradients.groups import GroupGradients
 from keras_stab.gradients.pooling import shift_seeds
-from keras_stab.nesting import adds_up
-from keras_stab.nesting import scales_loss
+from keras_stab.types import Tensor
 
 # Seeds of other noise: beyond those of every group.
 NEW_NOISE = 64
 
 
-class GradientOracle(BatchLoss):
+class GradientOracle(Answers):
     """Gradients of one batch: of all of it, of groups, elsewhere.
 
     A method receives an oracle in `estimate(oracle)` and may ask any number
@@ -30,31 +33,42 @@ class GradientOracle(BatchLoss):
     on a variable, and where a variable is not a weight (its
     `overwrite_with_gradient` is set, as of the scales of float8 layers).
 
+    The questions are `gradient` and `group_gradients`; `at`, `with_loss`,
+    `with_compiled_loss`, `with_labels`, `with_new_noise` and `head` return
+    another oracle, to be asked the same. With `loss`, `keep_forward`,
+    `has_forward`, `gradient_of_outputs` and the attributes below they are what
+    a method of yours can rely on; the rest serves the train step.
+
     Every question sees the same stored state: the same dropout masks, the
     same moving statistics. What the trainer keeps (metrics, batch-norm
     statistics, scales of float8 layers, seeds) comes from the first
     evaluation of the whole batch at the current weights.
+
+    Attributes:
+        model: The compiled `keras.Model`.
+        batch: Tuple `(x, y, sample_weight)`.
+        variables: `model.trainable_variables`.
+        values: Their values, where gradients are taken.
+        notes: Dict. What a method leaves under itself is its `handed_over`
+            while its gradients are applied.
+        nonfinite: `"propagate"` if a loss scaler has to see gradients that are
+            not finite, else `"drop"`.
     """
 
-    def __init__(self, model, x, y=None, sample_weight=None):
+    def __init__(
+        self,
+        model: keras.Model,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+    ):
         super().__init__(model, (x, y, sample_weight))
-        self.nonfinite = "propagate" if scales_loss(model.optimizer) else "drop"
-        self.notes = {}
-        # The method whose answer goes to the optimizer as it is.
-        self.asked_by = None
-        self._root = self
-        self._current = self
-        self._replays = True
-        self._keeps = False
-        self._pull = None
-        self._outcome = None
-        self._random_state = None
-        self._answers = {}
 
-    # ---- Questions --------------------------------------------------------
+    def gradient(self) -> list[Any]:
+        """The gradient of the batch loss, one tensor per variable.
 
-    def gradient(self):
-        """The gradient of the batch loss, one tensor per variable."""
+        It is computed once; a second question gets the same answer.
+        """
         if "gradient" not in self._answers:
             keeps = self._keeps and self._is_first()
             evaluation, gradients = self._in_turn(
@@ -68,7 +82,7 @@ class GradientOracle(BatchLoss):
             )
         return self._answers["gradient"]
 
-    def keep_forward(self):
+    def keep_forward(self) -> None:
         """Makes `gradient_of_outputs` possible, at the price of memory.
 
         The forward pass of the first `gradient()` is kept until the step
@@ -77,11 +91,11 @@ class GradientOracle(BatchLoss):
         self._keeps = True
 
     @property
-    def has_forward(self):
+    def has_forward(self) -> bool:
         """Whether there is a forward pass for `gradient_of_outputs`."""
         return self._pull is not None
 
-    def gradient_of_outputs(self, loss):
+    def gradient_of_outputs(self, loss: Callable[..., Any]) -> list[Any]:
         """The gradient of another loss, from the forward pass that was kept.
 
         Args:
@@ -104,36 +118,43 @@ class GradientOracle(BatchLoss):
         return self.unscaled(self._pull(cotangents))
 
     @property
-    def loss(self):
+    def loss(self) -> Tensor:
         """The loss here, once a gradient was asked for."""
         return self._outcome.loss
 
-    def group_gradients(self, groups, engine="auto", rule="interleaved"):
+    def group_gradients(
+        self, groups: int, engine: str = "auto", rule: str = "interleaved"
+    ) -> GroupGradients:
         """The gradients of K groups of rows, as a `GroupGradients`.
 
         Args:
-            groups: Int, K.
-            engine: One of `ENGINES`.
-            rule: Which rows are in which group, as in `grouping_for`.
+            groups: Int of at least 1, K.
+            engine: How they are computed: `"auto"`, `"one_pass"` or
+                `"microbatch"`, as in `GRAIN`. Defaults to `"auto"`.
+            rule: Which rows are in which group: `"interleaved"` (row i in
+                group i mod K), `"contiguous"`, or `"replicas"` (contiguous,
+                each group whole on a device). Defaults to `"interleaved"`.
         """
         key = groups, engine, rule
         if key not in self._answers:
             self._answers[key] = self._in_turn(lambda: self._groups(*key))
         return self._answers[key]
 
-    def at(self, shift, factor=None):
+    def at(
+        self, shift: Sequence[Any], factor: Tensor | float | None = None
+    ) -> "GradientOracle":
         """The same oracle at the weights + `factor * shift`.
 
         Args:
             shift: List of tensors, one per trainable variable; `None` for a
                 variable that stays where it is.
-            factor: Scalar tensor or float; `None` for 1.
+            factor: Scalar tensor or float; `None` for 1. Defaults to `None`.
         """
         oracle = self._derived()
         oracle.values = many_tensors.shifted(self.values, shift, factor)
         return oracle
 
-    def moved_to(self, values):
+    def moved_to(self, values: list[Any]) -> "GradientOracle":
         """The same oracle at other weights, as the current weights.
 
         For a method whose weights in the model are not those that it trains
@@ -147,7 +168,7 @@ class GradientOracle(BatchLoss):
             self._root._current = oracle
         return oracle
 
-    def with_labels(self, sampler):
+    def with_labels(self, sampler: Callable[..., Any]) -> "GradientOracle":
         """The same oracle with other labels.
 
         Args:
@@ -158,7 +179,7 @@ class GradientOracle(BatchLoss):
         oracle._sampler = sampler
         return oracle
 
-    def with_loss(self, loss):
+    def with_loss(self, loss: Callable[..., Any]) -> "GradientOracle":
         """The same oracle with another loss; it has no group gradients.
 
         Args:
@@ -169,7 +190,7 @@ class GradientOracle(BatchLoss):
         oracle._loss = loss
         return oracle
 
-    def with_compiled_loss(self):
+    def with_compiled_loss(self) -> "GradientOracle":
         """The same oracle without regularisers and other penalties.
 
         A model's own `compute_loss` stays what it is.
@@ -184,13 +205,13 @@ class GradientOracle(BatchLoss):
 
         return self.with_loss(loss)
 
-    def gradient_beside(self):
+    def gradient_beside(self) -> list[Any]:
         """As `gradient`, for use in a condition: a new answer is not kept."""
         if "gradient" in self._answers:
             return self._answers["gradient"]
         return self._derived().gradient()
 
-    def with_new_noise(self):
+    def with_new_noise(self) -> "GradientOracle":
         """The same oracle with other dropout masks."""
         oracle = self._derived()
         oracle.non_trainable = shift_seeds(
@@ -199,11 +220,14 @@ class GradientOracle(BatchLoss):
         oracle._replays = False
         return oracle
 
-    def head(self, fraction):
+    def head(self, fraction: float) -> "GradientOracle":
         """The same oracle on a part of the batch, rounded up.
 
         Its rows lie evenly spread over the batch, so that the work stays
         balanced when the batch is cut over devices.
+
+        Args:
+            fraction: Float in (0, 1], the part of the rows.
         """
         size = rows.batch_size(*self.batch)
         count = rows.part_of(size, checked_fraction("fraction", fraction))
@@ -211,79 +235,5 @@ class GradientOracle(BatchLoss):
         oracle.batch = rows.spread(self.batch, count, size)
         return oracle
 
-    # ---- For the train step -----------------------------------------------
-
-    @property
-    def outcome(self):
-        """The first evaluation of the whole batch at the current weights."""
-        current = self._root._current
-        if current._outcome is None:
-            current.gradient()
-        return current._outcome
-
-    def wants_whole(self, method):
-        """Whether each replica must get all of a method's answer."""
-        return self.asked_by is not method or not adds_up(self.model.optimizer)
-
-    def to_optimizer(self, gradients):
-        """As `optimizer.apply` wants them: scaled, one share per replica.
-
-        Variables that are not weights get their new value in its place.
-        """
-        factor = 1.0 / devices.replicas()
-        if self.loss_scale is not None:
-            factor = factor * self.loss_scale
-        if self.loss_scale is not None or factor != 1.0:
-            gradients = self.times(gradients, factor)
-        return [
-            gradient if new is None else new
-            for gradient, new in zip(gradients, self.outcome.replacements)
-        ]
-
-    # ---- For the engines --------------------------------------------------
-
-    def record(self, evaluation):
-        """Keeps the first evaluation of the whole batch of this oracle."""
-        if self._outcome is None:
-            self._outcome = evaluation
-
-    def state_pool(self):
-        """The `StatePool` of the model, made once per step."""
-        root = self._root
-        if "pool" not in root._answers:
-            root._answers["pool"] = StatePool(self.model)
-        return root._answers["pool"]
-
     def _groups(self, *arguments):
         return group_gradients(self, *arguments)
-
-    def _evaluate(self):
-        return self.evaluate(self.batch, self.non_trainable, self.carried)
-
-    def _evaluate_and_keep(self):
-        evaluation, gradients, self._output_masks, self._pull = (
-            self.evaluate_with_pullback()
-        )
-        return evaluation, gradients
-
-    def _is_first(self):
-        return self._root._current is self and self._outcome is None
-
-    def _in_turn(self, question):
-        root = self._root
-        if root._random_state is None:
-            root._random_state = devices.random_state()
-        if self._is_first() or not self._replays:
-            return question()
-        with devices.replayed(root._random_state):
-            return question()
-
-    def _derived(self):
-        oracle = object.__new__(type(self))
-        oracle.__dict__.update(self.__dict__)
-        oracle.carried_variables = list(self.model.metrics_variables)
-        oracle.carried = self.carried[: len(oracle.carried_variables)]
-        oracle._outcome = None
-        oracle._pull = None
-        oracle._answers = {}
-        return oracle

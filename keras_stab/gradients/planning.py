@@ -10,16 +10,17 @@ from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.batches import iterate_whole
 from keras_stab.gradients.oracle import GradientOracle
-from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 
 
-def plan_for(model, batch, groups, engine, rule):
+def plan_for(model, batch, groups, engine, rule, solve):
     """The `Plan` for one batch, as `fit` of the model takes it.
 
     Args:
         model: A compiled `keras.Model`.
         batch: Tuple `(x, y, sample_weight)` of arrays.
         groups, engine, rule: As in `GradientOracle.group_gradients`.
+        solve: From the Gram matrix, `present`, `nonfinite`, rows and sizes to
+            weights and figures.
     """
     batches, _ = iterate_whole(batch, _ALL_ROWS, model)
     batch = next(batches)
@@ -37,12 +38,12 @@ def plan_for(model, batch, groups, engine, rule):
 
     def combination(batch):
         oracle, answer = ask(batch)
-        weights, measures = min_norm_weights_and_measures(
+        weights, measures = solve(
             answer.gram(),
             answer.present,
-            products.as_float(answer.rows),
-            "exclude",
             oracle.nonfinite,
+            products.as_float(answer.rows),
+            answer.sizes,
         )
         return [measures, *_known(answer.combine(weights))]
 

@@ -8,6 +8,10 @@ import keras
 import numpy as np
 
 from keras_stab.backend import products
+from keras_stab.numerics.aggregation import MinNorm
+from keras_stab.numerics.aggregation import as_solution
+from keras_stab.numerics.aggregation import solve_rule
+from keras_stab.numerics.aggregation import tidied
 from keras_stab.numerics.gram_measures import gram_measures
 from keras_stab.numerics.min_norm import MinNormSolution
 from keras_stab.numerics.min_norm import check_min_norm
@@ -97,8 +101,52 @@ def min_norm_weights(
 
 def min_norm_weights_and_measures(gram, present, rows, zero_groups, nonfinite):
     """The K x K part of a GRAIN step: weights and `gram_measures`."""
+    rule = MinNorm(zero_groups)
+    return weights_and_measures(rule, gram, present, rows, nonfinite)
+
+
+def weights_and_measures(rule, gram, present, rows, nonfinite, draws=None):
+    """The K x K part of a step: weights and `gram_measures`.
+
+    Args:
+        rule: A `Rule`.
+        gram, present, nonfinite: As in `min_norm_weights`.
+        rows: Scalar, rows in the batch.
+        draws: Random numbers for a rule that wants them, see `solve_rule`.
+    """
+    given = () if draws is None else (draws,)
     return products.on_small_matrix(
-        _weights_and_measures(zero_groups, nonfinite), gram, present, rows
+        _weights_and_measures(rule, nonfinite), gram, present, rows, *given
+    )
+
+
+def weights_by_function(function, gram, present, rows, nonfinite, sizes=None):
+    """The same, by a function that a user wrote.
+
+    It runs as a part of the step, on tensors: `function(gram)`, or
+    `function(gram, sizes)` where sizes are given. What takes no part is 0 in
+    both.
+
+    Args:
+        sizes: Rows in each group, a list of ints or of scalar tensors.
+    """
+    ops = keras.ops
+    gram = ops.convert_to_tensor(gram)
+    present = ops.convert_to_tensor(present, dtype="bool")
+    _, groups = tidied(gram, present)
+    arguments = [groups.gram]
+    if sizes is not None:
+        sizes = ops.cast(ops.stack(sizes), groups.gram.dtype)
+        arguments.append(ops.where(groups.takes_part, sizes, 0.0))
+    weights = ops.convert_to_tensor(function(*arguments))
+    if tuple(weights.shape) != tuple(gram.shape[:1]):
+        raise ValueError(
+            "`rule` must return one weight for each group. Received: weights "
+            f"of shape {tuple(weights.shape)} for {gram.shape[0]} groups"
+        )
+    weights = ops.cast(weights, groups.gram.dtype)
+    return products.on_small_matrix(
+        _judged(nonfinite), gram, present, rows, weights
     )
 
 
@@ -114,9 +162,25 @@ def _solution(zero_groups, nonfinite):
 
 
 @functools.cache
-def _weights_and_measures(zero_groups, nonfinite):
-    def solve(gram, present, rows):
-        solution = solve_min_norm(gram, zero_groups, nonfinite, present)
-        return solution.weights, gram_measures(gram, solution, present, rows)
+def _weights_and_measures(rule, nonfinite):
+    def solve(gram, present, rows, draws=None):
+        solution = solve_rule(rule, gram, nonfinite, present, draws)
+        return solution.weights, gram_measures(
+            gram, solution, present, rows, rule.is_shortest
+        )
 
     return solve
+
+
+@functools.cache
+def _judged(nonfinite):
+    def judge(gram, present, rows, weights):
+        xp, groups = tidied(gram, present)
+        # Nothing was solved, so nothing is to be certified.
+        residual = xp.sum(groups.gram) * 0.0
+        solution = as_solution(xp, groups, weights, residual, nonfinite)
+        return solution.weights, gram_measures(
+            gram, solution, present, rows, is_shortest=False
+        )
+
+    return judge

@@ -42,7 +42,10 @@ def estimate(optimizer, oracle):
     for each in nest(optimizer):
         if hasattr(each, "estimate"):
             oracle.asked_by = each
-            return each.estimate(oracle)
+            gradients = each.estimate(oracle)
+            if hasattr(each, "handed_over"):  # even if it has nothing to say
+                oracle.notes.setdefault(each, ())
+            return gradients
     return oracle.gradient()
 
 

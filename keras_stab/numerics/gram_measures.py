@@ -23,15 +23,15 @@ GROUP_MEASURES = (
 )
 
 
-def gram_measures(gram, solution, present, rows):
+def gram_measures(gram, solution, present, rows, is_shortest=True):
     r"""Returns the figures named in `GROUP_MEASURES`, as one vector.
 
     With $\bar g$ the plain mean of the K group gradients that are neither
-    excluded nor non-finite, $d$ the min-norm combination and m the mean
-    number of rows in a group:
+    excluded nor non-finite, $d$ the combination and m the mean number of rows
+    in a group:
 
     - `residual`: the solver's certificate;
-    - `norm_ratio`: $|d| / |\bar g|$, in [0, 1];
+    - `norm_ratio`: $|d| / |\bar g|$;
     - `support_size`: how many weights exceed 1e-4;
     - `conflict_rate`: share of groups with $\langle \bar g, g_k \rangle < 0$;
     - `min_cosine`: smallest cosine between two groups;
@@ -45,15 +45,17 @@ def gram_measures(gram, solution, present, rows):
 
     Args:
         gram: Tensor or NumPy array of shape `(K, K)`.
-        solution: What `min_norm_weights(gram)` returned.
+        solution: What `min_norm_weights(gram)` or `solve_rule` returned.
         present: Boolean of shape `(K,)`, `False` for a group without rows.
         rows: Scalar, rows in the batch.
+        is_shortest: Whether $d$ is no longer than $\bar g$.
 
     Returns:
         Tensor or array of shape `(len(GROUP_MEASURES),)`.
     """
     if isinstance(gram, np.ndarray):
-        return np.array(_on_host(gram, solution, present, rows), "float64")
+        values = _on_host(gram, solution, present, rows, is_shortest)
+        return np.array(values, "float64")
     ops = keras.ops
     gram = in_full_precision(gram)
     rows = ops.cast(rows, gram.dtype)
@@ -69,10 +71,11 @@ def gram_measures(gram, solution, present, rows):
     with_mean = ops.sum(clean, axis=1) / safe_count
     mean_norm_squared = ops.maximum(ops.sum(with_mean) / safe_count, 0.0)
     norm_squared = ops.maximum(solution.norm_squared, 0.0)
-    # By rounding, the ratio may pass 1 when the mean is the minimum.
     ratio = norm_squared / ops.where(
         mean_norm_squared > 0, mean_norm_squared, 1.0
     )
+    if is_shortest:  # but for rounding, when the mean is the minimum
+        ratio = ops.minimum(ratio, 1.0)
     root = ops.sqrt(ops.where(included, squares, 1.0))
     cosines = clean / root[:, None] / root[None, :]
     off_diagonal = ops.arange(clean.shape[0])
@@ -80,7 +83,7 @@ def gram_measures(gram, solution, present, rows):
     broken = ops.logical_not(ops.isfinite(ops.diagonal(gram)))
     values = [
         solution.residual,
-        ops.sqrt(ops.minimum(ratio, 1.0)),
+        ops.sqrt(ratio),
         ops.sum(indicator(ops, solution.weights > 1e-4, gram)),
         ops.sum(ops.where(with_mean < 0, member, 0.0)) / safe_count,
         ops.min(ops.where(off_diagonal & pairs, cosines, 1.0)),
@@ -92,7 +95,7 @@ def gram_measures(gram, solution, present, rows):
     return ops.stack([ops.cast(v, "float32") for v in values])
 
 
-def _on_host(gram, solution, present, rows):
+def _on_host(gram, solution, present, rows, is_shortest):
     """The same figures; only groups that take part enter the arithmetic."""
     groups = len(gram)
     broken = np.count_nonzero(present & ~np.isfinite(gram.diagonal()))
@@ -105,15 +108,16 @@ def _on_host(gram, solution, present, rows):
     mean_square = squares.sum() / count
     with_mean = gram.sum(axis=1) / count
     mean_norm_squared = max(with_mean.sum() / count, 0.0)
-    # Of `np`, which keep NaN. By rounding, the ratio may pass 1 when the mean
-    # is the minimum.
+    # Of `np`, which keep NaN.
     ratio = np.maximum(solution.norm_squared, 0.0) / (mean_norm_squared or 1.0)
+    if is_shortest:
+        ratio = np.minimum(ratio, 1.0)
     root = np.sqrt(squares)
     cosines = gram / root[:, None] / root
     cosines.flat[:: len(root) + 1] = 1.0
     return (
         solution.residual,
-        np.sqrt(np.minimum(ratio, 1.0)),
+        np.sqrt(ratio),
         np.count_nonzero(solution.weights > 1e-4),
         np.count_nonzero(with_mean < 0) / count,
         cosines.min(initial=1.0),

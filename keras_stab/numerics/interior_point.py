@@ -1,13 +1,16 @@
-"""An interior point method for the scaled min-norm problem.
+"""An interior point method for small quadratic problems over the orthant.
 
-It solves min y'My/2 - b'y over y >= 0 with M the correlations plus b b' and b
-the inverse norms, in a fixed number of predictor-corrector iterations. `xp` is
-`keras.ops` or `numpy`, as in `min_norm`; products of matrices and vectors are
-elementwise sums, because a matrix product may run in TF32 or bfloat16 on an
-accelerator.
+It solves min y'My/2 - b'y over y >= 0, for one b or for several at once, in a
+fixed number of predictor-corrector iterations. A problem has `matrix`, M, of
+shape `(K, K)`; `target`, b, of shape `(..., K)`; `included`, booleans `(K,)`;
+and `measure(xp, y)`, which makes the answer of a point, of the shape of b, and
+its residual. `xp` is `keras.ops` or `numpy`, as in `min_norm`; products of
+matrices and vectors are elementwise sums, because a matrix product may run in
+TF32 or bfloat16 on an accelerator.
 """
 
-import collections
+from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -19,11 +22,27 @@ _DOUBLE = {"iterations": 25, "proximal": 1e-10, "floor": 1e-18}
 # Where iterations on the host stop, for Gram matrices of either precision.
 _RESIDUAL = {"float32": 1e-12, "float64": 1e-15}
 
-# A problem with all scales taken out: `correlation` has a unit diagonal,
-# `scale` is in (0, 1], `matrix` is correlation + scale scale'.
-Problem = collections.namedtuple(
-    "Problem", ["correlation", "scale", "matrix", "included"]
-)
+
+class Problem(NamedTuple):
+    """The min-norm problem with all scales taken out.
+
+    `correlation` has a unit diagonal, `scale` is in (0, 1], `matrix` is
+    correlation + scale scale'.
+    """
+
+    correlation: Any
+    scale: Any
+    matrix: Any
+    included: Any
+
+    @property
+    def target(self):
+        return self.scale
+
+    def measure(self, xp, y):
+        weights = xp.where(self.included, y, 0.0) * self.scale
+        weights = weights / xp.sum(weights)
+        return weights, certificate(xp, self, weights)
 
 
 def indicator(xp, chosen, like):
@@ -40,12 +59,13 @@ def uniform(xp, chosen, like):
 
 
 def identity_like(xp, like):
-    """The identity matrix of the size and dtype of a vector."""
-    return xp.eye(like.shape[0], dtype=like.dtype)
+    """The identity matrix of the size and dtype of vectors."""
+    return xp.eye(like.shape[-1], dtype=like.dtype)
 
 
-def _product(xp, matrix, vector):
-    return xp.sum(matrix * vector[None, :], axis=1)
+def times(xp, matrix, vectors):
+    """The matrix times one vector `(K,)` or each of several `(..., K)`."""
+    return xp.sum(matrix * vectors[..., None, :], axis=-1)
 
 
 def quadratic(xp, problem, weights):
@@ -53,7 +73,7 @@ def quadratic(xp, problem, weights):
     included = problem.included
     safe_scale = xp.where(included, problem.scale, 1.0)
     y = xp.where(included, weights / safe_scale, 0.0)
-    slope = _product(xp, problem.correlation, y)
+    slope = times(xp, problem.correlation, y)
     return xp.sum(y * slope), slope
 
 
@@ -65,9 +85,9 @@ def certificate(xp, problem, weights):
 
 
 def solve_in_graph(problem):
-    """Weights from tensors: the same number of iterations for every problem."""
+    """From tensors: the same number of iterations for every problem."""
     ops = keras.ops
-    double = common_dtype([problem.scale]) == "float64"
+    double = common_dtype([problem.target]) == "float64"
     constants = _DOUBLE if double else _SINGLE
     state = ops.fori_loop(
         0,
@@ -79,22 +99,22 @@ def solve_in_graph(problem):
 
 
 def iterate_on_host(problem, precision="float64"):
-    """Weights from NumPy arrays: stops when the certificate is reached."""
+    """From NumPy arrays: stops when the certificate is reached."""
     state = _start(np, problem)
     with np.errstate(all="ignore"):  # late iterations may divide 0 by 0
         for _ in range(_DOUBLE["iterations"]):
             state = _iterate(np, problem, _DOUBLE, state)
-            if state[3] <= _RESIDUAL[precision]:
+            if np.max(state[3]) <= _RESIDUAL[precision]:
                 break
     return state[2]
 
 
 def _start(xp, problem):
-    ones = xp.ones_like(problem.scale)
-    weights = uniform(xp, problem.included, ones)
+    ones = xp.ones_like(problem.target)
+    answer = uniform(xp, problem.included, ones) * ones
     # A bound that every iterate beats, of the type of the tensors.
-    residual = xp.max(ones) * float("inf")
-    return ones, ones, weights, residual
+    residual = xp.max(ones, axis=-1) * float("inf")
+    return ones, ones, answer, residual
 
 
 def _iterate(xp, problem, constants, state):
@@ -102,28 +122,31 @@ def _iterate(xp, problem, constants, state):
 
     `x` is y, `w` the multipliers of y >= 0. `proximal` enters the matrix of
     the linear systems only, never the residual: it biases nothing. The best
-    weights so far are kept, so that more iterations never hurt.
+    answers so far are kept, so that more iterations never hurt.
     """
-    x, w, best_weights, best_residual = state
-    b = problem.scale
-    groups = x.shape[0]
+    x, w, best_answer, best_residual = state
+    groups = x.shape[-1]
     identity = identity_like(xp, x)
-    r = _product(xp, problem.matrix, x) - b - w
-    mu = xp.mean(x * w)
+    r = times(xp, problem.matrix, x) - problem.target - w
+    mu = _mean(xp, x * w)
     ratio = w / x
-    system = problem.matrix + identity * (ratio + constants["proximal"])
-    jacobi = 1.0 / xp.sqrt(xp.diagonal(system))
-    inverse = _inverse(xp, system * jacobi[:, None] * jacobi[None, :], groups)
+    system = problem.matrix + identity * (
+        ratio[..., None, :] + constants["proximal"]
+    )
+    jacobi = 1.0 / xp.sqrt(xp.diagonal(system, axis1=-2, axis2=-1))
+    inverse = _inverse(
+        xp, system * jacobi[..., :, None] * jacobi[..., None, :], groups
+    )
 
     def solve(v):
-        z = jacobi * _product(xp, inverse, jacobi * v)
-        rest = v - _product(xp, system, z)  # one round of refinement
-        return z + jacobi * _product(xp, inverse, jacobi * rest)
+        z = jacobi * times(xp, inverse, jacobi * v)
+        rest = v - times(xp, system, z)  # one round of refinement
+        return z + jacobi * times(xp, inverse, jacobi * rest)
 
     dx = solve(-r - w)
     dw = -w - ratio * dx
     step = xp.minimum(_step(xp, x, dx), _step(xp, w, dw))
-    centre = xp.mean((x + step * dx) * (w + step * dw)) / mu
+    centre = _mean(xp, (x + step * dx) * (w + step * dw)) / mu
     sigma = xp.minimum(1.0, centre**3)
     correction = (sigma * mu - dx * dw) / x
     dx = solve(-r - w + correction)
@@ -132,24 +155,27 @@ def _iterate(xp, problem, constants, state):
     x = xp.maximum(x + step * dx, constants["floor"])
     w = xp.maximum(w + step * dw, constants["floor"])
 
-    weights = xp.where(problem.included, x, 0.0) * b
-    weights = weights / xp.sum(weights)
-    residual = certificate(xp, problem, weights)
+    answer, residual = problem.measure(xp, x)
     better = xp.logical_and(xp.isfinite(residual), residual < best_residual)
-    best_weights = xp.where(better, weights, best_weights)
+    best_answer = xp.where(better[..., None], answer, best_answer)
     best_residual = xp.where(better, residual, best_residual)
-    return x, w, best_weights, best_residual
+    return x, w, best_answer, best_residual
+
+
+def _mean(xp, values):
+    return xp.mean(values, axis=-1, keepdims=True)
 
 
 def _step(xp, value, change):
-    """The largest step in [0, 1] that keeps `value` non-negative."""
+    """The largest steps in [0, 1] that keep `value` non-negative."""
     shrinking = change < 0
     safe = xp.where(shrinking, change, -1.0)
-    return xp.min(xp.where(shrinking, xp.minimum(-value / safe, 1.0), 1.0))
+    steps = xp.where(shrinking, xp.minimum(-value / safe, 1.0), 1.0)
+    return xp.min(steps, axis=-1, keepdims=True)
 
 
 def _inverse(xp, matrix, groups):
-    """Inverse of a positive definite matrix with unit diagonal."""
+    """Inverses of positive definite matrices with unit diagonal."""
     if xp is np:
         return np.linalg.inv(matrix)
     ops = keras.ops
@@ -160,9 +186,12 @@ def _inverse(xp, matrix, groups):
         # Gauss-Jordan in place; a one-hot vector selects row and column k so
         # that k may be a loop counter inside a compiled step.
         unit = indicator(ops, positions == k, matrix)
-        column = ops.sum(matrix * unit[None, :], axis=1)
-        row = ops.sum(matrix * unit[:, None], axis=0)
-        pivot = ops.sum(column * unit)
-        return matrix - (column - unit)[:, None] * (row + unit) / pivot
+        column = ops.sum(matrix * unit[None, :], axis=-1)
+        row = ops.sum(matrix * unit[:, None], axis=-2)
+        pivot = ops.sum(column * unit, axis=-1)[..., None, None]
+        return (
+            matrix
+            - (column - unit)[..., :, None] * (row + unit)[..., None, :] / pivot
+        )
 
     return ops.fori_loop(0, groups, eliminate, matrix)

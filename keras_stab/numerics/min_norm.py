@@ -21,7 +21,7 @@ from keras_stab.numerics.min_norm_on_host import min_norm_on_host
 from keras_stab.numerics.norms import in_full_precision
 
 MAX_GROUPS = 64
-_NEGLIGIBLE = 1e-14
+NEGLIGIBLE = 1e-14
 
 
 class MinNormSolution(NamedTuple):
@@ -38,9 +38,7 @@ def solve_min_norm(gram, zero_groups, nonfinite, present=None):
     groups = check_min_norm(gram, zero_groups, nonfinite)
     if isinstance(gram, np.ndarray):
         return MinNormSolution(
-            *min_norm_on_host(
-                gram, _NEGLIGIBLE, zero_groups, nonfinite, present
-            )
+            *min_norm_on_host(gram, NEGLIGIBLE, zero_groups, nonfinite, present)
         )
     ops = keras.ops
     gram = in_full_precision(ops.convert_to_tensor(gram))
@@ -52,9 +50,9 @@ def solve_min_norm(gram, zero_groups, nonfinite, present=None):
     clean = ops.where(finite[:, None] & finite[None, :], gram, 0.0)
     diagonal = ops.diagonal(clean)
     largest = ops.max(diagonal)
-    # The first condition keeps an all-zero hull out when _NEGLIGIBLE * largest
+    # The first condition keeps an all-zero hull out when NEGLIGIBLE * largest
     # underflows to 0.
-    included = ops.logical_and(diagonal > 0, diagonal > _NEGLIGIBLE * largest)
+    included = ops.logical_and(diagonal > 0, diagonal > NEGLIGIBLE * largest)
 
     root = ops.sqrt(ops.where(included, diagonal, 1.0))
     smallest = ops.min(ops.where(included, root, ops.max(root)))

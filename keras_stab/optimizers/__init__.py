@@ -1,5 +1,6 @@
 """The methods, one class per file and one folder per family."""
 
+from keras_stab.optimizers.aggregate import Aggregate
 from keras_stab.optimizers.averaging import AveragedSGD
 from keras_stab.optimizers.averaging import ScheduleFree
 from keras_stab.optimizers.averaging import WeightAveraging
@@ -19,6 +20,7 @@ from keras_stab.optimizers.layerwise import TVLARS
 
 __all__ = [
     "AdaptiveClipping",
+    "Aggregate",
     "AveragedSGD",
     "CEGPlus",
     "ExtraGradient",

@@ -1,4 +1,4 @@
-"""The window of GRAIN across batches: K gradients and their Gram matrix."""
+"""The window across batches: K gradients and their Gram matrix."""
 
 from typing import Any
 
@@ -10,7 +10,6 @@ from keras_stab.backend import group_weights
 from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
-from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.optimizers.restart import Restarts
 from keras_stab.optimizers.state import slot_name
@@ -63,7 +62,7 @@ class BatchWindow:
         """Drops the gradients, for example when other weights were loaded."""
         self._filled.assign(0)
 
-    def push(self, gradients, variables, zero_groups, note):
+    def push(self, gradients, variables, note):
         """Stores one gradient; applies the combination of K.
 
         A gradient that is not finite is not stored: the next batch takes its
@@ -71,7 +70,6 @@ class BatchWindow:
         counts as zero.
 
         Args:
-            zero_groups: As in `min_norm_weights`.
             note: Weights and measures of the last window.
 
         Returns:
@@ -80,7 +78,7 @@ class BatchWindow:
         ops = keras.ops
         if not devices.updates_under_conditions():
             raise ValueError(
-                'GRAIN(across="batches") cannot update under a tf.distribute '
+                'across="batches" cannot update under a tf.distribute '
                 "strategy, which allows no conditional update in a replica. "
                 "Use across=None, which shares the groups over all replicas"
             )
@@ -122,7 +120,7 @@ class BatchWindow:
             closing,
             lambda: [
                 ops.cast(value, old.dtype)
-                for value, old in zip(self._solved(gram, zero_groups), note)
+                for value, old in zip(self._solved(gram), note)
             ],
             lambda: list(note),
         )
@@ -150,14 +148,9 @@ class BatchWindow:
         )
         return weights, measures
 
-    def _solved(self, gram, zero_groups):
+    def _solved(self, gram):
         everyone = keras.ops.ones((self._groups,), dtype="bool")
-        # The optimizer does not see how many rows a batch has, hence no
-        # estimate of the noise per row.
-        unknown = keras.ops.cast(float("nan"), gram.dtype)
-        return min_norm_weights_and_measures(
-            gram, everyone, unknown, zero_groups, "drop"
-        )
+        return self._optimizer.solve(gram, everyone, "drop")
 
 
 def _overwritten(gradients, variables):

@@ -9,14 +9,54 @@ from keras_stab.optimizers.wrapper import Wrapper
 
 
 class GradientMethod(Wrapper):
-    """A wrapper that chooses the gradient: it asks the oracle.
+    r"""Base of optimizers that choose the gradient of a step themselves.
 
-    A subclass defines `estimate(oracle)` and leaves a note there,
-    `oracle.notes[self] = ...`, which it finds as `self.handed_over` when its
-    gradients come back through `apply`.
+    The step of a subclass is
+
+    $$
+    d_t = \mathrm{estimate}(\mathrm{oracle}_t), \qquad
+    w_{t+1} = \mathrm{inner}(w_t, d_t)
+    $$
+
+    It defines `estimate(oracle)`, which asks a `GradientOracle` for any number
+    of gradients of the batch and returns one tensor (or `None`) per trainable
+    variable. It runs inside of the compiled step, so it is written in
+    `keras.ops`, and it assigns nothing: other methods may be around it.
+
+    A method with state makes variables in `build`, with `add_variable`, and
+    assigns them in `apply_in_order(gradients, variables)`, before or after
+    `super().apply_in_order(gradients, variables)`. What `estimate` leaves as
+    `oracle.notes[self]` is `self.handed_over` there.
+
+    `fit` and `train_on_batch` of any compiled `keras.Model` then train with
+    it, on every backend, with what Keras's optimizers can do: saving,
+    resuming, loss scaling, accumulation, nesting. Register the class with
+    `keras.saving.register_keras_serializable` to save models; a setting of its
+    own belongs into `get_config`.
+
+    Args:
+        inner_optimizer: A `keras.optimizers.Optimizer`, its name, or its
+            config; it makes a step from what `estimate` returns.
+        name: String or `None`. Defaults to `None`.
+
+    Raises:
+        ValueError: If `inner_optimizer` is not an optimizer, or an argument
+            is given that the method does not have.
+        RuntimeError: If it is given plain gradients.
+
+    Example:
+
+    >>> import keras, keras_stab
+    >>> class HalfOfTheRows(keras_stab.methods.GradientMethod):
+    ...     def estimate(self, oracle):
+    ...         return oracle.head(0.5).gradient()
+    >>> model = keras.Sequential([keras.layers.Dense(1)])
+    >>> model.compile(optimizer=HalfOfTheRows("sgd"), loss="mse")
+    >>> x, y = keras.ops.ones((8, 3)), keras.ops.ones((8, 1))
+    >>> history = model.fit(x, y, batch_size=8, verbose=0)
     """
 
-    handed_over = None
+    handed_over: Any = None
 
     @property
     def wants_oracle(self) -> bool:
@@ -44,4 +84,7 @@ class GradientMethod(Wrapper):
             )
         super().apply(grads, trainable_variables)
 
-    plain_gradient_hint = ""
+    @property
+    def plain_gradient_hint(self) -> str:
+        """The end of the message to one who hands over plain gradients."""
+        return ""

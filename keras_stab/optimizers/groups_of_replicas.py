@@ -1,21 +1,19 @@
-"""GRAIN whose groups are those of the devices that share a batch."""
+"""Methods whose groups are those of the devices that share a batch."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_stab import keras_internals
 from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.gradients.exchanged import ExchangedGradients
 from keras_stab.gradients.exchanged import check_agreement
-from keras_stab.gradients.small_problems import min_norm_weights_and_measures
 from keras_stab.nesting import scales_loss
 from keras_stab.optimizers.gradient_method import GradientMethod
-from keras_stab.optimizers.grain_arguments import check_saved_total
-from keras_stab.optimizers.grain_arguments import total_now
+from keras_stab.optimizers.group_arguments import check_saved_total
+from keras_stab.optimizers.group_arguments import total_now
 
 
 class GroupsOfReplicas(GradientMethod):
@@ -28,17 +26,35 @@ class GroupsOfReplicas(GradientMethod):
 
     across: str | None
     groups: int
-    zero_groups: str
     _total: int | None = None  # K, fixed when the state is made
 
     def _all_groups(self) -> int:
         """K, the groups on all devices."""
         return total_now(self._total, self.groups, self.across)
 
+    def solve(
+        self,
+        gram: Any,
+        present: Any,
+        nonfinite: str,
+        rows: Any = None,
+        sizes: Any = None,
+    ) -> Any:
+        """Weights `(K,)` and the figures `GROUP_MEASURES` of a Gram matrix.
+
+        Args:
+            gram, present, nonfinite: As in `min_norm_weights`.
+            rows: Scalar, rows in the batch; `None` where the optimizer does
+                not see them.
+            sizes: Those in each group, a list, or `None`.
+        """
+        raise NotImplementedError
+
     def load_own_variables(self, store: Any) -> None:
         if self.built and "0" in store.keys():
             (saved,) = store["0"].shape
-            check_saved_total(saved, self._total, self.across)
+            name = type(self).__name__
+            check_saved_total(name, saved, self._total, self.across)
         super().load_own_variables(store)
 
     def apply(
@@ -85,15 +101,8 @@ def _combined(optimizer, gradients, variables):
     gram = groups.gram()
     if first:
         _check_not_summed(gram)
-    # The optimizer does not see how many rows a process has, hence no estimate
-    # of the noise per row.
-    note = min_norm_weights_and_measures(
-        gram,
-        groups.present,
-        np.array(np.nan, gram.dtype),
-        optimizer.zero_groups,
-        "propagate" if scales_loss(optimizer) else "drop",
-    )
+    nonfinite = "propagate" if scales_loss(optimizer) else "drop"
+    note = optimizer.solve(gram, groups.present, nonfinite)
     return groups.combine(note[0]), note
 
 

@@ -62,6 +62,7 @@ class Wrapper(ForwardsToInner, keras.optimizers.Optimizer):
         self.inner_optimizer = inner_optimizer
 
     def build(self, variables: Iterable[keras.Variable]) -> None:
+        """Makes the state, once; a method adds its own variables here."""
         if self.built:
             return
         variables = list(variables)

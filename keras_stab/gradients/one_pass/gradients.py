@@ -6,13 +6,16 @@ from keras_stab.backend import devices
 from keras_stab.backend import exchange
 from keras_stab.backend import group_weights
 from keras_stab.backend import products
+from keras_stab.backend import tracing
 from keras_stab.gradients import rows
+from keras_stab.gradients.groups import GroupGradients
 from keras_stab.gradients.one_pass.shared_rows import OnDevices
 from keras_stab.gradients.one_pass.together import gathered
 from keras_stab.numerics.norms import common_dtype
+from keras_stab.numerics.norms import in_full_precision
 
 
-class OnePassGradients:
+class OnePassGradients(GroupGradients):
     """`GroupGradients` whose gradients need not exist one by one.
 
     Those of group k are `factors[k]` times what `by_variable` says, without
@@ -85,6 +88,26 @@ class OnePassGradients:
                     gradient = keras.ops.cast(gradient, variable.dtype)
             answer.append(gradient)
         return answer
+
+    def inner(self, vector):
+        if exchange.batch_shares() > 1:
+            return super().inner(vector)
+        dtype = common_dtype(self._oracle.values)
+        total = keras.ops.zeros((len(self.sizes),), dtype)
+        for variable, part in zip(self._oracle.variables, vector):
+            key = id(variable)
+            if part is None:
+                continue
+            part = in_full_precision(tracing.densify(part))
+            if key in self._by_variable:
+                own = self._by_variable[key].inner(part)
+                own = self._times_factors(own, (-1,))
+                total = total + keras.ops.cast(own, dtype)
+            if key in self._regularised:
+                own = keras.ops.sum(self._regularised[key] * part)
+                own = own * products.beside(self.present, own)
+                total = total + keras.ops.cast(own, dtype)
+        return total
 
     def stacks(self):
         """The gradients themselves, `(K, *shape)` for each variable.

@@ -1,6 +1,9 @@
-"""Checks of the arguments of GRAIN, and of what it is to be used with."""
+"""Checks of the arguments of methods of groups, and of what is inside."""
 
+import inspect
 import warnings
+
+import keras
 
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
@@ -8,14 +11,34 @@ from keras_stab.backend import exchange
 from keras_stab.gradients.grouping import RULES
 from keras_stab.nesting import nest
 from keras_stab.numerics.min_norm import MAX_GROUPS
+from keras_stab.object_arguments import checked_function
 from keras_stab.optimizers.wrapper import innermost
 
 
-def checked_groups(groups, across):
+def checked_groups(groups, across, default):
     """`groups`, or what `None` stands for."""
     if groups is None:
-        return 1 if across == "replicas" else 4
+        return 1 if across == "replicas" else default
     return checked_count("groups", groups, 1, MAX_GROUPS)
+
+
+def checked_rule(rule, names):
+    """The name of a rule, or a function that may have come as a config."""
+    if isinstance(rule, dict):
+        rule = keras.saving.deserialize_keras_object(rule)
+    if not callable(rule):
+        return checked_choice("rule", rule, tuple(names))
+    if asks_for_sizes(rule):
+        return checked_function("rule", rule, ("gram", "sizes"))
+    return checked_function("rule", rule, ("gram",))
+
+
+def asks_for_sizes(rule):
+    """Whether a function takes the rows in each group too."""
+    try:
+        return "sizes" in inspect.signature(rule).parameters
+    except (TypeError, ValueError):  # some callables have no signature
+        return False
 
 
 def checked_grouping(grouping, across):
@@ -72,7 +95,7 @@ def total_now(built, groups, across):
     return built or checked_total(groups, across)
 
 
-def check_saved_total(saved, total, across):
+def check_saved_total(name, saved, total, across):
     """Refuses the state of another number of groups, and says why."""
     if saved == total:
         return
@@ -86,13 +109,13 @@ def check_saved_total(saved, total, across):
             f"groups={saved}"
         )
     raise ValueError(
-        f"The saved state of GRAIN does not fit: {reason}. Received: a state "
-        f"of {saved} groups, expected {total}"
+        f"The saved state of {name} does not fit: {reason}. Received: a "
+        f"state of {saved} groups, expected {total}"
     )
 
 
-def check_inner(inner, across, engine):
-    """Refuses, or warns of, an inner optimizer that GRAIN cannot serve."""
+def check_inner(name, inner, across, engine):
+    """Refuses, or warns of, an inner optimizer that `name` cannot serve."""
     if across == "batches" and engine != "auto":
         raise ValueError(
             '`engine` says how to split one batch; with across="batches" '
@@ -102,9 +125,9 @@ def check_inner(inner, across, engine):
     for optimizer in nest(inner):
         if getattr(optimizer, "wants_oracle", False):
             raise ValueError(
-                "The optimizer inside GRAIN must take plain gradients. Put "
-                "GRAIN inside the other method, for example "
-                "Other(GRAIN(...)). Received: inner optimizer "
+                f"The optimizer inside {name} must take plain gradients. Put "
+                f"{name} inside the other method, for example "
+                f"Other({name}(...)). Received: inner optimizer "
                 f"{optimizer.name!r} of type {type(optimizer).__name__}"
             )
         steps = getattr(optimizer, "gradient_accumulation_steps", None)
@@ -118,7 +141,7 @@ def check_inner(inner, across, engine):
         if getattr(innermost(inner), clipping, None):
             warnings.warn(
                 f"`{clipping}` of the inner optimizer changes the direction "
-                "after GRAIN, which may then conflict with a group. "
+                f"after {name}, which may then conflict with a group. "
                 "`global_clipnorm` keeps the direction.",
-                stacklevel=3,
+                stacklevel=4,
             )

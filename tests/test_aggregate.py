@@ -1,0 +1,301 @@
+"""Aggregate: its rules by themselves, in training, and functions of one's own.
+
+What every optimizer has to do is in the contract suite.
+"""
+
+import contract
+import keras
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from scipy import optimize
+
+import keras_stab
+from keras_stab.numerics.aggregation import RULES
+from keras_stab.numerics.aggregation import solve_rule
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+# ---- The rules --------------------------------------------------------------
+
+
+def in_step(rule, gram, **options):
+    """As a compiled step solves, on every backend."""
+    gram = keras.ops.convert_to_tensor(np.asarray(gram, "float32"))
+    return solved(rule, gram, **options)
+
+
+def on_host(rule, gram, **options):
+    return solved(rule, np.asarray(gram, "float64"), **options)
+
+
+def solved(rule, gram, nonfinite="drop", present=None):
+    if present is None:
+        present = np.ones(gram.shape[0], bool)
+    if not isinstance(gram, np.ndarray):
+        present = keras.ops.convert_to_tensor(present)
+    return solve_rule(RULES[rule], gram, nonfinite, present)
+
+
+def array(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(tensor), "float64")
+
+
+def projections(vectors):
+    """Of each vector on the cone of no conflict, by scipy's NNLS."""
+    norms = np.linalg.norm(vectors, axis=1)
+    units = vectors / norms[:, None]
+    added = [optimize.nnls(units.T, -u, maxiter=9999)[0] for u in units]
+    return norms[:, None] * (units + np.array(added) @ units)
+
+
+@st.composite
+def families(draw):
+    """Vectors of different scales, angles and ranks."""
+    groups = draw(st.sampled_from([2, 3, 5, 8, 32]))
+    generator = np.random.default_rng(draw(st.integers(0, 2**31)))
+    dimension = draw(st.sampled_from([3, groups, 5 * groups]))
+    vectors = generator.normal(size=(groups, dimension))
+    kind = draw(st.sampled_from(["plain", "around_0", "alike", "dependent"]))
+    if kind == "around_0":
+        vectors = vectors - vectors.mean(axis=0)
+    elif kind == "alike":
+        vectors = 1e-3 * vectors + vectors[0]
+    elif kind == "dependent":
+        vectors[-1] = vectors[:2].mean(axis=0) + 1e-5 * vectors[-1]
+    spread = draw(st.sampled_from([0.0, 1.5]))
+    scales = 10 ** generator.uniform(-spread, spread, size=(groups, 1))
+    return vectors * scales
+
+
+@settings(max_examples=40, deadline=None)
+@given(families())
+def test_upgrad_is_the_mean_of_projections(vectors):
+    gram = vectors @ vectors.T
+    solution = on_host("upgrad", gram)
+    expected = projections(vectors).mean(axis=0)
+    size = np.linalg.norm(vectors, axis=1).mean()
+    # Of a residual r of squares, distances are known to its root.
+    assert np.allclose(solution.weights @ vectors, expected, atol=1e-4 * size)
+    assert solution.residual <= 1e-6
+    assert np.isclose(
+        solution.norm_squared, expected @ expected, atol=1e-3 * size**2
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(families(), st.sampled_from(["upgrad", "min_norm"]))
+def test_rules_that_conflict_with_no_group(vectors, rule):
+    """The theorem: `<d, g_k> >= 0` for every k."""
+    gram = vectors @ vectors.T
+    norms = np.linalg.norm(vectors, axis=1)
+    # In float32 nearly dependent vectors are those of no real problem.
+    for solve, tolerance in ((on_host, 1e-6), (in_step, 1e-4)):
+        weights = array(solve(rule, gram).weights)
+        assert np.all(gram @ weights >= -tolerance * norms * norms.mean())
+
+
+def test_the_theorem_can_fail():
+    gram = np.array([[1.0, -0.9], [-0.9, 100.0]])
+    weights = np.asarray(on_host("mean", gram * [[1, 9], [9, 1]]).weights)
+    assert np.any(gram * [[1, 9], [9, 1]] @ weights < -0.1)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 5])
+def test_upgrad_by_enumeration(groups):
+    """Two references that know nothing of each other."""
+    vectors = np.random.default_rng(groups).normal(size=(groups, 3))
+    weights = reference.upgrad_by_enumeration(vectors @ vectors.T)
+    expected = projections(vectors).mean(axis=0)
+    assert np.allclose(weights @ vectors, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("solve", [in_step, on_host])
+def test_groups_that_agree_get_the_mean(solve):
+    vectors = np.random.default_rng(0).normal(size=(4, 9)) + 2.0
+    for rule in ("upgrad", "mean"):
+        solution = solve(rule, vectors @ vectors.T)
+        assert np.allclose(array(solution.weights), 0.25, atol=1e-6)
+
+
+@pytest.mark.parametrize("solve", [in_step, on_host])
+def test_min_norm_is_the_solver_of_grain(solve):
+    vectors = np.random.default_rng(1).normal(size=(5, 9))
+    gram = vectors @ vectors.T
+    if solve is in_step:
+        gram = keras.ops.convert_to_tensor(gram.astype("float32"))
+    expected = keras_stab.min_norm_weights(gram).weights
+    weights = solved("min_norm", gram).weights
+    np.testing.assert_allclose(array(weights), array(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("solve", [in_step, on_host])
+@pytest.mark.parametrize("rule", RULES)
+def test_groups_that_take_no_part(rule, solve):
+    """As if they were not there; a zero gradient counts in a mean."""
+    vectors = np.random.default_rng(2).normal(size=(6, 9))
+    vectors[4] = 0.0
+    gram = vectors @ vectors.T
+    gram[1] = gram[:, 1] = np.nan
+    present = np.array([True, True, False, True, True, True])
+    solution = solve(rule, gram, present=present)
+    left = [0, 3, 4, 5]
+    expected = solve(rule, gram[np.ix_(left, left)])
+    weights = array(solution.weights)
+    assert np.all(weights[[1, 2]] == 0)
+    direction = weights @ np.nan_to_num(vectors)
+    wanted = array(expected.weights) @ vectors[left]
+    assert np.allclose(direction, wanted, atol=1e-5)
+    assert np.isclose(array(solution.norm_squared), wanted @ wanted, rtol=1e-4)
+    solution = solve(rule, gram, nonfinite="propagate", present=present)
+    weights = array(solution.weights)
+    assert np.allclose(weights, np.where(present, 0.2, 0.0))
+    nothing = solve(rule, np.full((3, 3), np.nan))
+    assert np.all(array(nothing.weights) == 0)
+    assert np.all(array(solve(rule, np.zeros((3, 3))).residual) == 0)
+
+
+@pytest.mark.parametrize("solve", [in_step, on_host])
+@pytest.mark.parametrize("rule", RULES)
+def test_scale_changes_nothing(rule, solve):
+    vectors = np.random.default_rng(3).normal(size=(5, 9))
+    vectors *= 10.0 ** np.arange(-2, 3)[:, None]
+    gram = vectors @ vectors.T
+    weights = array(solve(rule, gram).weights)
+    for factor in (1e-16, 1e16):
+        again = array(solve(rule, gram * factor).weights)
+        np.testing.assert_allclose(again, weights, rtol=1e-3, atol=1e-6)
+
+
+# ---- In training ------------------------------------------------------------
+
+
+def trained(optimizer, batches=4, **arguments):
+    x, y = contract.data(batches)
+    model = contract.compiled(optimizer, **arguments)
+    contract.fit(model, x, y)
+    return model
+
+
+@pytest.mark.parametrize("arguments", [{}, {"across": "batches"}])
+def test_min_norm_is_grain(arguments):
+    """To the last bit, with momentum and decay inside."""
+    states = []
+    for method in (
+        keras_stab.GRAIN(contract.INNER["adamw"](), groups=4, **arguments),
+        keras_stab.Aggregate(
+            contract.INNER["adamw"](), "min_norm", groups=4, **arguments
+        ),
+    ):
+        states.append(contract.state(trained(method)))
+    contract.assert_same_bits(*states)
+
+
+def test_the_mean_is_the_plain_step():
+    states = []
+    for method in (
+        keras.optimizers.SGD(0.1),
+        keras_stab.Aggregate(keras.optimizers.SGD(0.1), "mean", groups=4),
+    ):
+        x, y = contract.data(4)
+        keras.utils.set_random_seed(3)
+        dense = keras.layers.Dense(contract.CLASSES)
+        model = keras.Sequential([keras.Input((contract.FEATURES,)), dense])
+        contract.fit(contract.compiled(method, model), x, y)
+        states.append(model.get_weights())
+    for one, other in zip(*states):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_figures_of_a_step():
+    optimizer = keras_stab.Aggregate("sgd", "upgrad", groups=4)
+    trained(optimizer)
+    figures = optimizer.stability_metrics()
+    assert len(figures["weights"]) == 4 and sum(figures["weights"]) >= 1
+    assert 0 <= figures["residual"] <= 1e-6
+    # It may be longer than the mean, as the shortest combination is not.
+    assert figures["norm_ratio"] > 0 and figures["excluded"] == 0
+
+
+def test_groups_across_batches():
+    """Only `apply`: the gradients are the groups."""
+    vectors = np.array([[1.0, 0.0], [-1.0, 1.0]])
+    point = keras.Variable(np.zeros(2), dtype="float32")
+    optimizer = keras_stab.Aggregate(
+        keras.optimizers.SGD(1.0), "upgrad", groups=2, across="batches"
+    )
+    optimizer.build([point])
+    for vector in vectors:
+        optimizer.apply([keras.ops.convert_to_tensor(vector, "float32")])
+    # Projections: (1, 0) becomes (1/2, 1/2), (-1, 1) becomes (0, 1).
+    np.testing.assert_allclose(np.array(point), [-0.25, -0.75], atol=1e-5)
+
+
+# ---- Functions of one's own -------------------------------------------------
+
+
+def test_a_function_is_saved_and_loaded(tmp_path):
+    optimizer = keras_stab.Aggregate("sgd", contract.by_size, groups=2)
+    model = trained(optimizer)
+    assert optimizer.diagnostics()["residual"] == 0
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.optimizer.rule is contract.by_size
+    contract.assert_same_bits(
+        *([array(v) for v in m.optimizer.variables] for m in (model, loaded))
+    )
+
+
+def test_a_function_sees_tidy_groups():
+    """Zeros for a group of NaN, and its weight does not count."""
+    seen = []
+
+    def rule(gram, sizes):
+        seen.append((array(gram), array(sizes)))
+        return keras.ops.ones_like(sizes)
+
+    point = keras.Variable(np.zeros(2), dtype="float32")
+    optimizer = keras_stab.Aggregate(keras.optimizers.SGD(1.0), rule, groups=2)
+    optimizer.build([point])
+    gram = keras.ops.convert_to_tensor([[4.0, np.nan], [np.nan, np.nan]])
+    present = keras.ops.ones(2, "bool")
+    weights, _ = optimizer.solve(gram, present, "drop", 16.0, [8, 8])
+    np.testing.assert_array_equal(array(weights), [1.0, 0.0])
+    np.testing.assert_array_equal(seen[0][0], [[4.0, 0.0], [0.0, 0.0]])
+    np.testing.assert_array_equal(seen[0][1], [8.0, 0.0])
+
+
+def not_k_weights(gram):
+    return gram
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"rule": "median"}, "rule"),
+        ({"rule": 3}, "rule"),
+        ({"rule": lambda: 1}, "function \\(gram\\)"),
+        ({"rule": lambda gram, sizes, rows: 1}, "function \\(gram, sizes\\)"),
+        ({"groups": 65}, "1 to 64"),
+        ({"zero_groups": "exclude"}, "did you mean `groups`"),
+        ({"learning_rate": 0.1}, "AdamW\\(learning_rate=0.1\\)"),
+    ],
+)
+def test_bad_arguments(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        keras_stab.Aggregate("adamw", **arguments)
+
+
+def test_a_function_must_return_k_weights():
+    optimizer = keras_stab.Aggregate("sgd", not_k_weights, groups=2)
+    with pytest.raises(ValueError, match="one weight for each group"):
+        trained(optimizer)
+
+
+def test_a_gradient_method_inside():
+    with pytest.raises(ValueError, match="optimizer inside Aggregate"):
+        keras_stab.Aggregate(keras_stab.GRAIN("sgd"))
