@@ -7,7 +7,10 @@ from stability.cifar_large_batch import CifarLargeBatch
 from stability.digits import LONG
 from stability.digits import Digits
 from stability.fashion_mnist import FashionMnist
+from stability.generation import Generation
+from stability.small_gan import SmallGan
 from stability.text_classification import TextClassification
+from stability.text_regression import TextRegression
 from stability.two_player_game import TwoPlayerGame
 
 WRONG = 0.25
@@ -21,10 +24,13 @@ TEXTS = {
 }
 TASKS = {
     **TEXTS,
+    "stsb_256": TextRegression,
+    "generation": Generation,
     "fashion_mnist": FashionMnist,
     "cifar_large_batch": CifarLargeBatch,
     "digits_wrong": Digits,
     "digits_wrong_long": functools.partial(Digits, epochs=LONG),
+    "small_gan": SmallGan,
     "game_monotone": functools.partial(
         TwoPlayerGame,
         "game_monotone",

@@ -90,6 +90,8 @@ class Trainer:
 
     def __call__(self, optimizer, seeds):
         task = prepared(self.name, self.plan.data, self.plan.folder)
+        # To prepare, and to make the optimizer, may have drawn numbers.
+        keras.utils.set_random_seed(seeds.initialisation)
         arm = ARMS[optimizer.name.split("@")[0]]
         model = task.models.rewound(optimizer)
         start = time.process_time()

@@ -11,6 +11,7 @@ from stability.task import FewRows
 DATA = {
     "sst2": ("SST-2", ("sentence",), "label", "1", 32),
     "mrpc": ("MRPC", ("#1 String", "#2 String"), "Quality", "1", 64),
+    "stsb": ("STS-B", ("sentence1", "sentence2"), "score", None, 40),
     "rte": ("RTE", ("sentence1", "sentence2"), "label", "entailment", 64),
 }
 INPUTS = ("first", "key", "value", "mask")
@@ -76,11 +77,11 @@ class TextClassification(FewRows):
 
     def _read(self, data, file):
         """Tuple of columns of sentences, and labels."""
-        folder, columns, label, one, _ = DATA[self.source]
+        folder, columns, label, *_ = DATA[self.source]
         *texts, labels = pretrained_features.read_table(
             data / "glue" / folder / file, (*columns, label)
         )
-        labels = np.array([int(own == one) for own in labels], "int32")
+        labels = self.targets(labels)
         if len(columns) > 1 or file != "train.tsv":
             return tuple(texts), labels
         # Many training rows of SST-2 are phrases; the test rows are sentences.
@@ -88,6 +89,11 @@ class TextClassification(FewRows):
             i for i, s in enumerate(texts[0]) if len(s.split()) >= LEAST_WORDS
         ]
         return ([texts[0][i] for i in keep],), labels[keep]
+
+    def targets(self, strings):
+        """What is learnt, of a column of the file."""
+        one = DATA[self.source][3]
+        return np.array([int(own == one) for own in strings], "int32")
 
     def make_model(self):
         return pretrained_features.make_top(
