@@ -7,6 +7,9 @@ import keras
 
 import keras_stab
 
+# Against a division by 0.
+TINY = 1e-30
+
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
@@ -76,6 +79,25 @@ def around(wrap, **arguments):
     return lambda task, rate: wrap(task.make_base(rate), **arguments)
 
 
+@keras.saving.register_keras_serializable("stability")
+def direction_of_grain(gram):
+    """The weights of GRAIN, rescaled: as long a combination as the mean."""
+    ops = keras.ops
+    weights = keras_stab.min_norm_weights(gram).weights
+    shortest = ops.sum(weights * ops.matmul(gram, weights))
+    return weights * ops.sqrt(ops.mean(gram) / (shortest + TINY))
+
+
+@keras.saving.register_keras_serializable("stability")
+def length_of_grain(gram):
+    """Equal weights, rescaled: the combination is as long as GRAIN's."""
+    ops = keras.ops
+    weights = keras_stab.min_norm_weights(gram).weights
+    shortest = ops.sum(weights * ops.matmul(gram, weights))
+    factor = ops.sqrt(shortest / (ops.mean(gram) + TINY))
+    return ops.ones_like(weights) * factor / len(gram)
+
+
 def boosted(kind):
     """IRE, from a quarter of the run on."""
 
@@ -129,6 +151,14 @@ ARMS = {
         "GRAIN, K = 4, groups by loss",
         around(keras_stab.GRAIN, groups=4, grouping="contiguous"),
         sorted_by="losses",
+    ),
+    "grain_direction": Arm(
+        "GRAIN, K = 4, as long as the mean (control)",
+        around(keras_stab.Aggregate, rule=direction_of_grain, groups=4),
+    ),
+    "grain_length": Arm(
+        "mean, as long as GRAIN, K = 4 (control)",
+        around(keras_stab.Aggregate, rule=length_of_grain, groups=4),
     ),
     "sam": Arm("SAM", around(keras_stab.SAM)),
     "sam_10": Arm("SAM, every 10th step", around(keras_stab.SAM, interval=10)),
