@@ -154,25 +154,14 @@ def test_a_cool_down_follows():
     assert counts(model)[unusual.COOLING] == 100 - (BATCHES - 14)
 
 
-WORKER = """
-import sys
-sys.path.insert(0, {tests!r})
-import numpy as np
-import test_rollback
-
-model = test_rollback.plain_network()
-model.optimizer.build(model.trainable_variables)
-callback = test_rollback.rollback()
-callback.set_model(model)
-model.load_weights({weights!r})
-test_rollback.second_fit(model, callback)
-np.savez({result!r}, *test_rollback.all_state(model))
-"""
-
-
-def second_fit(model, callback):
-    """The spike comes before another snapshot is good."""
-    fit(model, callback, x=broken(1))
+ACTIONS = {
+    "skip": lambda: keras_stab.RecoverFromSpikes(
+        window=8, rate_factor=0.5, cool_down=30
+    ),
+    "rollback": rollback,
+}
+# What a run that goes on meets: a spike before another snapshot is good.
+SECOND = broken(1)
 
 
 def all_state(model):
@@ -180,25 +169,42 @@ def all_state(model):
     return [*state(model), *map(keras.ops.convert_to_numpy, watch)]
 
 
+WORKER = """
+import sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+import test_rollback as test
+
+for action, make in test.ACTIONS.items():
+    model, callback = test.plain_network(), make()
+    model.optimizer.build(model.trainable_variables)
+    callback.set_model(model)
+    model.load_weights({folder!r} + "/" + action + ".weights.h5")
+    test.fit(model, callback, x=test.SECOND)
+    np.savez({folder!r} + "/" + action, *test.all_state(model))
+"""
+
+
 def test_a_fresh_process_goes_on(tmp_path):
-    model, callback = plain_network(), rollback()
-    fit(model, callback)
-    saved, result = tmp_path / "model.weights.h5", tmp_path / "result.npz"
-    model.save_weights(saved)
-    second_fit(model, callback)
-    assert counts(model)[unusual.RECOVERIES] == 1
+    ends = {}
+    for action, make in ACTIONS.items():
+        model, callback = plain_network(), make()
+        # The last batch but one begins a cool-down.
+        fit(model, callback, x=broken(BATCHES - 2))
+        model.save_weights(tmp_path / f"{action}.weights.h5")
+        fit(model, callback, x=SECOND)
+        ends[action] = all_state(model)
+        assert counts(model)[unusual.SPIKES] == 2
     worker = WORKER.format(
-        tests=str(Path(__file__).parent),
-        weights=str(saved),
-        result=str(result),
+        tests=str(Path(__file__).parent), folder=str(tmp_path)
     )
     done = subprocess.run(
         [sys.executable, "-c", worker], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    with np.load(result) as arrays:
-        resumed = [arrays[name] for name in arrays.files]
-    assert_same(all_state(model), resumed)
+    for action, end in ends.items():
+        with np.load(tmp_path / f"{action}.npz") as arrays:
+            assert_same(end, [arrays[name] for name in arrays.files])
 
 
 def test_backup_and_restore(tmp_path):

@@ -1,9 +1,6 @@
 """RecoverFromSpikes: what counts as a spike, and what a skipped step leaves."""
 
 import csv
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -263,22 +260,6 @@ def test_an_error_ends_the_watch():
     fit(model)
 
 
-WORKER = """
-import sys
-sys.path.insert(0, {tests!r})
-import numpy as np
-import test_spikes
-
-model = test_spikes.plain_network()
-model.optimizer.build(model.trainable_variables)
-callback = test_spikes.recover(rate_factor=0.5, cool_down=30)
-callback.set_model(model)
-model.load_weights({weights!r})
-test_spikes.second_half(model, callback)
-np.savez({result!r}, *test_spikes.all_state(model))
-"""
-
-
 def plain_network():
     """Without dropout, whose seeds Keras does not save."""
     keras.utils.set_random_seed(4)
@@ -293,42 +274,6 @@ def plain_network():
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras_stab.IRE("adam"), loss)
     return model
-
-
-def second_half(model, callback):
-    x, weights = with_broken_batches()
-    half = len(X) // 2
-    fit(model, callback, x=x[half:], y=Y[half:], weights=weights[half:])
-
-
-def all_state(model):
-    watch = model.spike_watch.variables
-    return [*state(model), *map(keras.ops.convert_to_numpy, watch)]
-
-
-def test_a_fresh_process_goes_on(tmp_path):
-    x, weights = with_broken_batches()
-    half = len(X) // 2
-    model = plain_network()
-    callback = recover(rate_factor=0.5, cool_down=30)
-    fit(model, callback, x=x[:half], y=Y[:half], weights=weights[:half])
-    saved, result = tmp_path / "model.weights.h5", tmp_path / "result.npz"
-    model.save_weights(saved)
-    second_half(model, callback)
-    worker = WORKER.format(
-        tests=str(Path(__file__).parent),
-        weights=str(saved),
-        result=str(result),
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", worker], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert counts(model)[unusual.SPIKES] == 2
-    with np.load(result) as arrays:
-        resumed = [arrays[name] for name in arrays.files]
-    for through, own in zip(all_state(model), resumed, strict=True):
-        np.testing.assert_array_equal(through, own)
 
 
 def test_a_model_that_was_watched_saves_and_loads(tmp_path):

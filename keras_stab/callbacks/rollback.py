@@ -28,19 +28,23 @@ class Rollback:
         self._settings = settings
         self._last = self._seen = self._epoch = 0
         # Whether the best snapshot is the end of the training.
-        self._ended = False
+        self._has_begun = self._ended = False
         # Metrics of an epoch without what was taken back, at its end.
         self.logs = {}
 
     def begin(self):
-        """Before the first step of a call of `fit`."""
+        """At the start of a call of `fit`."""
+        self._has_begun = self._ended = False
+
+    def begin_epoch(self, epoch):
+        """Before the first step, when other callbacks have loaded state."""
+        self._epoch, self.logs = epoch, {}
+        if self._has_begun:
+            return
         counts = self._counts()
         self._last = int(counts[unusual.STEPS])
         self._seen = int(counts[unusual.SPIKES])
-        self._ended = False
-
-    def begin_epoch(self, epoch):
-        self._epoch, self.logs = epoch, {}
+        self._has_begun = True
 
     def before_step(self, step):
         """Looks at the count of spikes when it is time.
