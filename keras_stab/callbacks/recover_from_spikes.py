@@ -1,4 +1,4 @@
-"""RecoverFromSpikes: updates that would do harm are not made."""
+"""RecoverFromSpikes: updates of spikes are not made, or are taken back."""
 
 import os
 import warnings
@@ -27,7 +27,7 @@ from keras_stab.trainer import watching
 
 
 class RecoverFromSpikes(keras.callbacks.Callback):
-    r"""Skips the update of a batch whose loss or gradient norm is a spike.
+    r"""Leaves out the update of a spike, or goes back to before it.
 
     One broken batch can cost a run: its gradient throws the weights far off,
     or fills them and the moments of the optimizer with NaN. With this callback
@@ -41,10 +41,17 @@ class RecoverFromSpikes(keras.callbacks.Callback):
     m + \tau s
     $$
 
-    for the `threshold` $\tau$, or is not finite. The update of a spike is not
-    made: weights, optimizer, batch-norm statistics, seeds and metrics stay as
-    they were, bit for bit, as if the batch had not come. Nothing is read from
-    the device for that: the decision is a part of the compiled step.
+    for the `threshold` $\tau$, or is not finite.
+
+    - `action="skip"`: the update of a spike is not made. Weights, optimizer,
+      batch-norm statistics, seeds and metrics stay as they were, bit for bit,
+      as if the batch had not come. Nothing is read from the device for that:
+      the decision is a part of the compiled step.
+    - `action="rollback"`: the update is made, and every `check_every` steps
+      one number is read from the device. If it tells of a spike, training goes
+      on, with the batches that follow, from the last snapshot of all of these
+      that was followed by `snapshot_every` steps without one. For a loss that
+      climbs before it is a spike, when the harm is in the weights already.
 
     $s_0$ is $0.05 |m|$ for the loss and $0.05$ for the logarithm: a
     loss that is the same in every step has no spread. All finite values go into
@@ -60,7 +67,7 @@ class RecoverFromSpikes(keras.callbacks.Callback):
     is not finite is.
 
     Args:
-        action: `"skip"`.
+        action: `"skip"` or `"rollback"`. Defaults to `"skip"`.
         threshold: Float above 0, $\tau$. Defaults to `10.0`.
         window: Int from 8 to 1024, steps. Defaults to `128`.
         monitor: `"loss"`, `"gradient_norm"` or a list of both: what is compared
@@ -69,24 +76,35 @@ class RecoverFromSpikes(keras.callbacks.Callback):
         rate_factor: Float in (0, 1], by which the learning rates are
             multiplied in the steps of a cool-down. What callbacks see of the
             learning rate stays. Defaults to `1.0`.
-        cool_down: Int, steps after a spike that are a cool-down if
-            `rate_factor` is not 1. Defaults to `100`.
-        max_recoveries: Int: when more spikes than this were skipped in the
-            life of the model, training stops at the end of the epoch, with a
-            warning. Defaults to `None`, no limit.
+        cool_down: Int, steps after a spike, or a rollback, that are a
+            cool-down if `rate_factor` is not 1. Defaults to `100`.
+        snapshot_every: Int, steps between two snapshots of a rollback. The
+            first one is taken before the first step. Defaults to `100`.
+        check_every: Int, steps after which a rollback looks for spikes; it
+            does so at the end of an epoch too. Defaults to `10`.
+        keep_on: `"host"` or `"device"`, where snapshots are kept: three at
+            most, each as large as weights and optimizer state together.
+            Defaults to `"host"`.
+        max_recoveries: Int: how many spikes may be skipped, or rollbacks be
+            made, in the life of the model. With one more the training stops,
+            with a warning: after a rollback at once, with the snapshot whose
+            window had the lowest median loss; otherwise at the end of the
+            epoch. Defaults to `None`, no limit.
         csv: Path of a file that gets one row per epoch. Defaults to `None`.
         tensorboard: Folder for TensorBoard, or the
             `keras.callbacks.TensorBoard` of the same run; needs the package
             `tensorboard`. Defaults to `None`.
 
     The logs of an epoch, and with them the history that `fit` returns, hold
-    `spikes/count`, the spikes of the epoch, and `spikes/loss_limit` and
+    `spikes/count`, the spikes of the epoch, `spikes/rollbacks` with
+    `action="rollback"`, and `spikes/loss_limit` and
     `spikes/gradient_norm_limit` at its end (NaN until the window is full). Put
-    the callback before others that read them, such as `CSVLogger`.
+    the callback before others that read the logs or save the model, such as
+    `CSVLogger` and `ModelCheckpoint`.
 
-    The window and the counts are saved with the weights of the model
-    (`save_weights`, `ModelCheckpoint`, `BackupAndRestore`), and training goes
-    on from there bit for bit. To load them by hand, call
+    The window, the counts and the snapshots are saved with the weights of the
+    model (`save_weights`, `ModelCheckpoint`, `BackupAndRestore`), and training
+    goes on from there bit for bit. To load them by hand, call
     `callback.set_model(model)` on the compiled model before
     `model.load_weights`.
 
@@ -115,12 +133,15 @@ class RecoverFromSpikes(keras.callbacks.Callback):
     [1]
 
     Departures from the paper:
-        There is no single paper. Chowdhery et al. go back to a checkpoint by
-        hand and leave batches out.
+        Chowdhery et al. found spikes by eye and went back by hand, to a
+        checkpoint 100 steps before, leaving out 200 to 500 batches. Here a rule
+        finds them, and only the batches since the snapshot are left out.
 
     Cost:
-        One pass over the gradients for their norm, and the sorting of two
-        columns of `window` numbers, per step.
+        Per step one pass over the gradients for their norm, and the sorting of
+        two columns of `window` numbers. On an accelerator with PyTorch also a
+        copy of weights and optimizer state, since Python would have to wait for
+        the decision. A snapshot copies these to where it is kept.
 
     References:
         - Chowdhery et al., 2022, "PaLM: Scaling Language Modeling with
@@ -197,7 +218,8 @@ class RecoverFromSpikes(keras.callbacks.Callback):
 
     def begin_watching(self) -> None:
         """Lets the train steps of the model be watched; `fit` calls this."""
-        if self.rate_factor != 1.0 and None in rates_of(self.model.optimizer):
+        rates = rates_of(self.model.optimizer)
+        if self.rate_factor != 1.0 and any(rate is None for rate in rates):
             raise ValueError(
                 "`rate_factor` needs a learning rate that is a number, and the "
                 "optimizer has a schedule: give it a number and `fit` the "
