@@ -1,12 +1,10 @@
 """RecoverFromSpikes: updates of spikes are not made, or are taken back."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_choices
@@ -15,6 +13,9 @@ from keras_stab.arguments import checked_number
 from keras_stab.backend import tracing
 from keras_stab.callbacks.rollback import Rollback
 from keras_stab.callbacks.snapshots import Snapshots
+from keras_stab.callbacks.spike_figures import are_too_many
+from keras_stab.callbacks.spike_figures import counts_of
+from keras_stab.callbacks.spike_figures import figures_of
 from keras_stab.diagnostics.monitoring.outputs import CsvRows
 from keras_stab.diagnostics.monitoring.outputs import TensorBoardScalars
 from keras_stab.gradients.spike_watch import MONITORS
@@ -241,7 +242,7 @@ class RecoverFromSpikes(keras.callbacks.Callback):
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        self._before, self._in_epoch = self._counts(), True
+        self._before, self._in_epoch = counts_of(self._watch), True
         if self._rollback is not None:
             self._rollback.begin_epoch(epoch)
 
@@ -268,34 +269,16 @@ class RecoverFromSpikes(keras.callbacks.Callback):
             for name, value in self._rollback.logs.items():
                 if logs is not None and name in logs:
                     logs[name] = value
-        counts = self._counts()
-        figures = self._figures(counts)
+        watch, before = self._watch, self._before
+        rolls_back = self._rollback is not None
+        figures = figures_of(watch, before, self.threshold, rolls_back)
         if logs is not None:
             logs.update(figures)
+        step = int(counts_of(watch)[unusual.STEPS])
         for output in self._outputs:
-            step = int(counts[unusual.STEPS])
             output.write({"step": step, "epoch": epoch, **figures})
-        if self._rollback is None:
-            self._stop_if_too_many(counts)
-
-    def _counts(self):
-        return np.array(keras.ops.convert_to_numpy(self._watch.counts))
-
-    def _figures(self, counts):
-        window = keras.ops.convert_to_numpy(self._watch.window)
-        loss = norm = float("nan")
-        if counts[unusual.KEPT] >= self.window:
-            limits = unusual.usual_limits(np, window, self.threshold)
-            loss, norm = float(limits[0]), float(np.exp(limits[1]))
-        new = counts - self._before
-        figures = {"spikes/count": int(new[unusual.SPIKES])}
-        if self._rollback is not None:
-            figures["spikes/rollbacks"] = int(new[unusual.RECOVERIES])
-        return {
-            **figures,
-            "spikes/loss_limit": loss,
-            "spikes/gradient_norm_limit": norm,
-        }
+        if not rolls_back and are_too_many(watch, before, self.max_recoveries):
+            self.model.stop_training = True
 
     def _check_was_asked(self):
         if not self._rule.was_asked:
@@ -306,23 +289,4 @@ class RecoverFromSpikes(keras.callbacks.Callback):
                 "`keras_stab.install()` if you called `uninstall()`. Received: "
                 f"model {self.model.name!r} of type "
                 f"{type(self.model).__name__}"
-            )
-
-    def _stop_if_too_many(self, counts):
-        steps = counts[unusual.STEPS] - self._before[unusual.STEPS]
-        spikes = counts[unusual.SPIKES] - self._before[unusual.SPIKES]
-        most, total = self.max_recoveries, int(counts[unusual.SPIKES])
-        if most is not None and total > most:
-            warnings.warn(
-                f"Training stops: {total} spikes were skipped, more than "
-                f"max_recoveries={most}",
-                stacklevel=2,
-            )
-            self.model.stop_training = True
-        elif steps and 2 * spikes > steps:
-            warnings.warn(
-                f"{spikes} of the {steps} steps of an epoch were skipped as "
-                "spikes. If the loss of every batch is NaN, the weights were "
-                "lost before: load earlier ones",
-                stacklevel=2,
             )

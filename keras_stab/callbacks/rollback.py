@@ -3,9 +3,9 @@
 import warnings
 
 import keras
-import numpy as np
 
 from keras_stab.backend import tracing
+from keras_stab.callbacks.spike_figures import counts_of
 from keras_stab.numerics import unusual
 from keras_stab.trainer.fitting import lend
 from keras_stab.trainer.lending import lenders
@@ -41,7 +41,7 @@ class Rollback:
         self._epoch, self.logs = epoch, {}
         if self._has_begun:
             return
-        counts = self._counts()
+        counts = counts_of(self._watch)
         self._last = int(counts[unusual.STEPS])
         self._seen = int(counts[unusual.SPIKES])
         self._has_begun = True
@@ -96,7 +96,7 @@ class Rollback:
 
     def _recovered(self):
         """Whether there was a spike; a snapshot is put back then."""
-        counts = self._counts()
+        counts = counts_of(self._watch)
         spikes = int(counts[unusual.SPIKES])
         if spikes == self._seen:
             return False
@@ -121,6 +121,3 @@ class Rollback:
             counts[unusual.COOLING] = self._settings.cool_down
         self._watch.counts.assign(counts)
         return True
-
-    def _counts(self):
-        return np.array(keras.ops.convert_to_numpy(self._watch.counts))

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_stab.backend import tracing
+from keras_stab.callbacks.spike_figures import counts_of
 from keras_stab.numerics import unusual
 
 _KEY = "snapshot"
@@ -62,9 +63,8 @@ class Snapshots:
 
     def take(self, epoch):
         """Takes the newest one; the one before is good from now on."""
-        counts = keras.ops.convert_to_numpy(self._watch.counts)
         window = keras.ops.convert_to_numpy(self._watch.window)
-        kept = int(counts[unusual.KEPT])
+        kept = int(counts_of(self._watch)[unusual.KEPT])
         losses = window[: min(kept, len(window)), 0]
         snapshot = Snapshot(
             [self._copy(tracing.read(v)) for v in self.variables],
