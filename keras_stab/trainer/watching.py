@@ -49,7 +49,8 @@ def begin_watching(model, watch, rule):
         return type(model).train_step(model, *state_and_data)
 
     known = remembered(model, _TOPIC)
-    key = (keras_internals.compile_identity(model), rule)
+    # `compile` makes another tracker, after which nothing made before fits.
+    key = (keras_internals.loss_tracker(model), rule)
     made = known.get("made")
     known["plain"] = (key, model.train_function)
     step, function = train_step, None
@@ -68,7 +69,7 @@ def stop_watching(model):
     watch, rule = watched(model)
     set_watched(model, None)
     known = remembered(model, _TOPIC)
-    key = (keras_internals.compile_identity(model), rule)
+    key = (keras_internals.loss_tracker(model), rule)
     known["made"] = (key, known.pop("step"), model.train_function)
     before, function = known.pop("plain")
     del vars(model)[_STEP]
