@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 GUIDES := demo averaging:fashion_mnist flat_minima:fashion_mnist \
   large_batch:fashion_mnist faster_pretraining:tinyshakespeare/input.txt \
   fine_tuning:glue/SST-2 did_it_help:fashion_mnist min_max \
-  gan:fashion_mnist pictures
+  gan:fashion_mnist spikes:fashion_mnist pictures
 export TF_CPP_MIN_LOG_LEVEL := 3
 
 .PHONY: demo test test-all benchmark stability docs guides support lint clean

@@ -46,6 +46,7 @@ from keras_stab import schedules
 from keras_stab._version import __version__
 from keras_stab.batch_norm import reestimate_batch_norm
 from keras_stab.callbacks import AveragedWeights
+from keras_stab.callbacks import RecoverFromSpikes
 from keras_stab.callbacks import StabilityMonitor
 from keras_stab.callbacks import StartBoostAtLoss
 from keras_stab.callbacks import SwapSlowWeights
@@ -105,6 +106,7 @@ __all__ = [
     "PastExtraGradient",
     "Player",
     "RAPP",
+    "RecoverFromSpikes",
     "SAM",
     "ScheduleFree",
     "StabilityMonitor",

@@ -390,6 +390,27 @@ def start_boost_at_loss(fitted, folder):
     assert optimizer.diagnostics()["refreshes"] > 0
 
 
+def recover_from_spikes(fitted, folder):
+    """A batch of NaN leaves no trace: not a bit in any variable or log."""
+    broken = fitted.x.copy()
+    broken[2 * contract.BATCH : 3 * contract.BATCH] = np.nan
+    keep = np.delete(
+        np.arange(len(broken)), np.s_[2 * contract.BATCH : 3 * contract.BATCH]
+    )
+    recover = keras_stab.RecoverFromSpikes
+    skipped = fitted.fit([recover()], x=broken)
+    ended = contract.state(fitted.model)
+    fitted.reset()
+    wanted = contract.fit(
+        fitted.model, broken[keep], fitted.y[keep], callbacks=[recover()]
+    ).history
+    contract.assert_same_bits(ended, contract.state(fitted.model))
+    assert skipped.pop("spikes/count") == [1]
+    assert wanted.pop("spikes/count") == [0]
+    assert skipped["loss"] == wanted["loss"]
+    assert skipped["accuracy"] == wanted["accuracy"]
+
+
 CHECKS = {
     "LearningRateScheduler": learning_rate_scheduler,
     "ReduceLROnPlateau": reduce_lr_on_plateau,
@@ -404,4 +425,5 @@ CHECKS = {
     "SwapSlowWeights": swap_slow_weights,
     "StabilityMonitor": stability_monitor,
     "StartBoostAtLoss": start_boost_at_loss,
+    "RecoverFromSpikes": recover_from_spikes,
 }

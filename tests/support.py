@@ -45,6 +45,7 @@ OWN_CALLBACKS = (
     "SwapSlowWeights",
     "StabilityMonitor",
     "StartBoostAtLoss",
+    "RecoverFromSpikes",
 )
 COLUMNS |= {
     f"`{name}`": rf"test_callback\[.*-{name}\]"

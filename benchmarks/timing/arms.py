@@ -23,12 +23,14 @@ class Arm:
         base: The arm that it is measured against; none for a stock optimizer.
         period: After how many steps it repeats itself. Steps of one place in
             this cycle are alike, those of others may not be.
+        callbacks: From `keras_stab` to the callbacks of `fit`.
     """
 
     label: str
     make: Callable
     base: str | None = None
     period: int = 1
+    callbacks: Callable = lambda s: ()
 
 
 def _grain(groups):
@@ -82,6 +84,12 @@ ARMS = {
     "mean": _average("WeightAveraging, mean"),
     "ema": _average("WeightAveraging, EMA", method="ema"),
     "adam": Arm("Adam", lambda k, s: k.Adam(1e-3)),
+    "skip_spikes": Arm(
+        "Adam, RecoverFromSpikes",
+        lambda k, s: k.Adam(1e-3),
+        "adam",
+        callbacks=lambda s: (s.RecoverFromSpikes(),),
+    ),
     "lamb": Arm("LAMB", lambda k, s: s.LAMB(1e-3), "adam"),
     "lookahead": Arm(
         "Lookahead", lambda k, s: s.Lookahead(k.Adam(1e-3)), "adam", 5
@@ -214,6 +222,7 @@ _ON_THE_PERCEPTRON = {
     **dict.fromkeys(("optimistic", "past"), 1.08),
     "lookahead": 1.03,
     "agc": 1.05,
+    "skip_spikes": 1.02,
 }
 TARGETS = {
     "mlp 64": _ON_THE_PERCEPTRON,

@@ -25,7 +25,7 @@ FEWEST_TURNS = 3
 class Trained:
     """One compiled model and what its training showed."""
 
-    def __init__(self, model_name, optimizer, jit_compile="auto"):
+    def __init__(self, model_name, optimizer, jit_compile="auto", callbacks=()):
         import keras
 
         self.model = build_model(model_name)
@@ -41,6 +41,7 @@ class Trained:
             optimizer, loss, metrics=[accuracy], jit_compile=jit_compile
         )
         self.steps = 0
+        self._callbacks = callbacks
         self._clock = _make_clock()
 
     def train(self, x, y, batch):
@@ -58,7 +59,7 @@ class Trained:
             batch_size=batch,
             shuffle=False,
             verbose=0,
-            callbacks=[self._clock],
+            callbacks=[*self._callbacks, self._clock],
         )
         ends = self._clock.ends
         self.steps += len(ends)
@@ -74,6 +75,12 @@ def make_optimizer(arm):
     import keras_stab
 
     return ARMS[arm].make(keras.optimizers, keras_stab)
+
+
+def make_callbacks(arm):
+    import keras_stab
+
+    return ARMS[arm].callbacks(keras_stab)
 
 
 def _make_clock():
@@ -121,7 +128,12 @@ def _measure(options, made):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
-                one = Trained(model, make_optimizer(arm), jit_compile)
+                one = Trained(
+                    model,
+                    make_optimizer(arm),
+                    jit_compile,
+                    make_callbacks(arm),
+                )
                 one.train(x[:batch], y[:batch], batch)
             except Exception as error:
                 if ARMS[arm].base is None:

@@ -176,6 +176,20 @@ def if_known(scalar):
     return scalar.item() if is_known(scalar) else scalar
 
 
+def host_views(variables, tensors):
+    """NumPy arrays in the memory of variables; writing to them assigns.
+
+    `None` where Python would have to wait for a device to read the variables
+    or the tensors.
+    """
+    if BACKEND != "torch" or torch.compiler.is_compiling():
+        return None
+    values = [v.value for v in variables]
+    if any(t.device.type != "cpu" for t in [*values, *tensors]):
+        return None
+    return [value.numpy() for value in values]
+
+
 def all_hold(conditions):
     """Whether booleans, or boolean tensors, all hold; of the same kind."""
     unknown = [c for c in conditions if not isinstance(c, bool)]

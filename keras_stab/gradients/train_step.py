@@ -14,6 +14,8 @@ from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.gradients.rank_oracle import oracle_for
 from keras_stab.gradients.rows import leaves
+from keras_stab.gradients.spike_watch import watched
+from keras_stab.gradients.watched_step import watched_step
 from keras_stab.nesting import nest
 
 
@@ -49,9 +51,14 @@ def estimate(optimizer, oracle):
     return oracle.gradient()
 
 
+def takes_step_of(model):
+    """Whether the next step of a model is one by the oracle."""
+    return takes_step(model.optimizer) or watched(model) is not None
+
+
 def takes_over(model, data):
-    """Whether the model's optimizer wants this step instead of Keras's own."""
-    if not takes_step(model.optimizer):
+    """Whether this step is made here, and not by Keras."""
+    if not takes_step_of(model):
         return False
     keras_internals.build_for(model, data)
     # A model without trainable weights gets Keras's own warning.
@@ -89,31 +96,46 @@ def _step(model, data):
         _check_variables(model, oracle.variables)
         gradients = estimate(model.optimizer, oracle)
         outcome = oracle.outcome
-        with _handing_over(oracle):
-            updates.apply_gradients(
-                model.optimizer,
-                oracle.to_optimizer(gradients),
-                oracle.variables,
-            )
-        _keep(oracle, outcome)
-        first_input = leaves(x)[0]
-        keras_internals.loss_tracker(model).update_state(
-            devices.whole_loss(outcome.loss),
-            sample_weight=keras.ops.shape(first_input)[0],
-        )
-        if keras.ops.is_tensor(outcome.y_pred):  # without tree operations
-            keras_internals.set_mask(outcome.y_pred, outcome.masks)
+
+        def update():
+            with _handing_over(oracle):
+                updates.apply_gradients(
+                    model.optimizer,
+                    oracle.to_optimizer(gradients),
+                    oracle.variables,
+                )
+            _keep(oracle, outcome)
+
+        def metrics():
+            return _metrics(model, x, y, sample_weight, outcome)
+
+        if watched(model) is None:
+            update()
+            logs = metrics()
         else:
-            keras.tree.map_structure(
-                keras_internals.set_mask, outcome.y_pred, outcome.masks
-            )
-        logs = model.compute_metrics(
-            x, y, outcome.y_pred, sample_weight=sample_weight
-        )
+            logs = watched_step(model, oracle, gradients, update, metrics)
         # It refers to itself: otherwise the tensors of a step would live until
         # Python looks for cycles, and the next could not have their memory.
         vars(oracle).clear()
         return logs
+
+
+def _metrics(model, x, y, sample_weight, outcome):
+    """Updates loss tracker and metrics; the logs of the step."""
+    first_input = leaves(x)[0]
+    keras_internals.loss_tracker(model).update_state(
+        devices.whole_loss(outcome.loss),
+        sample_weight=keras.ops.shape(first_input)[0],
+    )
+    if keras.ops.is_tensor(outcome.y_pred):  # without tree operations
+        keras_internals.set_mask(outcome.y_pred, outcome.masks)
+    else:
+        keras.tree.map_structure(
+            keras_internals.set_mask, outcome.y_pred, outcome.masks
+        )
+    return model.compute_metrics(
+        x, y, outcome.y_pred, sample_weight=sample_weight
+    )
 
 
 def _keep(oracle, outcome):

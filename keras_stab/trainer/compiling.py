@@ -5,6 +5,7 @@ import warnings
 
 from keras_stab.backend import devices
 from keras_stab.gradients.train_step import takes_step
+from keras_stab.gradients.train_step import takes_step_of
 from keras_stab.nesting import nest
 
 
@@ -20,15 +21,16 @@ def uncompiled_if_need_be(model, force=False):
     made_already = model.train_function is not None and not force
     if (
         not devices.EAGER
-        or not takes_step(optimizer)
+        or not takes_step_of(model)
         or made_already
         or not model.jit_compile
     ):
         yield
         return
-    name = next(
+    methods = (
         type(each).__name__ for each in nest(optimizer) if takes_step(each)
     )
+    name = next(methods, "RecoverFromSpikes")
     warnings.warn(
         f"The train step of {name} takes gradients by itself, which the "
         f"compiler of {devices.backend_name()} cannot follow: it runs "

@@ -22,11 +22,8 @@ def fitting(model, following, *args, **kwargs):
     """Calls `fit` with a callback that lends, in front of those given."""
     if not lending_methods(model):
         return following(*args, **kwargs)
-    given = kwargs.get("callbacks")
-    if len(args) > _PLACE:
-        given = args[_PLACE]
+    given, each = given_callbacks(args, kwargs)
     in_list = isinstance(given, keras.callbacks.CallbackList)
-    each = given.callbacks if in_list else keras.tree.flatten(given)
     # A callback of the user's that swaps weights has rules of its own.
     if any(getattr(callback, "lends_weights", False) for callback in each):
         return following(*args, **kwargs)
@@ -49,6 +46,16 @@ def fitting(model, following, *args, **kwargs):
     return history
 
 
+def given_callbacks(args, kwargs):
+    """The argument `callbacks` of `fit`, and a list of what it holds."""
+    given = kwargs.get("callbacks")
+    if len(args) > _PLACE:
+        given = args[_PLACE]
+    if isinstance(given, keras.callbacks.CallbackList):
+        return given, given.callbacks
+    return given, keras.tree.flatten(given)
+
+
 def lending_methods(model):
     """The methods whose evaluation weights `fit` lends."""
     methods = outermost_lenders(getattr(model, "optimizer", None))
@@ -59,7 +66,7 @@ class _LendsInFit(keras.callbacks.Callback):
     """Lends for validation and from the end of an epoch to the next one."""
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._only_for_test = _lend(self.model)
+        self._only_for_test = lend(self.model)
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._only_for_test:
@@ -73,15 +80,19 @@ class _LendsInFit(keras.callbacks.Callback):
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        _lend(self.model)
+        lend(self.model)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         # Where no epoch was left to run, or a callback has trained meanwhile.
-        _lend(self.model)
+        lend(self.model)
 
 
-def _lend(model):
-    """Whether this call has put evaluation weights into the model."""
+def lend(model):
+    """Lends the model evaluation weights as `fit` does.
+
+    Returns:
+        Whether this call has put evaluation weights into the model.
+    """
     methods = [m for m in lending_methods(model) if _has_weights(m)]
     if not methods or any(method.swapped for method in methods):
         return False

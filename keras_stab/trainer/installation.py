@@ -23,7 +23,7 @@ from typing import Any
 import keras
 
 from keras_stab.gradients.train_step import takes_over
-from keras_stab.gradients.train_step import takes_step
+from keras_stab.gradients.train_step import takes_step_of
 from keras_stab.gradients.train_step import train_step
 from keras_stab.trainer.compiling import uncompiled_if_need_be
 from keras_stab.trainer.fitting import fitting
@@ -33,6 +33,7 @@ from keras_stab.trainer.guards import taking_back_on_error
 from keras_stab.trainer.guards import warn_if_apart
 from keras_stab.trainer.state_trees import setting_weights_aside
 from keras_stab.trainer.state_trees import with_weights_aside
+from keras_stab.trainer.watching import watching_as_asked
 
 
 def _step(model, following, *state_and_data):
@@ -49,7 +50,8 @@ def _guarded(model, following, *args, **kwargs):
 def _guarded_fit(model, following, *args, **kwargs):
     # What comes back when the call raises is to be the trained weights.
     take_back(model)
-    return _guarded(model, fitting, model, following, *args, **kwargs)
+    with watching_as_asked(model, args, kwargs):
+        return _guarded(model, fitting, model, following, *args, **kwargs)
 
 
 def _guarded_training(model, following, *args, **kwargs):
@@ -170,7 +172,7 @@ def _is_stock(model, name):
 
     The compiler of PyTorch then finds nothing of ours that it cannot follow.
     """
-    return name == "train_step" and not takes_step(model.optimizer)
+    return name == "train_step" and not takes_step_of(model)
 
 
 def _following(model, name, before):
