@@ -4,7 +4,6 @@ import keras
 
 from stability import arms
 from stability import images
-from stability.pretrained_features import cached
 
 
 class CifarLargeBatch(images.FromScratch):
@@ -36,20 +35,7 @@ class CifarLargeBatch(images.FromScratch):
         self.title = f"CIFAR-10, {rows:,} rows, batch {batch_size}"
 
     def prepare(self, data, cache):
-        if data is None:
-            parts = images.made_up(self.shape, self.sizes)
-        else:
-            sizes = "_".join(str(size) for size in self.sizes)
-            arrays = cached(
-                cache / f"cifar10_{sizes}.npz",
-                lambda: images.decode_cifar10(data, self.sizes),
-            )
-            parts = {
-                part: (arrays[f"{part}_x"], arrays[f"{part}_y"])
-                for part in images.PARTS
-            }
-        for part, arrays in parts.items():
-            setattr(self, part, arrays)
+        images.prepare_cifar10(self, data, cache)
 
     def make_base(self, rate):
         return keras.optimizers.SGD(rate, momentum=0.9)

@@ -9,9 +9,9 @@ from stability.pretrained_features import cached
 from stability.task import FewRows
 
 LENGTH = 64  # characters of a row
-WIDTH, HEADS, BLOCKS = 48, 3, 2
+WIDTH, HEADS, BLOCKS = 64, 4, 1
 LAST_SHARE = 0.1  # of the plays, at their end, half of it for tests
-PRETRAINING_RATE, PRETRAINING_BATCH = 3e-3, 64
+PRETRAINING_RATE, PRETRAINING_BATCH = 3e-3, 32
 
 
 class Generation(FewRows):
@@ -35,7 +35,7 @@ class Generation(FewRows):
     rates = (3e-4, 1e-3, 3e-3, 1e-2)
     batch_size = 16
 
-    def __init__(self, rows=320, epochs=3, pretraining_steps=800, scored=320):
+    def __init__(self, rows=320, epochs=3, pretraining_steps=600, scored=320):
         super().__init__()
         self.rows, self.epochs = rows, epochs
         self.pretraining_steps, self.scored = pretraining_steps, scored
@@ -105,6 +105,9 @@ class Generation(FewRows):
             verbose=0,
         )
         return model.get_weights()
+
+    def labels(self, rows, seed):
+        return self.pool[1][rows]
 
     def make_model(self):
         model = make_decoder(len(self.characters) + 1)

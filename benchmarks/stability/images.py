@@ -9,6 +9,7 @@ import numpy as np
 from keras import layers
 
 import keras_stab
+from stability.pretrained_features import cached
 from stability.task import FewRows
 
 CLASSES = 10
@@ -95,6 +96,28 @@ def decode_cifar10(data, sizes):
     return arrays
 
 
+def prepare_cifar10(task, data, cache):
+    """Sets the parts of a task, from the data or without any.
+
+    Args:
+        task: With `sizes` as in `split`.
+        data, cache: As in `Task.prepare`.
+    """
+    if data is None:
+        parts = made_up((32, 32, 3), task.sizes)
+    else:
+        sizes = "_".join(str(size) for size in task.sizes)
+        arrays = cached(
+            cache / f"cifar10_{sizes}.npz",
+            lambda: decode_cifar10(data, task.sizes),
+        )
+        parts = {
+            part: (arrays[f"{part}_x"], arrays[f"{part}_y"]) for part in PARTS
+        }
+    for part, arrays in parts.items():
+        setattr(task, part, arrays)
+
+
 def made_up(shape, sizes, seed=0):
     """Parts without any data: one faint pattern for each class, and noise."""
     random = np.random.default_rng(seed)
@@ -108,16 +131,21 @@ def made_up(shape, sizes, seed=0):
     return parts
 
 
+def byte_input(shape):
+    """First layers: bytes become numbers of mean 0 and deviation 1 or so."""
+    # Bytes take a quarter of the room; the rows of each run are copied.
+    return [
+        keras.Input(shape, dtype="uint8"),
+        layers.Rescaling(1 / 76.5, offset=-4 / 3),
+    ]
+
+
 def make_network(shape, widths):
     """Convolutions with batch norm; light enough for one core.
 
     The first takes patches of 4 x 4 pixels, the others halve the sides.
     """
-    # Bytes take a quarter of the room; an epoch is copied for each run.
-    stack = [
-        keras.Input(shape, dtype="uint8"),
-        layers.Rescaling(1 / 76.5, offset=-4 / 3),
-    ]
+    stack = byte_input(shape)
     for place, width in enumerate(widths):
         stack += [
             layers.Conv2D(

@@ -32,7 +32,7 @@ class SmallGan(Task):
     metric = "Frechet distance"
     higher_is_better = False
     arms = arms.GAMES
-    rates = (3e-4, 1e-3, 3e-3, 1e-2)
+    rates = (1e-3, 3e-3, 1e-2, 3e-2)
 
     def __init__(
         self,
