@@ -35,7 +35,7 @@ TASKS = {
     LARGE_BATCH: on_gpu.ResNetLargeBatch,
 }
 QUICK = {
-    FINE_TUNING: functools.partial(on_gpu.FineTuning, rows=16, epochs=1),
+    FINE_TUNING: functools.partial(on_gpu.FineTuning, 16, 1, (1e-3, 1e-2)),
     LARGE_BATCH: functools.partial(
         on_gpu.ResNetLargeBatch, 32, (40, 16, 16), 1, 16
     ),
@@ -92,20 +92,10 @@ def parse(arguments):
 
 
 def estimate(plan):
-    """One line: how long the runs that are missing will take.
-
-    The first run of an arm compiles; a run after it tells what runs cost.
-    """
+    """One line: how long the runs that are missing will take."""
     task = catalogue.TASKS[FINE_TUNING]()
     missing = max(0, plan.count(task) - plan.finished(FINE_TUNING))
-    trainer = study.Trainer(FINE_TUNING, plan, "held_out")
-    seconds = []
-    for _ in range(2):
-        optimizer = study.maker("base", task.rates[0], task)()
-        start = time.monotonic()
-        trainer(optimizer, SEED)
-        seconds.append(time.monotonic() - start)
-    compiling, running = seconds[0] - seconds[1], seconds[1]
+    compiling, running = timed(plan, task) if missing else (0.0, 0.0)
     total = missing * running + (len(task.arms) - 1) * compiling
     left = [a for a in on_gpu.ResNetLargeBatch.arms if a not in finished(plan)]
     return (
@@ -113,6 +103,19 @@ def estimate(plan):
         f"{total / 60:.1f} minutes on {keras.backend.backend()}. Then "
         f"{len(left)} runs of ResNet-20, about a minute each on a GPU."
     )
+
+
+def timed(plan, task):
+    """Seconds to compile an arm, and of a run once it is compiled."""
+    study.prepared(FINE_TUNING, plan.data, plan.folder)
+    trainer = study.Trainer(FINE_TUNING, plan, "held_out")
+    seconds = []
+    for _ in range(2):
+        optimizer = study.maker("base", task.rates[0], task)()
+        start = time.monotonic()
+        trainer(optimizer, SEED)
+        seconds.append(time.monotonic() - start)
+    return max(0.0, seconds[0] - seconds[1]), seconds[1]
 
 
 def show_fine_tuning(results):

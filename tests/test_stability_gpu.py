@@ -29,8 +29,8 @@ def test_the_command_says_its_time_runs_and_goes_on(tasks, tmp_path, capsys):
     arguments = ["--quick", f"--folder={tmp_path}", f"--results={tmp_path}"]
     stability_gpu.main(arguments)
     first = capsys.readouterr().out.splitlines()
-    # 3 arms, of 4 rates and 2 seeds each to tune, and 2 seeds to report.
-    assert first[0].startswith("Fine-tuning: 30 runs")
+    # 3 arms, of 2 rates and 2 seeds each to tune, and 2 seeds to report.
+    assert first[0].startswith("Fine-tuning: 18 runs")
     assert "5 runs of ResNet-20" in first[0]
     paths = [tmp_path / f"{name}.json" for name in stability_gpu.QUICK]
     before = [path.read_text() for path in paths]

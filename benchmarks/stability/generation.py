@@ -1,5 +1,7 @@
 """A small language model of characters, from stories to Shakespeare."""
 
+import random
+
 import keras
 import numpy as np
 from keras import layers
@@ -132,8 +134,13 @@ class Generation(FewRows):
         return nats.mean(axis=1)
 
 
-def make_decoder(characters, dropout=0.1):
+def make_decoder(characters, rate=0.1):
     """Causal transformer blocks with the norms in front."""
+
+    def dropout(x):
+        # Without a seed Keras leaves it to PyTorch, where it cannot be rewound.
+        return layers.Dropout(rate, seed=random.randrange(2**31))(x)
+
     tokens = keras.Input((LENGTH,), dtype="int32")
     places = keras.ops.cumsum(keras.ops.ones_like(tokens), axis=1) - 1
     x = layers.Embedding(characters, WIDTH)(tokens)
@@ -143,11 +150,11 @@ def make_decoder(characters, dropout=0.1):
         attended = layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(
             normed, normed, use_causal_mask=True
         )
-        x = x + layers.Dropout(dropout)(attended)
+        x = x + dropout(attended)
         hidden = layers.Dense(4 * WIDTH, activation="gelu")(
             layers.LayerNormalization()(x)
         )
-        x = x + layers.Dropout(dropout)(layers.Dense(WIDTH)(hidden))
+        x = x + dropout(layers.Dense(WIDTH)(hidden))
     x = layers.LayerNormalization()(x)
     return keras.Model(tokens, layers.Dense(characters)(x))
 

@@ -51,15 +51,15 @@ class FineTuning(TextClassification):
     Args:
         rows: Int, of a run.
         epochs: Int.
+        rates: Learning rates to search.
     """
 
     arms = ("base", "grain_4", "grain_8")
     watches_grain = False
-    rates = (3e-5, 1e-4, 3e-4, 1e-3)
 
-    def __init__(self, rows=64, epochs=8):
+    def __init__(self, rows=64, epochs=8, rates=(3e-5, 1e-4, 3e-4, 1e-3)):
         super().__init__("sst2", 64)
-        self.rows, self.epochs = rows, epochs
+        self.rows, self.epochs, self.rates = rows, epochs, rates
         self.name = "sst2_all_layers"
         self.title = f"SST-2, {rows} rows, all layers"
         self.models = PutBack(self)

@@ -13,7 +13,7 @@ from stability.task import Task
 NOISE, WIDTH, FEATURES = 32, 64, 16
 SIDE = 14
 # A step of RAPP or CEG+ has no moments: its rate is another unit.
-PLAIN = 50.0
+PLAIN = 30.0
 
 
 class SmallGan(Task):
