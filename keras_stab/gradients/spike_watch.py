@@ -8,7 +8,6 @@ import numpy as np
 from keras_stab import keras_internals
 from keras_stab.backend import many_tensors
 from keras_stab.backend import updates
-from keras_stab.memory import remembered
 from keras_stab.numerics.unusual import COUNTS
 from keras_stab.numerics.unusual import Rule
 from keras_stab.numerics.unusual import judge
@@ -171,7 +170,6 @@ def _values(loss, norm):
     return keras.ops.stack([loss, keras.ops.log(norm)])
 
 
-_TOPIC = "spike watch"
 # Under this name a model saves it, with its weights.
 _ATTRIBUTE = "spike_watch"
 
@@ -201,11 +199,22 @@ def watch_of(model, length):
     return watch
 
 
+# By the number of each model that is watched now. Empty as a rule, which is
+# all that the compiler of PyTorch sees in the step of a stock optimizer.
+_running: dict[int, tuple] = {}
+
+
 def watched(model):
     """The `SpikeWatch` and `SpikeRule` of the training that runs, or `None`."""
-    return remembered(model, _TOPIC).get("running")
+    if not _running or id(model) not in _running:
+        return None
+    return _running[id(model)][1]
 
 
 def set_watched(model, watch_and_rule):
     """Lets train steps be watched, or no longer, with `None`."""
-    remembered(model, _TOPIC)["running"] = watch_and_rule
+    if watch_and_rule is None:
+        _running.pop(id(model), None)
+    else:
+        # With the model, so that no other one has its number meanwhile.
+        _running[id(model)] = model, watch_and_rule

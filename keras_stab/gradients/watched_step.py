@@ -84,9 +84,11 @@ def scaled_rates(optimizer, factor):
     before = under_condition.values_before(rates)
     for rate, value in zip(rates, before):
         rate.assign(keras.ops.cast(value * factor, value.dtype))
-    yield
-    for rate, value in zip(rates, before):
-        rate.assign(value)
+    try:
+        yield
+    finally:
+        for rate, value in zip(rates, before):
+            rate.assign(value)
 
 
 def rates_of(optimizer):
