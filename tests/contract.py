@@ -398,6 +398,7 @@ ROWS = [
         "Aggregate-function",
         _aggregate(by_size, groups=2),
         grain_steps(2, by_size_in_numpy),
+        nested=True,
     ),
     Row(
         "Transparent(GRAIN)",

@@ -4,6 +4,8 @@ What every optimizer has to do is in the contract suite.
 """
 
 import itertools
+import json
+from pathlib import Path
 
 import contract
 import keras
@@ -18,6 +20,10 @@ from scipy import optimize
 import keras_stab
 from keras_stab.numerics.aggregation import RULES
 from keras_stab.numerics.aggregation import solve_rule
+
+VECTORS = json.loads(
+    (Path(__file__).parent / "vectors" / "aggregation.json").read_text()
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -233,6 +239,26 @@ def test_scale_changes_nothing(rule, solve):
     for factor in (1e-16, 1e16):
         again = array(solve(rule, gram * factor).weights)
         np.testing.assert_allclose(again, weights, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("solve", [in_step, on_host])
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["id"])
+def test_published_package(case, solve):
+    """Its own example, and others in the plane and in space."""
+    jacobian = np.array(case["jacobian"])
+    size = np.abs(jacobian).max()
+    for rule, expected in case["aggregations"].items():
+        weights = array(solve(rule, jacobian @ jacobian.T).weights)
+        direction, expected = weights @ jacobian, np.array(expected)
+        if rule == "min_norm":
+            shorter = np.linalg.norm(expected) + 1e-5 * size
+            assert np.linalg.norm(direction) <= shorter
+        elif rule == "pcgrad":
+            np.testing.assert_allclose(
+                2 * direction, expected, atol=1e-5 * size
+            )
+        else:
+            np.testing.assert_allclose(direction, expected, atol=1e-3 * size)
 
 
 # ---- In training ------------------------------------------------------------

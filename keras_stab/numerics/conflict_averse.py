@@ -56,6 +56,7 @@ def change_in_ball(xp, groups, mean, c):
     if xp is not np:
         steps = keras.ops.cast(steps, cosines.dtype)
     zero = xp.reshape(xp.minimum(xp.maximum(0.0 * low, low), high), (1,))
+    at_low = 0.0 * slopes  # which the mean meets
     for i in range(_ROUNDS):
         bounds = low + (high - low) * steps
         if i == 0:  # the last that can be met where the gradients cancel
@@ -64,14 +65,14 @@ def change_in_ball(xp, groups, mean, c):
         squares = _square(xp, cosines, y)
         met = residuals <= _MET
         inside = xp.logical_and(met, squares <= c * c)
-        inside = xp.logical_or(inside, bounds <= low)
-        high = xp.min(xp.where(inside, xp.max(bounds), bounds))
+        beyond = xp.logical_and(xp.logical_not(inside), bounds > low)
+        high = xp.min(xp.where(beyond, bounds, xp.max(bounds)))
+        # None where what was found for the lowest bound is not as good now.
         below = xp.logical_and(inside, bounds <= high)
-        low = xp.max(xp.where(below, bounds, xp.min(bounds)))
-        at_low, at_high = (
-            _row(xp, y, bounds == low),
-            _row(xp, y, bounds == high),
-        )
+        found = xp.any(below)
+        low = xp.max(xp.where(below, bounds, low))
+        at_low = xp.where(found, _row(xp, y, bounds == low), at_low)
+        at_high = _row(xp, y, bounds == high)
         reached = xp.any(xp.logical_and(bounds == high, met))
 
     # Where the line from one to the other leaves the ball.
