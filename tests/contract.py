@@ -409,9 +409,22 @@ ROWS = [
         grain_steps(4, reference.upgrad_by_enumeration),
     ),
     Row(
+        "Aggregate-pcgrad",
+        _aggregate("pcgrad", groups=4, seed=1),
+        None,
+        nested=True,
+    ),
+    Row(
+        "Aggregate-cagrad",
+        _aggregate("cagrad", groups=2),
+        grain_steps(2, reference.cagrad_of_two),
+        nested=True,
+    ),
+    Row(
         "Aggregate-function",
         _aggregate(by_size, groups=2),
         grain_steps(2, by_size_in_numpy),
+        nested=True,
     ),
     Row(
         "Transparent(GRAIN)",

@@ -59,6 +59,30 @@ def upgrad_by_enumeration(gram, sizes=None):
     return total
 
 
+def cagrad_of_two(gram, sizes=None, c=0.5):
+    """By golden section over the segment, the dual of the paper."""
+    gram = np.asarray(gram, "float64")
+    mean = np.full(2, 0.5)
+    if len(gram) == 1:
+        return np.ones(1)
+    length = c * np.sqrt(mean @ gram @ mean)
+
+    def dual(share):
+        w = np.array([share, 1.0 - share])
+        return w @ gram @ mean + length * np.sqrt(w @ gram @ w)
+
+    low, high, golden = 0.0, 1.0, (np.sqrt(5) - 1) / 2
+    for _ in range(80):
+        left = high - golden * (high - low)
+        right = low + golden * (high - low)
+        if dual(left) < dual(right):
+            high = right
+        else:
+            low = left
+    w = np.array([low, 1.0 - low])
+    return mean + length * w / np.sqrt(w @ gram @ w)
+
+
 def certificate(gram, weights):
     """`max (|d|^2 - <d, g_k>) / (|g_k| m)` over the groups that count."""
     gram = np.asarray(gram, "float64")

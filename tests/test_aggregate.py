@@ -3,6 +3,10 @@
 What every optimizer has to do is in the contract suite.
 """
 
+import itertools
+import json
+from pathlib import Path
+
 import contract
 import keras
 import numpy as np
@@ -16,6 +20,10 @@ from scipy import optimize
 import keras_stab
 from keras_stab.numerics.aggregation import RULES
 from keras_stab.numerics.aggregation import solve_rule
+
+VECTORS = json.loads(
+    (Path(__file__).parent / "vectors" / "aggregation.json").read_text()
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -33,12 +41,16 @@ def on_host(rule, gram, **options):
     return solved(rule, np.asarray(gram, "float64"), **options)
 
 
-def solved(rule, gram, nonfinite="drop", present=None):
+def solved(rule, gram, nonfinite="drop", present=None, draws=None):
+    groups = gram.shape[0]
     if present is None:
-        present = np.ones(gram.shape[0], bool)
+        present = np.ones(groups, bool)
+    if draws is None:  # every group meets the others as they are numbered
+        draws = np.tile(np.arange(groups) / groups, (groups, 1))
     if not isinstance(gram, np.ndarray):
         present = keras.ops.convert_to_tensor(present)
-    return solve_rule(RULES[rule], gram, nonfinite, present)
+        draws = keras.ops.convert_to_tensor(draws.astype("float32"))
+    return solve_rule(RULES[rule], gram, nonfinite, present, draws)
 
 
 def array(tensor):
@@ -97,6 +109,64 @@ def test_rules_that_conflict_with_no_group(vectors, rule):
     for solve, tolerance in ((on_host, 1e-6), (in_step, 1e-4)):
         weights = array(solve(rule, gram).weights)
         assert np.all(gram @ weights >= -tolerance * norms * norms.mean())
+
+
+def by_surgery(vectors, order):
+    """PCGrad as its paper writes it down, but for the mean at the end."""
+    answer = []
+    for i, vector in enumerate(vectors):
+        vector = vector.copy()
+        for j in order:
+            other = vectors[j]
+            if j != i and vector @ other < 0:
+                vector = vector - (vector @ other) / (other @ other) * other
+        answer.append(vector)
+    return np.mean(answer, axis=0)
+
+
+@pytest.mark.parametrize("solve", [in_step, on_host])
+def test_pcgrad_and_its_expectation(solve):
+    vectors = np.random.default_rng(5).normal(size=(4, 3))
+    gram = vectors @ vectors.T
+    orders = list(itertools.permutations(range(4)))
+    surgeries, ours = [], []
+    for order in orders:
+        draws = np.tile(np.argsort(order) / 4, (4, 1))
+        weights = array(solve("pcgrad", gram, draws=draws).weights)
+        ours.append(weights @ vectors)
+        surgeries.append(by_surgery(vectors, order))
+        assert np.allclose(ours[-1], surgeries[-1], atol=1e-5)
+    assert np.std(surgeries, axis=0).max() > 0.01  # the order matters
+    drawn = np.random.default_rng(6).uniform(size=(400, 4, 4))
+    drawn = [
+        array(on_host("pcgrad", gram, draws=d).weights) @ vectors for d in drawn
+    ]
+    error = np.std(drawn, axis=0) / 20
+    expected = np.mean(surgeries, axis=0)
+    assert np.all(np.abs(np.mean(drawn, axis=0) - expected) <= 4 * error + 1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(families())
+def test_cagrad_is_the_best_in_its_ball(vectors):
+    """The theorem, and weak duality: no d in the ball has a better worst."""
+    gram, c = vectors @ vectors.T, 0.5
+    mean = np.full(len(vectors), 1 / len(vectors))
+    weights = array(on_host("cagrad", gram).weights)
+    length = np.sqrt(max(mean @ gram @ mean, 0.0))
+    change = weights - mean
+    distance = np.sqrt(max(change @ gram @ change, 0.0))
+    norms = np.linalg.norm(vectors, axis=1)
+    assert distance <= c * length + 1e-5 * norms.mean()
+    worst = (gram @ weights).min()
+    assert worst >= (gram @ mean).min() - 1e-6 * norms.mean() * norms.max()
+    if change.max() > 1e-6:
+        convex = np.maximum(change, 0.0) / np.maximum(change, 0.0).sum()
+        bound = convex @ gram @ mean + c * length * np.sqrt(
+            max(convex @ gram @ convex, 0.0)
+        )
+        # Where gradients cancel the bound is 0 but for rounding.
+        assert bound - worst <= 1e-4 * norms.mean() * norms.max()
 
 
 def test_the_theorem_can_fail():
@@ -171,6 +241,26 @@ def test_scale_changes_nothing(rule, solve):
         np.testing.assert_allclose(again, weights, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("solve", [in_step, on_host])
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["id"])
+def test_published_package(case, solve):
+    """Its own example, and others in the plane and in space."""
+    jacobian = np.array(case["jacobian"])
+    size = np.abs(jacobian).max()
+    for rule, expected in case["aggregations"].items():
+        weights = array(solve(rule, jacobian @ jacobian.T).weights)
+        direction, expected = weights @ jacobian, np.array(expected)
+        if rule == "min_norm":
+            shorter = np.linalg.norm(expected) + 1e-5 * size
+            assert np.linalg.norm(direction) <= shorter
+        elif rule == "pcgrad":
+            np.testing.assert_allclose(
+                2 * direction, expected, atol=1e-5 * size
+            )
+        else:
+            np.testing.assert_allclose(direction, expected, atol=1e-3 * size)
+
+
 # ---- In training ------------------------------------------------------------
 
 
@@ -235,6 +325,29 @@ def test_groups_across_batches():
     np.testing.assert_allclose(np.array(point), [-0.25, -0.75], atol=1e-5)
 
 
+def test_orders_of_pcgrad_are_a_matter_of_the_seed(tmp_path):
+    """New ones at every step, the same for a seed, and saved."""
+    x, y = contract.data(6)
+
+    def run(seed, first=6):
+        rows = first * contract.BATCH
+        optimizer = keras_stab.Aggregate(
+            keras.optimizers.SGD(0.5), "pcgrad", groups=8, seed=seed
+        )
+        model = contract.compiled(optimizer, contract.classifier(dropout=False))
+        contract.fit(model, x[:rows], y[:rows])
+        if first < 6:
+            model.save(tmp_path / "model.keras")
+            model = keras.models.load_model(tmp_path / "model.keras")
+            contract.fit(model, x[rows:], y[rows:])
+        assert array(model.optimizer.variables[2]).tolist() == [seed or 0, 6]
+        return contract.state(model)
+
+    whole = run(1)
+    contract.assert_same_bits(whole, run(1, first=3))
+    assert any(np.any(a != b) for a, b in zip(whole, run(None)))
+
+
 # ---- Functions of one's own -------------------------------------------------
 
 
@@ -280,6 +393,10 @@ def not_k_weights(gram):
         ({"rule": 3}, "rule"),
         ({"rule": lambda: 1}, "function \\(gram\\)"),
         ({"rule": lambda gram, sizes, rows: 1}, "function \\(gram, sizes\\)"),
+        ({"rule": "mean", "c": 0.5}, "rule='cagrad' only"),
+        ({"rule": "cagrad", "c": 1.0}, "`c`"),
+        ({"rule": "cagrad", "seed": 1}, "rule='pcgrad' only"),
+        ({"rule": "pcgrad", "seed": -1}, "`seed`"),
         ({"groups": 65}, "1 to 64"),
         ({"zero_groups": "exclude"}, "did you mean `groups`"),
         ({"learning_rate": 0.1}, "AdamW\\(learning_rate=0.1\\)"),

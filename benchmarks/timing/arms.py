@@ -64,6 +64,11 @@ ARMS = {
     AGAIN: Arm("AdamW again (noise)", lambda k, s: k.AdamW(1e-3), STOCK),
     "grain_4": _grain(4),
     "grain_8": _grain(8),
+    "upgrad_8": Arm(
+        "Aggregate, upgrad, K = 8",
+        lambda k, s: s.Aggregate(k.AdamW(1e-3), "upgrad", groups=8),
+        STOCK,
+    ),
     "sam": Arm("SAM", lambda k, s: s.SAM(k.AdamW(1e-3)), STOCK),
     "sam_tenth": Arm(
         "SAM, every tenth update",
@@ -215,6 +220,8 @@ MODELS = tuple(dict.fromkeys(w.model for w in ALL_WORKLOADS))
 # Ratio of CPU time that is hoped for: a number, or one for a backend.
 _ON_THE_PERCEPTRON = {
     **dict.fromkeys(GRAIN, {"torch": 1.15, "tensorflow": 1.15, "jax": 1.10}),
+    # That of GRAIN and 2 %.
+    "upgrad_8": {"torch": 1.17, "tensorflow": 1.17, "jax": 1.12},
     **dict.fromkeys(("ire", "ire_all", "ire_second_moment"), 1.08),
     "sam": {"torch": 1.95},
     **dict.fromkeys(("schedule_free_adamw", "schedule_free_sgd", "lamb"), 1.08),

@@ -15,8 +15,8 @@ import numpy as np
 
 from keras_stab.numerics.cone import Changes
 from keras_stab.numerics.cone import solve_changes
+from keras_stab.numerics.conflict_averse import change_in_ball
 from keras_stab.numerics.interior_point import identity_like
-from keras_stab.numerics.interior_point import indicator
 from keras_stab.numerics.interior_point import uniform
 from keras_stab.numerics.min_norm import NEGLIGIBLE
 from keras_stab.numerics.min_norm import MinNormSolution
@@ -182,13 +182,71 @@ class UPGrad(Rule):
         pairs = groups.counted[:, None] & groups.counted[None, :]
         ratio = groups.norms[:, None] / groups.norms[None, :]
         added = xp.sum(xp.where(pairs, y * ratio, 0.0), axis=0)
-        members = indicator(xp, groups.takes_part, groups.gram)
-        count = xp.maximum(xp.sum(members), 1.0)
-        return (members + added) / count, xp.max(residuals)
+        mean = uniform(xp, groups.takes_part, groups.gram)
+        return mean + added * xp.max(mean), xp.max(residuals)
+
+
+@dataclasses.dataclass(frozen=True)
+class PCGrad(Rule):
+    """The mean of gradients from which conflicts are projected away in turn.
+
+    Each gradient meets the others in an order of its own, by random numbers.
+    """
+
+    name = "pcgrad"
+    draws = True
+
+    def weights(self, xp, groups, draws):
+        order = xp.argsort(draws, axis=1)
+        size = draws.shape[0]
+        positions = xp.arange(size)
+        if xp is not np:
+            positions = keras.ops.cast(positions, order.dtype)
+        others = identity_like(xp, groups.norms) == 0
+        pairs = groups.counted[:, None] & groups.counted[None, :] & others
+
+        def meet(t, rows):
+            # Row i: the multiples of all unit vectors in what g_i became.
+            met = xp.take(order, t, axis=1)
+            this = xp.logical_and(positions[None, :] == met[:, None], pairs)
+            slopes = xp.sum(rows * xp.take(groups.correlation, met, axis=0), 1)
+            missing = xp.maximum(-slopes, 0.0)[:, None]
+            return rows + xp.where(this, missing, 0.0)
+
+        rows = identity_like(xp, groups.norms)
+        if xp is np:
+            for t in range(size):
+                rows = meet(t, rows)
+        else:
+            rows = keras.ops.fori_loop(0, size, meet, rows)
+        ratio = groups.norms[:, None] / groups.norms[None, :]
+        added = xp.sum(xp.where(pairs, rows * ratio, 0.0), axis=0)
+        mean = uniform(xp, groups.takes_part, groups.gram)
+        return mean + added * xp.max(mean), _zero(xp, groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class CAGrad(Rule):
+    """The best worst group within a ball around the mean.
+
+    Attributes:
+        c: The radius of the ball, as a share of the norm of the mean.
+    """
+
+    name = "cagrad"
+    c: float = 0.5
+
+    def weights(self, xp, groups, draws):
+        mean = uniform(xp, groups.takes_part, groups.gram)
+        change, residual = change_in_ball(xp, groups, mean, self.c)
+        return mean + change, residual
 
 
 def _zero(xp, groups):
     return xp.sum(groups.gram) * 0.0
 
 
-RULES = {rule.name: rule for rule in (MinNorm(), Mean(), UPGrad())}
+RULES = {
+    rule.name: rule
+    for rule in (MinNorm(), Mean(), UPGrad(), PCGrad(), CAGrad())
+}

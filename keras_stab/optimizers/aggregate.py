@@ -1,17 +1,25 @@
 """Aggregate: the gradient of a step by a rule from those of groups."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_stab.arguments import checked_count
+from keras_stab.arguments import checked_number
+from keras_stab.gradients.small_problems import weights_and_measures
 from keras_stab.gradients.small_problems import weights_by_function
 from keras_stab.numerics.aggregation import RULES
+from keras_stab.numerics.aggregation import CAGrad
 from keras_stab.numerics.aggregation import Rule
 from keras_stab.optimizers.group_aggregation import GroupAggregation
 from keras_stab.optimizers.group_aggregation import unknown_rows
 from keras_stab.optimizers.group_arguments import asks_for_sizes
+from keras_stab.optimizers.group_arguments import check_used
 from keras_stab.optimizers.group_arguments import checked_rule
+from keras_stab.optimizers.state import add_state
 from keras_stab.registration import registered
 
 
@@ -36,6 +44,10 @@ class Aggregate(GroupAggregation):
       To first order no group's loss increases, and groups that agree get the
       mean.
     - `"min_norm"`: the shortest convex combination: `GRAIN`, step for step.
+    - `"cagrad"`: the d that maximises $\min_k \langle d, g_k \rangle$ over
+      $|d - \bar g| \le c |\bar g|$, with the mean $\bar g$.
+    - `"pcgrad"`: each $g_k$ meets the others in a random order and gives up
+      its component against one that it conflicts with; then the mean.
     - `"mean"`: $\lambda_k = 1 / K$, for comparison.
     - A function of your own, see `keras_stab.methods`.
 
@@ -62,6 +74,11 @@ class Aggregate(GroupAggregation):
             Defaults to `"auto"`.
         grouping: `"interleaved"`, `"contiguous"` or `None`, as in `GRAIN`.
             Defaults to `None`.
+        c: Float from 0 up to 1, the radius of the ball for `"cagrad"`; `None`
+            stands for 0.5 there. Defaults to `None`.
+        seed: Int of at least 0, the seed of the orders for `"pcgrad"`, new
+            ones at every step; `None` stands for 0 there. All processes that
+            train one model need the same. Defaults to `None`.
         name: String or `None`.
 
     Raises:
@@ -86,9 +103,12 @@ class Aggregate(GroupAggregation):
 
     Departures from the paper:
         The gradients are those of groups of rows, where the papers have one
-        for each task or row. UPGrad is solved to a certificate, without the
-        published package's regularisation of the Gram matrix. The promise of a
-        rule is about $d$, not about a momentum or Adam step made from it.
+        for each task or row. UPGrad and CAGrad are solved to a certificate,
+        without the published package's regularisation of the Gram matrix.
+        PCGrad is the mean of the projected gradients, where the paper has
+        their sum, so that learning rates keep their meaning; CAGrad is not
+        rescaled. The promise of a rule is about $d$, not about a momentum or
+        Adam step made from it.
 
     Cost:
         That of `GRAIN`, but for the K x K problem: K of them for `"upgrad"`.
@@ -96,6 +116,10 @@ class Aggregate(GroupAggregation):
     References:
         - Quinton, Rey, 2024, "Jacobian Descent for Multi-Objective
           Optimization", arXiv:2406.16232
+        - Yu et al., 2020, "Gradient Surgery for Multi-Task Learning",
+          arXiv:2001.06782
+        - Liu et al., 2021, "Conflict-Averse Gradient Descent for Multi-task
+          Learning", arXiv:2110.14048
         - Desideri, 2012, "Multiple-gradient descent algorithm (MGDA) for
           multiobjective optimization", C. R. Acad. Sci. Paris 350
     """
@@ -110,6 +134,8 @@ class Aggregate(GroupAggregation):
         across: str | None = None,
         engine: str = "auto",
         grouping: str | None = None,
+        c: float | None = None,
+        seed: int | None = None,
         name: str | None = None,
         **kwargs: Any,
     ):
@@ -117,9 +143,25 @@ class Aggregate(GroupAggregation):
             inner_optimizer, groups, across, engine, grouping, name, **kwargs
         )
         self.rule = checked_rule(rule, RULES)
+        self.c = checked_number("c", c, minimum=0.0, below=1.0, optional=True)
+        self.seed = checked_count("seed", seed, 0, optional=True)
+        check_used("c", c, self.rule, "cagrad")
+        check_used("seed", seed, self.rule, "pcgrad")
+        self._orders: Orders | None = None
+
+    def build(self, variables: Iterable[keras.Variable]) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        if self.rule == "pcgrad":
+            self._order_seed = add_state(self, "order_seed", (2,))
+            self._order_seed.assign([self.seed or 0, 0])
+            self._orders = Orders(self._order_seed)
 
     @property
     def solver(self) -> Rule:
+        if self.rule == "cagrad" and self.c is not None:
+            return CAGrad(self.c)
         return RULES[self.rule]
 
     def solve(
@@ -130,23 +172,62 @@ class Aggregate(GroupAggregation):
         rows: Any = None,
         sizes: Any = None,
     ) -> Any:
+        rows = unknown_rows() if rows is None else rows
         if isinstance(self.rule, str):
-            return super().solve(gram, present, nonfinite, rows, sizes)
+            draws = None
+            if self._orders is not None:
+                draws = self._orders.draw(gram.shape[0])
+            return weights_and_measures(
+                self.solver, gram, present, rows, nonfinite, draws
+            )
         if not asks_for_sizes(self.rule):
             sizes = None
         elif sizes is None:
             sizes = [1] * gram.shape[0]
         return weights_by_function(
-            self.rule,
-            gram,
-            present,
-            unknown_rows() if rows is None else rows,
-            nonfinite,
-            sizes,
+            self.rule, gram, present, rows, nonfinite, sizes
         )
+
+    def apply_in_order(
+        self, gradients: list[Any], variables: list[keras.Variable]
+    ) -> None:
+        super().apply_in_order(gradients, variables)
+        if self._orders is not None:
+            self._orders.advance()
 
     def get_config(self) -> dict[str, Any]:
         rule = self.rule
         if not isinstance(rule, str):
             rule = keras.saving.serialize_keras_object(rule)
-        return {**super().get_config(), "rule": rule}
+        return {
+            **super().get_config(),
+            "rule": rule,
+            "c": self.c,
+            "seed": self.seed,
+        }
+
+
+class Orders:
+    """Random numbers that are new at every step, from a state that is saved.
+
+    Args:
+        state: A variable, `[seed, steps]`.
+    """
+
+    def __init__(self, state):
+        self._state = state
+        # Its own state is never moved.
+        self._generator = keras.random.SeedGenerator(0)
+
+    def draw(self, groups):
+        """Uniform numbers `(K, K)`; assigns nothing."""
+        own = self._generator.state
+        words = keras.ops.cast(self._state.value, own.dtype)
+        with keras.StatelessScope([(own, words)]):
+            return keras.random.uniform(
+                (groups, groups), dtype="float32", seed=self._generator
+            )
+
+    def advance(self):
+        """To the numbers of the next step."""
+        self._state.assign(self._state.value + np.array([0, 1], "int32"))

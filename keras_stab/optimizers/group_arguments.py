@@ -33,6 +33,15 @@ def checked_rule(rule, names):
     return checked_function("rule", rule, ("gram",))
 
 
+def check_used(argument, value, rule, user):
+    """Refuses an argument that another rule has."""
+    if value is not None and rule != user:
+        raise ValueError(
+            f"`{argument}` has an effect with rule={user!r} only: leave it "
+            f"out. Received: {argument}={value!r} with rule={rule!r}"
+        )
+
+
 def asks_for_sizes(rule):
     """Whether a function takes the rows in each group too."""
     try:
