@@ -7,6 +7,7 @@ runs the whole K x K computation.
 import keras
 import numpy as np
 
+from keras_stab.numerics.interior_point import identity_like
 from keras_stab.numerics.interior_point import indicator
 from keras_stab.numerics.norms import in_full_precision
 
@@ -63,13 +64,22 @@ def gram_measures(gram, solution, present, rows, is_shortest=True):
     member = indicator(ops, included, gram)
     pairs = included[:, None] & included[None, :]
     clean = ops.where(pairs, gram, 0.0)
-    count = ops.sum(member)
+    identity = identity_like(ops, gram)
+    diagonal = ops.sum(ops.where(identity > 0, gram, 0.0), axis=1)
+    squares = ops.where(included, diagonal, 0.0)
+    sums = ops.sum(clean, axis=1)
+    broken = ops.logical_and(present, ops.logical_not(ops.isfinite(diagonal)))
+    opposed = ops.logical_and(included, sums < 0)
+    # Every sum is a kernel of a compiled step.
+    chosen = [solution.weights > 1e-4, broken, opposed]
+    chosen = [indicator(ops, each, gram) for each in chosen]
+    count, total, of_all, support, broken, opposed = ops.unstack(
+        ops.sum(ops.stack([member, squares, sums, *chosen]), axis=1), num=6
+    )
     safe_count = ops.maximum(count, 1.0)
     others = ops.maximum(count - 1.0, 1.0)
-    squares = ops.diagonal(clean)
-    mean_square = ops.sum(squares) / safe_count
-    with_mean = ops.sum(clean, axis=1) / safe_count
-    mean_norm_squared = ops.maximum(ops.sum(with_mean) / safe_count, 0.0)
+    mean_square = total / safe_count
+    mean_norm_squared = ops.maximum(of_all / safe_count / safe_count, 0.0)
     norm_squared = ops.maximum(solution.norm_squared, 0.0)
     ratio = norm_squared / ops.where(
         mean_norm_squared > 0, mean_norm_squared, 1.0
@@ -78,17 +88,15 @@ def gram_measures(gram, solution, present, rows, is_shortest=True):
         ratio = ops.minimum(ratio, 1.0)
     root = ops.sqrt(ops.where(included, squares, 1.0))
     cosines = clean / root[:, None] / root[None, :]
-    off_diagonal = ops.arange(clean.shape[0])
-    off_diagonal = off_diagonal[:, None] != off_diagonal[None, :]
-    broken = ops.logical_not(ops.isfinite(ops.diagonal(gram)))
+    between = ops.logical_and(identity == 0, pairs)
     values = [
         solution.residual,
         ops.sqrt(ratio),
-        ops.sum(indicator(ops, solution.weights > 1e-4, gram)),
-        ops.sum(ops.where(with_mean < 0, member, 0.0)) / safe_count,
-        ops.min(ops.where(off_diagonal & pairs, cosines, 1.0)),
-        ops.sum(1.0 - member),
-        ops.sum(indicator(ops, ops.logical_and(present, broken), gram)),
+        support,
+        opposed / safe_count,
+        ops.min(ops.where(between, cosines, 1.0)),
+        gram.shape[0] - count,
+        broken,
         (count * mean_norm_squared - mean_square) / others,
         rows * (mean_square - mean_norm_squared) / others,
     ]

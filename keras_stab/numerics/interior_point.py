@@ -122,7 +122,8 @@ def _iterate(xp, problem, constants, state):
 
     `x` is y, `w` the multipliers of y >= 0. `proximal` enters the matrix of
     the linear systems only, never the residual: it biases nothing. The best
-    answers so far are kept, so that more iterations never hurt.
+    answers so far are kept, so that more iterations never hurt. Every sum is a
+    kernel of a compiled step, so they are few.
     """
     x, w, best_answer, best_residual = state
     groups = x.shape[-1]
@@ -139,17 +140,19 @@ def _iterate(xp, problem, constants, state):
     )
 
     def solve(v):
-        z = jacobi * times(xp, inverse, jacobi * v)
-        rest = v - times(xp, system, z)  # one round of refinement
-        return z + jacobi * times(xp, inverse, jacobi * rest)
+        return jacobi * times(xp, inverse, jacobi * v)
 
+    # The first solution says how far to go towards the centre: a few digits
+    # are enough. The second has one round of refinement.
     dx = solve(-r - w)
     dw = -w - ratio * dx
     step = xp.minimum(_step(xp, x, dx), _step(xp, w, dw))
     centre = _mean(xp, (x + step * dx) * (w + step * dw)) / mu
     sigma = xp.minimum(1.0, centre**3)
     correction = (sigma * mu - dx * dw) / x
-    dx = solve(-r - w + correction)
+    v = -r - w + correction
+    dx = solve(v)
+    dx = dx + solve(v - times(xp, system, dx))
     dw = -w + correction - ratio * dx
     step = 0.99 * xp.minimum(_step(xp, x, dx), _step(xp, w, dw))
     x = xp.maximum(x + step * dx, constants["floor"])
@@ -182,16 +185,23 @@ def _inverse(xp, matrix, groups):
     # int32 like the loop counter: with float64 as default it would be int64.
     positions = ops.arange(groups, dtype="int32")
 
+    rank = len(matrix.shape)
+
     def eliminate(k, matrix):
-        # Gauss-Jordan in place; a one-hot vector selects row and column k so
-        # that k may be a loop counter inside a compiled step.
+        # Gauss-Jordan in place. Row and column k are slices, since k may be a
+        # loop counter inside a compiled step.
         unit = indicator(ops, positions == k, matrix)
-        column = ops.sum(matrix * unit[None, :], axis=-1)
-        row = ops.sum(matrix * unit[:, None], axis=-2)
-        pivot = ops.sum(column * unit, axis=-1)[..., None, None]
-        return (
-            matrix
-            - (column - unit)[..., :, None] * (row + unit)[..., None, :] / pivot
+        sliced = [(groups, 1), (1, groups), (1, 1)]
+        starts = [(0, k), (k, 0), (k, k)]
+        column, row, pivot = (
+            ops.slice(
+                matrix,
+                (0,) * (rank - 2) + start,
+                (*matrix.shape[:-2], *shape),
+            )
+            for start, shape in zip(starts, sliced)
         )
+        column, row = column - unit[:, None], row + unit[None, :]
+        return matrix - column * row / pivot
 
     return ops.fori_loop(0, groups, eliminate, matrix)

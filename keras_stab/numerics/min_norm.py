@@ -45,17 +45,21 @@ def solve_min_norm(gram, zero_groups, nonfinite, present=None):
     if present is None:
         present = ops.ones((groups,), dtype="bool")
     gram = (gram + ops.transpose(gram)) / 2
-    diagonal = ops.diagonal(gram)
+    # Not `ops.diagonal`, which a compiler takes for a lookup.
+    identity = identity_like(ops, gram)
+    diagonal = ops.sum(ops.where(identity > 0, gram, 0.0), axis=1)
     finite = ops.logical_and(present, ops.isfinite(diagonal))
     clean = ops.where(finite[:, None] & finite[None, :], gram, 0.0)
-    diagonal = ops.diagonal(clean)
+    diagonal = ops.where(finite, diagonal, 0.0)
     largest = ops.max(diagonal)
+    any_included = largest > 0
     # The first condition keeps an all-zero hull out when NEGLIGIBLE * largest
     # underflows to 0.
     included = ops.logical_and(diagonal > 0, diagonal > NEGLIGIBLE * largest)
 
     root = ops.sqrt(ops.where(included, diagonal, 1.0))
-    smallest = ops.min(ops.where(included, root, ops.max(root)))
+    longest = ops.where(any_included, ops.sqrt(largest), 1.0)
+    smallest = ops.min(ops.where(included, root, longest))
     problem = _scaled(clean, included, root, smallest)
     if groups == 1:
         weights = indicator(ops, included, gram)
@@ -64,7 +68,6 @@ def solve_min_norm(gram, zero_groups, nonfinite, present=None):
     else:
         weights = solve_in_graph(problem)
 
-    any_included = ops.any(included)
     residual = ops.where(any_included, certificate(ops, problem, weights), 0.0)
     curvature = quadratic(ops, problem, weights)[0]
     norm_squared = ops.where(any_included, curvature * smallest**2, 0.0)
