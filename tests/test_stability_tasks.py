@@ -70,12 +70,14 @@ def trained(task, arm, seeds, rate=1e-2):
 def test_a_rewound_model_trains_as_a_new_one(name):
     arm = OTHERS[name]
     used, new = prepared(name), prepared(name)
-    if name == "generation":
-        new.weights = used.weights
-    other, _ = trained(used, arm, RunSeeds(1, 2))
+    # What is made once and kept in the cache.
+    for made in ("weights", "judge", "real"):
+        if hasattr(used, made):
+            setattr(new, made, getattr(used, made))
+    trained(used, arm, RunSeeds(1, 2))
     first, weights = trained(used, arm, RunSeeds(3, 4))
     again, same = trained(new, arm, RunSeeds(3, 4))
-    assert first == again != other
+    assert first == again
     for one, two in zip(weights, same, strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -83,10 +85,11 @@ def test_a_rewound_model_trains_as_a_new_one(name):
 @pytest.mark.parametrize("name", TINY)
 def test_the_order_alone_makes_another_run(name):
     task = prepared(name)
-    first, _ = trained(task, "base", RunSeeds(3, 4))
-    other, _ = trained(task, "base", RunSeeds(3, 5))
-    again, _ = trained(task, "base", RunSeeds(3, 4))
-    assert first == again != other
+    _, first = trained(task, "base", RunSeeds(3, 4))
+    _, other = trained(task, "base", RunSeeds(3, 5))
+    _, again = trained(task, "base", RunSeeds(3, 4))
+    np.testing.assert_array_equal(first[0], again[0])
+    assert not np.array_equal(first[0], other[0])
 
 
 def test_every_large_batch_optimizer_trains_at_its_rate():
