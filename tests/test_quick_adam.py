@@ -67,10 +67,8 @@ def test_it_is_the_same_update(monkeypatch, inner):
         np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "dtype, tolerance", [("float32", 1e-5), ("float64", 1e-12)]
-)
-def test_the_formula(monkeypatch, dtype, tolerance):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_formula(monkeypatch, dtype):
     monkeypatch.setattr(tracing, "WORTH_A_KERNEL", 0)
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(3, 4))
@@ -84,6 +82,9 @@ def test_the_formula(monkeypatch, dtype, tolerance):
         second = 0.999 * second + 0.001 * gradient**2
         rate = 0.125 * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
         weights = weights - rate * first / (np.sqrt(second) + 1e-7)
+    # JAX has float64 only where that is asked for.
+    exact = variable.numpy().dtype == "float64"
+    tolerance = 1e-12 if exact else 1e-5
     np.testing.assert_allclose(variable.numpy(), weights, tolerance, tolerance)
 
 
