@@ -407,6 +407,8 @@ ROWS = [
         "Aggregate-upgrad",
         _aggregate("upgrad", groups=4),
         grain_steps(4, reference.upgrad_by_enumeration),
+        # All but the rule is GRAIN's, whose rows test the rest.
+        nested=True,
     ),
     Row(
         "Aggregate-pcgrad",

@@ -3,6 +3,7 @@
 What every optimizer has to do is in the contract suite.
 """
 
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -15,11 +16,14 @@ import reference
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+from marks import ON_TORCH
 from scipy import optimize
 
 import keras_stab
+from keras_stab.backend import tracing
 from keras_stab.numerics.aggregation import RULES
 from keras_stab.numerics.aggregation import solve_rule
+from keras_stab.numerics.min_norm import MinNormSolution
 
 VECTORS = json.loads(
     (Path(__file__).parent / "vectors" / "aggregation.json").read_text()
@@ -41,6 +45,19 @@ def on_host(rule, gram, **options):
     return solved(rule, np.asarray(gram, "float64"), **options)
 
 
+@functools.cache
+def compiled(rule, nonfinite):
+    """Once for a number of groups: otherwise each call compiles its loops."""
+
+    def solve(gram, present, draws):
+        return tuple(solve_rule(RULES[rule], gram, nonfinite, present, draws))
+
+    def named(*arguments):
+        return MinNormSolution(*tracing.as_kernel(solve)(*arguments))
+
+    return named
+
+
 def solved(rule, gram, nonfinite="drop", present=None, draws=None):
     groups = gram.shape[0]
     if present is None:
@@ -50,6 +67,8 @@ def solved(rule, gram, nonfinite="drop", present=None, draws=None):
     if not isinstance(gram, np.ndarray):
         present = keras.ops.convert_to_tensor(present)
         draws = keras.ops.convert_to_tensor(draws.astype("float32"))
+        if not ON_TORCH:
+            return compiled(rule, nonfinite)(gram, present, draws)
     return solve_rule(RULES[rule], gram, nonfinite, present, draws)
 
 
