@@ -4,10 +4,10 @@ Three of ten labels of 384 digits are wrong, as in guides/demo.py. A row of
 which no other row's gradient has the direction (by the ten most similar ones)
 is suspected; the control suspects the rows of the highest loss. Printed: how
 many of the suspects are wrong, of as many as there are wrong labels, over
-eight seeds. On PyTorch the loss finds more after 10 epochs, before it is
-memorised (L10 % against G10 %) and fewer after 80 (L80 % against G80 %): the gradients
-help where training has gone on too long. They, and ten rows, were chosen on
-the seeds 100 to 105. It takes 50 s of CPU time.
+eight seeds. On PyTorch, after 10 epochs 92.2 % by the loss and 88.6 % by the
+gradients, which cannot be told apart; after 80, when wrong labels are learned
+by heart, 64.7 % and 81.7 %, which can (17 points, interval 12 to 22). The
+measure was chosen on the seeds 100 to 105. It takes 50 s of CPU time.
 """
 
 import keras
@@ -33,6 +33,7 @@ def data_of(seed):
 
 
 def precision(scores, wrong):
+    scores = keras.ops.convert_to_numpy(scores)
     return wrong[np.argsort(-scores)[: wrong.sum()]].mean()
 
 
@@ -49,7 +50,7 @@ for seed in range(SEEDS):
         model.fit(x, y, 64, epochs=epochs, initial_epoch=start, verbose=0)
         rows = keras_stab.group_gradients(model, x, y, "rows", verbose=0)
         nearest = np.sort(rows.cosines - 2 * np.eye(ROWS))[:, -10:]
-        losses = np.array(loss(y, model.predict(x, verbose=0)))
+        losses = loss(y, model.predict(x, verbose=0))
         found[epochs]["gradients"].append(precision(-nearest.mean(1), wrong))
         found[epochs]["loss"].append(precision(losses, wrong))
 for epochs, ways in found.items():
