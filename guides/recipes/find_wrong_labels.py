@@ -24,8 +24,7 @@ EPOCHS = 10, 80
 def data_of(seed):
     x, y = load_digits(return_X_y=True)
     x, y = (x / 16).astype("float32"), y.astype("int32")
-    split = train_test_split(x, y, train_size=ROWS, random_state=seed)
-    x, y = split[0], split[2]
+    x, _, y, _ = train_test_split(x, y, train_size=ROWS, random_state=seed)
     random = np.random.default_rng(seed)
     wrong = np.arange(ROWS) < round(WRONG * ROWS)
     random.shuffle(wrong)
