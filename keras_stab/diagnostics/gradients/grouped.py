@@ -70,14 +70,14 @@ class GradientGroups:
         Raises:
             ValueError: If there are not K weights.
         """
-        weights = np.asarray(weights, "float64")
-        if weights.shape != self.sizes.shape:
+        given = np.asarray(weights, "float64")
+        if given.shape != self.sizes.shape:
             raise ValueError(
                 "`weights` must hold one number for each of the "
                 f"{len(self.sizes)} groups. Received: weights of shape "
-                f"{weights.shape}"
+                f"{given.shape}"
             )
-        return self._combine(weights)
+        return self._combine(given)
 
 
 def group_gradients(
@@ -184,7 +184,7 @@ def group_gradients(
     rows = Rows(model, data, batch_size, training, verbose)
     numbers = _numbers(groups, rows.count)
     sizes = np.bincount(numbers)
-    kinds = {"one_pass": OfRows, "microbatch": OfGroups}
+    kinds: dict[str, Any] = {"one_pass": OfRows, "microbatch": OfGroups}
     order, reason = _order(engine, groups, rows, len(sizes), memory_limit)
     for name in order:
         try:
