@@ -23,7 +23,7 @@ Evaluation weights (averages, slow weights) are in the model when `fit`
 evaluates and when it ends. For more: `averaged_weights`, `export_averaged`,
 `return_trained_weights`, the callbacks `AveragedWeights` and
 `SwapSlowWeights`, `reestimate_batch_norm`. What a method does: `StabilityMonitor`, `sharpness`,
-`loss_landscape`, `compare_scores`, `seeds_needed`.
+`loss_landscape`, `group_gradients`, `compare_scores`, `seeds_needed`.
 
 Namespaces: `keras_stab.optimizers`, `.callbacks`, `.schedules`, `.games`,
 `.constraints` and `.diagnostics` hold the same names, sorted.
@@ -51,6 +51,7 @@ from keras_stab.callbacks import StabilityMonitor
 from keras_stab.callbacks import StartBoostAtLoss
 from keras_stab.callbacks import SwapSlowWeights
 from keras_stab.diagnostics import compare_scores
+from keras_stab.diagnostics import group_gradients
 from keras_stab.diagnostics import loss_landscape
 from keras_stab.diagnostics import plot_loss_landscape
 from keras_stab.diagnostics import seeds_needed
@@ -125,6 +126,7 @@ __all__ = [
     "diagnostics",
     "export_averaged",
     "games",
+    "group_gradients",
     "install",
     "loss_landscape",
     "methods",

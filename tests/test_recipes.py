@@ -122,6 +122,15 @@ def test_wgan_gp(run):
     assert 0.2 < variables["norms"].mean() < 2.0 if ON_TORCH else True
 
 
+def test_find_wrong_labels(run, few_digits):
+    printed, variables = run(
+        "find_wrong_labels", SEEDS=1, ROWS=96, EPOCHS=(2, 4)
+    )
+    assert re.search(r"^4 epochs, chance 30%: gradients \d", printed, re.M)
+    shares = variables["found"][4]
+    assert all(0.0 <= share[0] <= 1.0 for share in shares.values())
+
+
 def test_large_batch(run, monkeypatch):
     random = np.random.default_rng(0)
     x = random.integers(0, 256, (64, 28, 28)).astype("uint8")

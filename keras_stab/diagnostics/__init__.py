@@ -1,5 +1,7 @@
 """Whether a method helps: reports over seeds, and the loss around minima."""
 
+from keras_stab.diagnostics.gradients import GradientGroups
+from keras_stab.diagnostics.gradients import group_gradients
 from keras_stab.diagnostics.loss import Landscape
 from keras_stab.diagnostics.loss import Sharpness
 from keras_stab.diagnostics.loss import loss_landscape
@@ -17,12 +19,14 @@ from keras_stab.diagnostics.report import stability_report
 __all__ = [
     "ArmSummary",
     "Comparison",
+    "GradientGroups",
     "Interval",
     "Landscape",
     "RunSeeds",
     "Sharpness",
     "StabilityReport",
     "compare_scores",
+    "group_gradients",
     "loss_landscape",
     "plot_loss_landscape",
     "seeds_needed",

@@ -1,8 +1,9 @@
-"""Whether data hold the targets that a loss needs."""
+"""Whether there is a loss to measure, and data hold the targets for it."""
 
 import keras
 
 from keras_stab import keras_internals
+from keras_stab.backend import tracing
 
 
 def has_own_loss(model):
@@ -30,3 +31,38 @@ def check_targets(argument, data, batches, model, loss=None):
             f"pass {argument}=(x, y), or batches of such pairs. Received: "
             f"{argument} of type {type(data).__name__}"
         )
+
+
+def check_loss(model, loss=None):
+    """Raises a `ValueError` if there is no loss, given or compiled."""
+    if loss is None:
+        own = has_own_loss(model)
+        compiled = keras_internals.compile_loss(model) is not None
+        if not model.compiled or not (own or compiled):
+            raise ValueError(
+                "The model has no loss: compile it with one, or pass `loss`. "
+                f"Received: loss=None, model {model.name!r}"
+            )
+    elif not (isinstance(loss, str) or callable(loss)):
+        hint = ""
+        if hasattr(loss, "shape"):
+            hint = ". Inputs and targets are passed as one tuple, (x, y)"
+        raise ValueError(
+            "`loss` must be a keras.losses.Loss, its name, or a function of "
+            f"(y, y_pred){hint}. Received: loss of type {type(loss).__name__}"
+        )
+
+
+def build_loss(model, batch, loss=None):
+    """Builds the model, and the loss of `compile`, where they are not."""
+    x, y, _ = batch
+    unbuilt = loss is None and not keras_internals.loss_is_built(model)
+    if model.built and not unbuilt:
+        return
+    with tracing.no_gradients():
+        if not model.built:
+            model(x)
+        if unbuilt:
+            with keras.StatelessScope():
+                y_pred = model(x)
+            keras_internals.build_loss(model, y, y_pred)

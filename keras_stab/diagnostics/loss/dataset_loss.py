@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 
-from keras_stab import keras_internals
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_count
 from keras_stab.backend import devices
@@ -11,8 +10,9 @@ from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.batches import iterate_whole
 from keras_stab.diagnostics.loss.batch_functions import compiled_functions
+from keras_stab.diagnostics.targets import build_loss
+from keras_stab.diagnostics.targets import check_loss
 from keras_stab.diagnostics.targets import check_targets
-from keras_stab.diagnostics.targets import has_own_loss
 from keras_stab.gradients.rows import batch_size as count_rows
 
 
@@ -43,14 +43,14 @@ class DatasetLoss:
         checked_count("steps", steps, 1, optional=True)
         checked_count("batch_size", batch_size, 1)
         checked_boolean("training", training)
-        _check_loss(model, loss)
+        check_loss(model, loss)
         with devices.replayed(devices.random_state()):
             self._batches = _collected(model, data, steps, batch_size)
         check_targets("data", data, self._batches, model, loss)
         rows = [count_rows(*batch) for batch in self._batches]
         self._shares = [n / sum(rows) for n in rows]
         tracing.sync_state(model)
-        self._build(model, loss)
+        build_loss(model, self._batches[0], loss)
         self.variables = [
             v
             for v in model.trainable_variables
@@ -77,19 +77,6 @@ class DatasetLoss:
         )
         self.vectors = self._functions["vectors"]
         self._zeros = self.zeros()
-
-    def _build(self, model, loss):
-        x, y, _ = self._batches[0]
-        unbuilt = loss is None and not keras_internals.loss_is_built(model)
-        if model.built and not unbuilt:
-            return
-        with tracing.no_gradients():
-            if not model.built:
-                model(x)
-            if unbuilt:
-                with keras.StatelessScope():
-                    y_pred = model(x)
-                keras_internals.build_loss(model, y, y_pred)
 
     # ---- Questions --------------------------------------------------------
 
@@ -206,22 +193,3 @@ def _collected(model, data, steps, batch_size):
             f"Received: data of type {type(data).__name__}"
         )
     return collected
-
-
-def _check_loss(model, loss):
-    if loss is None:
-        own = has_own_loss(model)
-        compiled = keras_internals.compile_loss(model) is not None
-        if not model.compiled or not (own or compiled):
-            raise ValueError(
-                "The model has no loss: compile it with one, or pass `loss`. "
-                f"Received: loss=None, model {model.name!r}"
-            )
-    elif not (isinstance(loss, str) or callable(loss)):
-        hint = ""
-        if hasattr(loss, "shape"):
-            hint = ". Inputs and targets are passed as one tuple, (x, y)"
-        raise ValueError(
-            "`loss` must be a keras.losses.Loss, its name, or a function of "
-            f"(y, y_pred){hint}. Received: loss of type {type(loss).__name__}"
-        )

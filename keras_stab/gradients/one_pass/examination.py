@@ -65,7 +65,10 @@ class _Trial:
     def __init__(self, oracle, units):
         self.oracle, self.units = oracle, units
         self.weights = made_up_weights(oracle.variables)
-        self.group_layers = find_group_layers(oracle.model)
+        # An oracle that measures may ask for what `predict` computes, where
+        # batch-norm mixes no rows.
+        trained = getattr(oracle, "training", True)
+        self.group_layers = find_group_layers(oracle.model) if trained else []
         self.ran_by_group = []
         fixed = fixed_rows(oracle.model)
         self.grows = not fixed

@@ -1,0 +1,272 @@
+"""The gradients of groups of rows, or of single rows, of a compiled model."""
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_stab.arguments import checked_boolean
+from keras_stab.arguments import checked_choice
+from keras_stab.arguments import checked_count
+from keras_stab.batches import own_batch
+from keras_stab.diagnostics.gradients.engines import OfGroups
+from keras_stab.diagnostics.gradients.engines import OfRows
+from keras_stab.diagnostics.gradients.engines import Rows
+from keras_stab.diagnostics.targets import check_loss
+from keras_stab.diagnostics.targets import check_targets
+from keras_stab.gradients.one_pass.units import Refusal
+
+ENGINES = ("auto", "one_pass", "microbatch")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GradientGroups:
+    r"""What `group_gradients` found; K groups, each with a gradient $g_k$.
+
+    Attributes:
+        gram: Array `(K, K)` of float64, $\langle g_i, g_j \rangle$ over all
+            trainable weights.
+        sizes: Array `(K,)`, rows in each group.
+        engine: `"one_pass"`, or `"microbatch"` where each gradient was formed.
+        reason: String, why.
+    """
+
+    gram: np.ndarray
+    sizes: np.ndarray
+    engine: str
+    reason: str
+    _combine: Callable = dataclasses.field(repr=False)
+
+    @property
+    def norms(self) -> np.ndarray:
+        """The norms $|g_k|$, `(K,)`."""
+        return np.sqrt(np.maximum(np.diag(self.gram), 0.0))
+
+    @property
+    def cosines(self) -> np.ndarray:
+        """The cosines of all pairs, `(K, K)`; 0 with a gradient of zero."""
+        norms = self.norms
+        products = norms[:, None] * norms[None, :]
+        safe = np.where(products > 0, products, 1.0)
+        return np.where(products > 0, np.clip(self.gram / safe, -1.0, 1.0), 0.0)
+
+    def combine(self, weights: Sequence[float]) -> list[np.ndarray]:
+        r"""The combination $\sum_k \lambda_k g_k$, at the same weights.
+
+        One more pass over the data where the gradients were not formed: the
+        model must still hold the weights at which the Gram matrix was taken,
+        or what it holds now counts.
+
+        Args:
+            weights: K numbers, $\lambda$. Groups of weight 0 do not enter,
+                even when their gradient is not finite.
+
+        Returns:
+            List of arrays, one per trainable variable of the model.
+
+        Raises:
+            ValueError: If there are not K weights.
+        """
+        given = np.asarray(weights, "float64")
+        if given.shape != self.sizes.shape:
+            raise ValueError(
+                "`weights` must hold one number for each of the "
+                f"{len(self.sizes)} groups. Received: weights of shape "
+                f"{given.shape}"
+            )
+        return self._combine(given)
+
+
+def group_gradients(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    groups: int | str | Sequence[int] = 8,
+    sample_weight: Any = None,
+    batch_size: int = 256,
+    training: bool = False,
+    engine: str = "auto",
+    memory_limit: int = 2**30,
+    verbose: int = 1,
+) -> GradientGroups:
+    r"""Measures the gradients of groups of rows: products, norms, cosines.
+
+    With $L_k$ the loss that the model was compiled with, penalties included,
+    on the rows of group k alone, and $g_k = \nabla L_k$ at the weights that
+    the model holds:
+
+    $$
+    G_{ij} = \langle g_i, g_j \rangle, \qquad
+    \cos_{ij} = \frac{G_{ij}}{|g_i| |g_j|}, \qquad
+    \sum_k \lambda_k g_k
+    $$
+
+    Rows that a model fits against all others, with wrong labels say, show in
+    them, and so do groups that pull apart. The figures are exact, up to
+    rounding. Nothing in the model changes: weights, statistics, seeds,
+    metrics, optimizer.
+
+    Args:
+        model: A compiled `keras.Model`.
+        x: Array, or a nested structure of them, one row per sample.
+        y: The targets, likewise; `None` where the loss needs none.
+        groups: Int K: row i is in group i mod K, as for `GRAIN`. N ints, one
+            per row: the number of its group, from 0. `"rows"`: each row is a
+            group. Defaults to 8.
+        sample_weight: Array of N weights, or `None`, as for `fit`.
+        batch_size: Int, rows that the model sees at once; two such batches in
+            the one-pass engine. Defaults to 256.
+        training: Whether layers run as in training, batch-norm by the
+            statistics of those rows of a group that are in one batch.
+            Defaults to `False`: no dropout, and moving statistics.
+        engine: `"one_pass"` takes all inner products from the forward and
+            backward passes of pairs of batches, and forms no gradient;
+            `"microbatch"` forms the gradient of each group and keeps them.
+            `"auto"`: for `"rows"`, and where all rows are one batch, the
+            first if the model allows it; else the second, if it fits into
+            `memory_limit`. Defaults to `"auto"`.
+        memory_limit: Int, bytes that gradients which are kept may take.
+            Defaults to 1 GiB.
+        verbose: 1 for a progress bar over batches, 0 for none. Defaults to 1.
+
+    Returns:
+        A `GradientGroups`.
+
+    Raises:
+        ValueError: If the model has no loss or no trainable weight, an
+            argument is out of range, a number of rows does not fit, or the
+            gradients would take more than `memory_limit`.
+
+    Example:
+
+    >>> import keras, keras_stab, numpy as np
+    >>> model = keras.Sequential([keras.layers.Dense(1, use_bias=False)])
+    >>> model.compile(loss="mse")
+    >>> x, y = np.eye(2), np.ones((2, 1))
+    >>> _ = model(x); model.set_weights([np.zeros((2, 1))])
+    >>> found = keras_stab.group_gradients(model, x, y, "rows", verbose=0)
+    >>> found.gram.round(3).tolist()
+    [[4.0, 0.0], [0.0, 4.0]]
+    >>> found.combine([0.5, 0.5])[0].round(3).tolist()
+    [[-1.0], [-1.0]]
+
+    Departures from the paper:
+        None: the figures are definitions. They are those of one moment, where
+        TracIn sums them over many.
+
+    Cost:
+        `"one_pass"`: N / `batch_size` batches make half as many squared pairs,
+        of a forward and a backward pass each; kept are `(K, K)` numbers.
+        `"microbatch"`: one pass over the data; kept are K gradients.
+
+    References:
+        - Pruthi, Liu, Sundararajan, Kale, 2020, "Estimating Training Data
+          Influence by Tracing Gradient Descent", arXiv:2002.08484
+        - McCandlish, Kaplan, Amodei et al., 2018, "An Empirical Model of
+          Large-Batch Training", arXiv:1812.06162
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "`model` must be a keras.Model. Received: model of type "
+            f"{type(model).__name__}"
+        )
+    check_loss(model)
+    batch_size = checked_count("batch_size", batch_size, 1)
+    training = checked_boolean("training", training)
+    engine = checked_choice("engine", engine, ENGINES)
+    memory_limit = checked_count("memory_limit", memory_limit, 1, 2**62)
+    verbose = checked_count("verbose", verbose, 0, 1)
+    data = _arrays(own_batch(model, x, y, sample_weight))
+    check_targets("y", y, [data], model)
+    rows = Rows(model, data, batch_size, training, verbose)
+    numbers = _numbers(groups, rows.count)
+    sizes = np.bincount(numbers)
+    kinds: dict[str, Any] = {"one_pass": OfRows, "microbatch": OfGroups}
+    order, reason = _order(engine, groups, rows, len(sizes), memory_limit)
+    for name in order:
+        try:
+            made = kinds[name](rows, numbers, sizes, memory_limit)
+            gram = made.gram()
+        except Refusal as refusal:
+            reason = str(refusal)
+            if name == order[-1]:
+                raise ValueError(_told(name, reason, model)) from refusal
+            continue
+        return GradientGroups(gram, sizes, name, reason, made.combine)
+    raise AssertionError  # the loop returns or raises
+
+
+def _order(engine, groups, rows, count, memory_limit):
+    """The engines to try, one after the other, and why the first."""
+    if engine != "auto":
+        return [engine], "asked for"
+    if isinstance(groups, str) or rows.count <= rows.batch_size:
+        return ["one_pass", "microbatch"], "no gradient is formed"
+    if rows.bytes_of(count) <= memory_limit:
+        return ["microbatch"], "one pass over the data, whose gradients fit"
+    return ["one_pass"], "the gradients of all groups would not fit"
+
+
+def _told(name, reason, model):
+    other = "microbatch" if name == "one_pass" else "one_pass"
+    return (
+        f"engine={name!r} cannot give the gradients of these groups: {reason}. "
+        f"Use fewer rows or groups, a larger `memory_limit`, or try "
+        f"engine={other!r}. Received: model {model.name!r}"
+    )
+
+
+def _arrays(data):
+    """NumPy arrays of equally many rows, at least one."""
+
+    def array(leaf):
+        if leaf is None:
+            return None
+        if not hasattr(leaf, "shape"):
+            leaf = np.asarray(leaf)
+        leaf = keras.ops.convert_to_numpy(leaf)
+        if leaf.dtype == np.float64:
+            leaf = leaf.astype(keras.config.floatx())
+        return leaf
+
+    data = keras.tree.map_structure(array, data)
+    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
+    lengths = {len(leaf) if leaf.shape else -1 for leaf in leaves}
+    if len(lengths) != 1 or min(lengths) < 1:
+        raise ValueError(
+            "`x`, `y` and `sample_weight` must be arrays with equally many "
+            "rows, at least one; take the arrays out of a data set first. "
+            f"Received: {sorted(lengths)} rows"
+        )
+    return data
+
+
+def _numbers(groups, count):
+    """The group of every row, `(N,)` of ints."""
+    if isinstance(groups, str):
+        if groups != "rows":
+            raise ValueError(
+                '`groups` must be an int, one int per row, or "rows". '
+                f"Received: groups={groups!r}"
+            )
+        return np.arange(count)
+    if np.ndim(groups) == 0:
+        groups = checked_count("groups", groups, 1)
+        if groups > count:
+            raise ValueError(
+                "Each group needs a row. Received: "
+                f"groups={groups} for {count} rows"
+            )
+        return np.arange(count) % groups
+    numbers = np.asarray(groups)
+    whole = np.issubdtype(numbers.dtype, np.integer)
+    if numbers.shape != (count,) or not whole or numbers.min() < 0:
+        raise ValueError(
+            "`groups` must hold the number of its group, an int from 0, for "
+            f"each of {count} rows. Received: groups of shape {numbers.shape} "
+            f"and dtype {numbers.dtype}"
+        )
+    return numbers
