@@ -60,25 +60,25 @@ def upgrad_by_enumeration(gram, sizes=None):
 
 
 def cagrad_of_two(gram, sizes=None, c=0.5):
-    """By golden section over the segment, the dual of the paper."""
+    """By bisection of the slope of the paper's dual, over the segment."""
     gram = np.asarray(gram, "float64")
-    mean = np.full(2, 0.5)
     if len(gram) == 1:
         return np.ones(1)
+    mean = np.full(2, 0.5)
     length = c * np.sqrt(mean @ gram @ mean)
 
-    def dual(share):
-        w = np.array([share, 1.0 - share])
-        return w @ gram @ mean + length * np.sqrt(w @ gram @ w)
+    def slope(share):
+        w, along = np.array([share, 1.0 - share]), np.array([1.0, -1.0])
+        slope = length * (along @ gram @ w) / np.sqrt(w @ gram @ w)
+        return along @ gram @ mean + slope
 
-    low, high, golden = 0.0, 1.0, (np.sqrt(5) - 1) / 2
-    for _ in range(80):
-        left = high - golden * (high - low)
-        right = low + golden * (high - low)
-        if dual(left) < dual(right):
-            high = right
+    low, high = 0.0, 1.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        if slope(middle) < 0:
+            low = middle
         else:
-            low = left
+            high = middle
     w = np.array([low, 1.0 - low])
     return mean + length * w / np.sqrt(w @ gram @ w)
 
