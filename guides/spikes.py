@@ -7,8 +7,8 @@ Accelerator: NONE
 """
 
 """
-A pipeline of data breaks now and then: from the second epoch on, one batch in
-fifty comes as it is in the file, with pixels up to 255 that nobody has scaled.
+A pipeline of data breaks now and then: one batch in fifty comes as it is in the
+file, with pixels up to 255 that nobody has scaled.
 Its gradient is hundreds of times as long as others. What is left of a small
 network that learns Fashion-MNIST by SGD with momentum? These arms have the same
 seeds, the same batches and the same broken ones:
@@ -27,7 +27,15 @@ callback do harm, by leaving out what was only a hard batch?
     KERAS_BACKEND=torch python guides/spikes.py --data FOLDER
 
 The folder must hold `fashion_mnist.npz`. The learning rate is a customary one
-and the limit of the norm too; nothing was tuned. It is one small network and
+and the limit of the norm too; nothing was tuned.
+
+On PyTorch with five seeds SGD ended at 15.5 % accuracy, with a tenth of the rate
+at 44.0, with the callback at 70.3 (skip) and 69.3 (rollback), clipped at 81.4,
+and at 80.2 without broken batches. The callback is better than SGD alone and
+than the lower rate; it cannot be told from clipping, whose mean is higher. In
+two of the five seeds a batch broke before the window was full, passed, and cost
+the run 15 to 35 points; in the others all were found. On data that are not
+broken it left out one batch in 2000 and the accuracy as it was. It is one small network and
 one kind of damage: batches that are broken a little, or most of the time, are
 another matter.
 """
@@ -65,7 +73,7 @@ except ImportError as error:
 TRAIN_ROWS, TEST_ROWS, BATCH = 4000, 2000, 50
 RATE = 0.05
 BROKEN = 1 / 50
-WINDOW = 40  # steps; full before the first broken batch
+WINDOW = 40  # steps, in which nothing finite is a spike yet
 COLORS = ("#4477aa", "0.3", "0.6", "#ccaa11", "#66ccee", "#cc5511", "#aa3377")
 
 """
@@ -102,6 +110,7 @@ class Breaking(Shuffled):
     def on_epoch_end(self):
         super().on_epoch_end()
         self.broken = self.fate.random(len(self)) < BROKEN
+        # `fit` calls this once before it begins.
         self.broken &= self.epoch > 0
         self.epoch += 1
 
