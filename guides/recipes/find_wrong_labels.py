@@ -17,7 +17,8 @@ from sklearn.model_selection import train_test_split
 
 import keras_stab
 
-SEEDS, ROWS, WRONG = 8, 384, 0.3
+# The measure was chosen on smaller seeds and on 100 to 105.
+FIRST_SEED, SEEDS, ROWS, WRONG = 10, 8, 384, 0.3
 EPOCHS = 10, 80
 
 
@@ -37,7 +38,7 @@ def precision(scores, wrong):
 
 
 found = {epochs: {"gradients": [], "loss": []} for epochs in EPOCHS}
-for seed in range(SEEDS):
+for seed in range(FIRST_SEED, FIRST_SEED + SEEDS):
     x, y, wrong = data_of(seed)
     keras.utils.set_random_seed(seed)
     model = keras.Sequential([keras.Input((64,))])
