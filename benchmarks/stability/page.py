@@ -8,7 +8,8 @@ from stability import figures
 from stability import grain_figures
 from stability import titles
 
-HERE = pathlib.Path(__file__).parent
+# With all that is written by hand; made anew are tables and counts.
+TEMPLATE = pathlib.Path(__file__).with_name("page.txt")
 MARKS = {
     "better": "**{}** ▲",
     "worse": "**{}** ▼",
@@ -41,7 +42,7 @@ def write(folder, guide):
 
     draw(tasks, picture)
     (folder / "details.md").write_text(details(tasks))
-    text = (HERE / "page.md").read_text()
+    text = TEMPLATE.read_text()
     for name, part in {
         "counts": counts(tasks),
         "means": summary(tasks, mean_cell),
@@ -50,10 +51,6 @@ def write(folder, guide):
         "verdicts": verdicts(tasks),
         "grain": grain_table(found),
         "picture": f"images/{picture.name}",
-        # Written by hand, from what the tables show.
-        "reading": (HERE / "reading.md").read_text().strip(),
-        "grain_reading": (HERE / "grain.md").read_text().strip(),
-        "not_tried": (HERE / "not_tried.md").read_text().strip(),
     }.items():
         text = text.replace(f"{{{{ {name} }}}}", part)
     guide.write_text(text)
