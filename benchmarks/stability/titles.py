@@ -1,5 +1,7 @@
 """What tasks and arms are called in tables and in the picture."""
 
+import textwrap
+
 from stability.arms import ARMS
 
 
@@ -13,8 +15,8 @@ def long(arm, results):
 
 
 def task(results):
-    """The title of a task, in two lines if it is long."""
-    return results["title"].replace(", ", "\n", 1)
+    """The title of a task, in lines as wide as its panel."""
+    return textwrap.fill(results["title"], 24)
 
 
 def arms_in(all_rows):
