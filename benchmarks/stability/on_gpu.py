@@ -136,7 +136,7 @@ class FineTuning(TextClassification):
         head.kernel.assign(
             keras.random.truncated_normal(head.kernel.shape, stddev=0.02)
         )
-        head.bias.assign(keras.ops.zeros_like(head.bias))
+        head.bias.assign(keras.ops.zeros(head.bias.shape))
         for variable in model.variables:
             if variable.path.endswith("seed_generator_state"):
                 variable.assign(keras.random.SeedGenerator().state)
