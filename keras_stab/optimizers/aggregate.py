@@ -154,9 +154,15 @@ class Aggregate(GroupAggregation):
             return
         super().build(variables)
         if self.rule == "pcgrad":
-            self._order_seed = add_state(self, "order_seed", (2,))
-            self._order_seed.assign([self.seed or 0, 0])
+            # By an initializer: while TensorFlow traces a step, an assignment
+            # would be a part of it.
+            self._order_seed = add_state(
+                self, "order_seed", (2,), initializer=self._first_state
+            )
             self._orders = Orders(self._order_seed)
+
+    def _first_state(self, shape, dtype=None):
+        return keras.ops.convert_to_tensor([self.seed or 0, 0], dtype)
 
     @property
     def solver(self) -> Rule:
