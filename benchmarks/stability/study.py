@@ -92,7 +92,7 @@ class Trainer:
         task = prepared(self.name, self.plan.data, self.plan.folder)
         # To prepare, and to make the optimizer, may have drawn numbers.
         keras.utils.set_random_seed(seeds.initialisation)
-        arm = ARMS[optimizer.name.split("@")[0]]
+        arm = ARMS[optimizer.name.split("-")[0]]
         model = task.models.rewound(optimizer)
         start = time.process_time()
         task.train(model, seeds, arm)
@@ -216,7 +216,7 @@ def report_of(trainer, arms, seeds, folder, task, **options):
 def maker(arm, rate, task):
     """A function that makes a new optimizer of an arm."""
     # A schedule is compiled into the step: another rate is another model.
-    key = f"{arm}@{rate:g}" if ARMS[arm].compiles_rate else arm
+    key = f"{arm}-{rate:g}" if ARMS[arm].compiles_rate else arm
     return functools.partial(ARMS[arm].optimizer, key, task, rate)
 
 
