@@ -94,7 +94,7 @@ def row(results, arms, arm):
         deviation=float(finite.std(ddof=1)),
         comparison=comparison,
         above_floor=above_floor(arms[first], arms[arm]),
-        bad=bad_score(own, higher),
+        bad=float(bad_score(own, higher)),
         bad_difference=bad_difference,
         failed=arms[arm]["failed"],
         disagreement=None if agreement is None else 1 - agreement,
@@ -111,33 +111,33 @@ def scores_of(arm):
 
 
 def bad_score(scores, higher):
-    """The score that a tenth of the runs does not reach; NaN counts as bad."""
+    """The score that a tenth of the runs does not reach; NaN counts as bad.
+
+    Args:
+        scores: Array `(..., runs)`.
+        higher: Whether higher is better.
+
+    Returns:
+        Array `(...)`.
+    """
     worst = -np.inf if higher else np.inf
-    scores = np.where(np.isfinite(scores), scores, worst)
-    share = BAD_SHARE if higher else 1 - BAD_SHARE
-    # Of sorted scores, so that one failed run does not make it infinite.
-    method = "lower" if higher else "higher"
-    return float(np.quantile(scores, share, method=method))
+    return np.quantile(
+        np.where(np.isfinite(scores), scores, worst),
+        BAD_SHARE if higher else 1 - BAD_SHARE,
+        axis=-1,
+        # Of sorted scores, so that one failed run does not make it infinite.
+        method="lower" if higher else "higher",
+    )
 
 
 def bad_interval(base, own, higher, comparisons, level=0.95):
     """Difference of the bad scores, with percentiles of resampled pairs."""
     random = np.random.default_rng(0)
     picks = random.integers(len(base), size=(RESAMPLES, len(base)))
-    share = BAD_SHARE if higher else 1 - BAD_SHARE
-    method = "lower" if higher else "higher"
-    worst = -np.inf if higher else np.inf
-    quantiles = [
-        np.quantile(
-            np.where(np.isfinite(s), s, worst)[picks],
-            share,
-            axis=1,
-            method=method,
-        )
-        for s in (base, own)
-    ]
     with np.errstate(invalid="ignore"):
-        differences = quantiles[1] - quantiles[0]
+        differences = bad_score(own[picks], higher) - bad_score(
+            base[picks], higher
+        )
     tail = (1 - level) / comparisons / 2
     low, high = np.nanquantile(differences, (tail, 1 - tail))
     value = bad_score(own, higher) - bad_score(base, higher)

@@ -9,7 +9,6 @@ import numpy as np
 
 from keras_stab.arguments import checked_count
 from keras_stab.arguments import checked_number
-from keras_stab.gradients.small_problems import weights_and_measures
 from keras_stab.gradients.small_problems import weights_by_function
 from keras_stab.numerics.aggregation import RULES
 from keras_stab.numerics.aggregation import CAGrad
@@ -178,21 +177,23 @@ class Aggregate(GroupAggregation):
         rows: Any = None,
         sizes: Any = None,
     ) -> Any:
-        rows = unknown_rows() if rows is None else rows
         if isinstance(self.rule, str):
-            draws = None
-            if self._orders is not None:
-                draws = self._orders.draw(gram.shape[0])
-            return weights_and_measures(
-                self.solver, gram, present, rows, nonfinite, draws
-            )
+            return super().solve(gram, present, nonfinite, rows, sizes)
         if not asks_for_sizes(self.rule):
             sizes = None
         elif sizes is None:
             sizes = [1] * gram.shape[0]
         return weights_by_function(
-            self.rule, gram, present, rows, nonfinite, sizes
+            self.rule,
+            gram,
+            present,
+            unknown_rows() if rows is None else rows,
+            nonfinite,
+            sizes,
         )
+
+    def _draws(self, groups):
+        return None if self._orders is None else self._orders.draw(groups)
 
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]

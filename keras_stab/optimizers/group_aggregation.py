@@ -128,7 +128,14 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
     ) -> Any:
         if rows is None:
             rows = unknown_rows()
-        return weights_and_measures(self.solver, gram, present, rows, nonfinite)
+        draws = self._draws(gram.shape[0])
+        return weights_and_measures(
+            self.solver, gram, present, rows, nonfinite, draws
+        )
+
+    def _draws(self, groups):
+        """Random numbers for a rule that wants them, as in `solve_rule`."""
+        return None
 
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]
