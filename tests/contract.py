@@ -421,6 +421,8 @@ ROWS = [
         _aggregate("cagrad", groups=2),
         grain_steps(2, reference.cagrad_of_two),
         nested=True,
+        # Groups that agree: the ball of radius c = 0.5 is left at its end.
+        bilinear=lambda w: (1.0 - 0.1 * 1.5) * w,
     ),
     Row(
         "Aggregate-function",

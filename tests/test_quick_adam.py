@@ -82,8 +82,9 @@ def test_the_formula(monkeypatch, dtype):
         second = 0.999 * second + 0.001 * gradient**2
         rate = 0.125 * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
         weights = weights - rate * first / (np.sqrt(second) + 1e-7)
-    # JAX has float64 only where that is asked for.
-    exact = variable.numpy().dtype == "float64"
+    # JAX has float64 only where that is asked for, and on TensorFlow Keras
+    # takes the decay rates of Adam from float32.
+    exact = ON_TORCH and dtype == "float64"
     tolerance = 1e-12 if exact else 1e-5
     np.testing.assert_allclose(variable.numpy(), weights, tolerance, tolerance)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from marks import ON_TORCH
 from test_spikes import BATCH
 from test_spikes import BATCHES
 from test_spikes import X
@@ -124,7 +125,8 @@ def test_a_calm_run_is_the_same_with_it():
         fit(model, *callbacks, epochs=2)
         ends.append(state(model))
     for old, new in zip(*ends, strict=True):
-        within = 1e-6 if keras.backend.backend() == "jax" else 0.0
+        # XLA rounds batch-norm statistics otherwise in another program.
+        within = 0.0 if ON_TORCH else 1e-6
         np.testing.assert_allclose(old, new, rtol=within, atol=within)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 from keras import layers
+from marks import ON_TORCH
 from marks import slow_but_on_torch
 
 import keras_stab
@@ -19,7 +20,6 @@ BATCH, BATCHES, LENGTH = 8, 24, 8
 RANDOM = np.random.default_rng(5)
 X = RANDOM.normal(size=(BATCHES * BATCH, 6)).astype("float32")
 Y = RANDOM.integers(0, 3, len(X))
-BACKEND = keras.backend.backend()
 # Batches that a run must not notice: not finite, and finite but far off.
 NAN, HEAVY = 5, 17
 
@@ -118,7 +118,7 @@ def test_without_reading_a_number(name, monkeypatch):
     test_a_skipped_step_leaves_no_trace(name)
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="Keras has it on no PyTorch")
+@pytest.mark.skipif(ON_TORCH, reason="Keras has it on no PyTorch")
 def test_several_steps_at_a_time():
     x, weights = with_broken_batches()
     ends = []
@@ -140,7 +140,7 @@ def test_a_calm_run_is_the_same_with_it():
     assert counts(model)[unusual.SPIKES] == 0
     for old, new in zip(*ends, strict=True):
         # XLA rounds batch-norm statistics otherwise in another program.
-        within = 1e-6 if BACKEND == "jax" else 0.0
+        within = 0.0 if ON_TORCH else 1e-6
         np.testing.assert_allclose(old, new, rtol=within, atol=within)
 
 
@@ -222,7 +222,7 @@ def test_the_rate_is_lower_in_a_cool_down():
             np.testing.assert_allclose(cooled, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch traces nothing")
+@pytest.mark.skipif(ON_TORCH, reason="PyTorch traces nothing")
 def test_nothing_is_traced_twice():
     traces = []
 
