@@ -156,11 +156,13 @@ def test_a_cool_down_follows():
     assert counts(model)[unusual.COOLING] == 100 - (BATCHES - 14)
 
 
+# Only what is not finite is a spike: IRE draws other numbers on each backend,
+# and of eight steps one is unusual now and then.
 ACTIONS = {
     "skip": lambda: keras_stab.RecoverFromSpikes(
-        window=8, rate_factor=0.5, cool_down=30
+        window=8, threshold=1e3, rate_factor=0.5, cool_down=30
     ),
-    "rollback": rollback,
+    "rollback": lambda: rollback(threshold=1e3),
 }
 # What a run that goes on meets: a spike before another snapshot is good.
 SECOND = broken(1)

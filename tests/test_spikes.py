@@ -164,13 +164,13 @@ def test_a_loss_scaler_skips_by_itself():
     )
     model = network(optimizer, auto_scale_loss=False)
     weights = np.full(len(X), 100.0, "float32")
-    history = fit(model, recover(), weights=weights)
+    history = fit(model, recover(threshold=1e3), weights=weights)
     assert float(keras.ops.convert_to_numpy(optimizer.dynamic_scale)) < 2.0**127
     assert history["spikes/count"] == [0]
     # A loss that is not finite is one, and the scale is not to blame.
     scale = float(keras.ops.convert_to_numpy(optimizer.dynamic_scale))
     x, _ = with_broken_batches()
-    history = fit(model, recover(), x=x, weights=weights)
+    history = fit(model, recover(threshold=1e3), x=x, weights=weights)
     assert history["spikes/count"] == [1]
     assert scale == float(keras.ops.convert_to_numpy(optimizer.dynamic_scale))
 
