@@ -52,6 +52,58 @@ hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
+# Files whose tests ask nothing of a backend (pages, statistics, arguments), or
+# run whole scripts. On the others they run with the slow tests.
+ON_THE_QUICKEST_BACKEND = {
+    "test_arguments",
+    "test_averaging_guide",
+    "test_benchmarks",
+    "test_compare_scores",
+    "test_demo",
+    "test_did_it_help",
+    "test_finding",
+    "test_fine_tuning",
+    "test_game_guides",
+    "test_guides",
+    "test_installation",
+    "test_landscape",
+    "test_large_batch",
+    "test_main",
+    "test_many_devices",
+    "test_pages",
+    "test_recipes",
+    "test_report_statistics",
+    "test_spikes_guide",
+    "test_stability_benchmark",
+    "test_stability_gpu",
+    "test_stability_report",
+    "test_stability_tasks",
+}
+
+
+# Whose cases are chosen by their own tables, or take no time.
+ALL_CASES = {"test_contract", "test_distribution", "test_package"}
+
+
+def _leave_to_the_quickest(items):
+    """Marks as slow what PyTorch tests for every backend.
+
+    Of a test with many cases the first and the last one stay.
+    """
+    cases = {}
+    for item in items:
+        cases.setdefault((item.path, item.originalname), []).append(item)
+    for (path, _), own in cases.items():
+        if path.stem in ON_THE_QUICKEST_BACKEND:
+            left = own
+        elif path.stem in ALL_CASES:
+            left = []
+        else:
+            left = [i for i in own if not i.get_closest_marker("slow")][1:-1]
+        for item in left:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_modifyitems(config, items):
     """What runs in one process: a file, or one test of the contract.
 
@@ -59,6 +111,8 @@ def pytest_collection_modifyitems(config, items):
     contract take as long as all others together and share nothing.
     """
     support.pytest_collection_modifyitems(config, items)
+    if keras.backend.backend() != "torch":
+        _leave_to_the_quickest(items)
     for item in items:
         group = item.path.stem
         if group == "test_contract":

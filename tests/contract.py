@@ -684,6 +684,34 @@ RESUMED = [(row, "adamw") for row in ROWS if row.name not in DO_AS_OTHERS] + [
     (row, "momentum") for row in ROWS if row.name == "GRAIN-batches"
 ]
 
+# For what does not depend on the backend's arithmetic: on PyTorch, the
+# quickest, every row; elsewhere one of each family, and the others with the
+# slow tests.
+OF_EACH_FAMILY = (
+    "GRAIN-4",
+    "SAM",
+    "IRE",
+    "LARS",
+    "WeightAveraging",
+    "ScheduleFree",
+    "Lookahead",
+)
+# The same for saved files, with those that hold a state of another kind.
+OF_EACH_STATE = (
+    *OF_EACH_FAMILY,
+    "GRAIN-batches",
+    "RAPP",
+    "Aggregate-pcgrad",
+    "AdaptiveClipping-zclip",
+)
+# Where a compiled step of every row would take longest.
+OF_EACH_PLACE = ("GRAIN-4", "SAM", "WeightAveraging", "Lookahead")
+
+
+def is_slow(row, names=OF_EACH_FAMILY):
+    """Whether what is tested of one of each family is slow for a row."""
+    return row.slow or not (ON_TORCH or row.name in names)
+
 
 def parameters(rows, whole=False):
     """The rows, or tuples of a row and strings, for `parametrize`.

@@ -15,48 +15,26 @@ import numpy as np
 import pytest
 import reference
 from interpolation_cases import float64 as double_precision
-from marks import ON_TORCH
 from marks import quick
 from marks import slow_but_on_torch
 
 import keras_stab
 
 ROWS = pytest.mark.parametrize("row", contract.parameters(contract.ROWS))
-# For what does not depend on the backend's arithmetic: on PyTorch every row,
-# elsewhere one of each family; the others run with the slow tests.
-OF_EACH_FAMILY = (
-    "GRAIN-4",
-    "GRAIN-batches",
-    "SAM",
-    "IRE",
-    "LARS",
-    "WeightAveraging",
-    "ScheduleFree",
-    "Lookahead",
-    "RAPP",
-)
 
 
-# Where a compiled step of every row would take longest.
-OF_EACH_PLACE = ("GRAIN-4", "SAM", "WeightAveraging", "Lookahead")
-
-
-def one_of_each_family(rows, whole=False, names=OF_EACH_FAMILY):
+def one_of_each_family(rows, whole=False, names=contract.OF_EACH_FAMILY):
     return [
-        param
-        if ON_TORCH or param.values[0].name in names
-        else pytest.param(
+        pytest.param(
             *param.values, id=param.id, marks=[*param.marks, pytest.mark.slow]
         )
+        if contract.is_slow(param.values[0], names)
+        else param
         for param in contract.parameters(rows, whole)
     ]
 
 
 OWN_ROWS = pytest.mark.parametrize("row", one_of_each_family(contract.ROWS))
-WHOLE_ROWS = pytest.mark.parametrize(
-    "row",
-    contract.parameters((r for r in contract.ROWS if not r.nested), whole=True),
-)
 OWN_WHOLE_ROWS = pytest.mark.parametrize(
     "row",
     one_of_each_family((r for r in contract.ROWS if not r.nested), whole=True),
@@ -289,10 +267,14 @@ def _save_and_resume(folder, speed):
         assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("row, inner", contract.parameters(contract.RESUMED))
+@pytest.mark.parametrize(
+    "row, inner",
+    one_of_each_family(contract.RESUMED, names=contract.OF_EACH_STATE),
+)
 @pytest.mark.parametrize("kind", ["keras", "weights"])
 def test_resume_in_a_fresh_process(row, inner, kind, resume):
-    folder = resume("slow" if row.slow else "quick")
+    slow = contract.is_slow(row, contract.OF_EACH_STATE)
+    folder = resume("slow" if slow else "quick")
 
     def load(name):
         with np.load(folder / f"{row.name}-{inner}-{name}.npz") as arrays:
@@ -301,7 +283,7 @@ def test_resume_in_a_fresh_process(row, inner, kind, resume):
     contract.assert_same_bits(load(kind), load("through"))
 
 
-@ROWS
+@OWN_ROWS
 def test_two_fits_are_one(row):
     x, y = contract.data()
     once = contract.compiled(row.build(contract.INNER["adamw"]()))
@@ -460,7 +442,7 @@ def test_mistakes_are_told_with_what_to_write(row):
 # ---- Counting -------------------------------------------------------------
 
 
-@WHOLE_ROWS
+@OWN_WHOLE_ROWS
 def test_weights_move_once_a_period(row):
     x, y = contract.data()
     model = contract.compiled(row.build(contract.INNER["sgd"]()))
@@ -566,7 +548,7 @@ if keras.backend.backend() == "jax":
         with np.load(path) as arrays:
             return dict(arrays)
 
-    @WHOLE_ROWS
+    @OWN_WHOLE_ROWS
     def test_data_parallel(row, on_two_devices):
         batches, kernel, bias = regression(DEVICE_BATCHES)
         if row.reference is not None:
@@ -636,7 +618,7 @@ DOUBLE_RATE = 0.125
 )
 @pytest.mark.parametrize(
     "row",
-    contract.parameters(
+    one_of_each_family(
         [
             contract.Row("stock", lambda inner: inner, contract.plain_steps),
             contract.Row(
@@ -650,7 +632,8 @@ DOUBLE_RATE = 0.125
                 contract.adaptive_sam_steps,
             ),
             *(r for r in contract.ROWS if r.reference is not None),
-        ]
+        ],
+        names=(*contract.OF_EACH_FAMILY, "stock", "ASAM"),
     ),
 )
 def test_double_precision(row, make, float64):
@@ -699,7 +682,8 @@ def an_infinite_batch_is_skipped(model, x, y):
 
 
 @pytest.mark.parametrize(
-    "row", one_of_each_family(OWN_WRAPPERS, whole=True, names=OF_EACH_PLACE)
+    "row",
+    one_of_each_family(OWN_WRAPPERS, whole=True, names=contract.OF_EACH_PLACE),
 )
 def test_a_loss_scaler_inside(row):
     """Our method on top of the scaler does what it does below it."""
@@ -733,7 +717,7 @@ class Counting(keras.layers.Layer):
 TRACED = JIT[:1] if keras.backend.backend() == "jax" else JIT
 
 
-@WHOLE_ROWS
+@OWN_WHOLE_ROWS
 @pytest.mark.parametrize("jit_compile", TRACED)
 def test_no_retrace_after_the_second_step(row, jit_compile, record_property):
     x, y = contract.data(4)
@@ -808,7 +792,7 @@ class Unused(keras.layers.Layer):
         return inputs
 
 
-@WHOLE_ROWS
+@OWN_WHOLE_ROWS
 def test_frozen_layers_and_variables_without_gradient_stay(row):
     x, y = contract.data(6)
     trained = contract.classifier()
@@ -902,7 +886,7 @@ FLOAT8_ROWS = pytest.mark.parametrize(
     "row",
     one_of_each_family(
         (r for r in contract.ROWS if r.name not in contract.DO_AS_OTHERS),
-        names=OF_EACH_PLACE,
+        names=contract.OF_EACH_PLACE,
     ),
 )
 
@@ -982,7 +966,7 @@ def test_a_float8_model_loads_and_goes_on(row, tmp_path):
     contract.assert_same_bits(*ends)
 
 
-@ROWS
+@OWN_ROWS
 def test_a_nan_batch_is_visible_and_harmless_where_promised(row):
     """GRAIN drops non-finite groups; a plain optimizer promises nothing."""
     if row.is_inner or not row.wraps or not row.drops_nan:
@@ -1017,7 +1001,12 @@ def callback_parameters():
             name == "StabilityMonitor"
             and row.name in (callback_cases.SILENT[1:])
         )
-        if probed or row.name in contract.DO_AS_OTHERS:
+        done_by_others = row.name in contract.DO_AS_OTHERS
+        if (
+            probed
+            or done_by_others
+            or contract.is_slow(row, contract.OF_EACH_PLACE)
+        ):
             marks = pytest.mark.slow
             parameter = pytest.param(row, name, id=parameter.id, marks=marks)
         yield parameter

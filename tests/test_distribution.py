@@ -489,7 +489,10 @@ CHECKS = {
         processes_pool_the_rows_that_each_of_them_passes,
         groups_of_devices_and_processes_are_those_of_one_device,
         data_and_model_parallel_give_the_result_of_one_device,
-        so_do_other_groups_and_methods_with_slots_of_their_own,
+        pytest.param(
+            so_do_other_groups_and_methods_with_slots_of_their_own,
+            marks=pytest.mark.slow,
+        ),
     ],
     "tensorflow": [
         mirrored_strategy_takes_the_stock_steps,

@@ -23,7 +23,8 @@ FIRST = 7 * contract.BATCH
 def main(phase, folder, speed):
     x, y = contract.data()
     for row, inner in contract.RESUMED:
-        if row.slow != (speed == "slow"):
+        slow = contract.is_slow(row, contract.OF_EACH_STATE)
+        if slow != (speed == "slow"):
             continue
         path = str(Path(folder) / f"{row.name}-{inner}")
         run(phase, path, row, contract.INNER[inner], x, y)
