@@ -11,6 +11,7 @@ from keras_stab.backend.products import reshape
 if BACKEND == "tensorflow":
     import tensorflow as tf
 elif BACKEND == "jax":
+    import jax
     import jax.numpy as jnp
 elif BACKEND == "torch":
     import torch
@@ -92,11 +93,11 @@ def combine(weights, stack):
         return (each.to(stack.dtype) @ stack).reshape(shape)
     weights = keras.ops.cast(weights, stack.dtype)
     if BACKEND == "jax":
-        # Slice by slice: XLA on CPUs takes 100 times longer for the sum over
-        # the leading axis.
-        return sum(
-            jnp.where(weights[k] != 0, weights[k] * stack[k], 0.0)
-            for k in range(stack.shape[0])
-        )
+        # A product: XLA on CPUs takes 100 times longer for the sum over the
+        # leading axis, and compiles slice by slice into each user of it.
+        column = weights.reshape((-1,) + (1,) * (stack.ndim - 1))
+        clean = jnp.where(column != 0, stack, 0.0)
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.tensordot(weights, clean, axes=1, precision=highest)
     column = tf.reshape(weights, (-1,) + (1,) * (len(stack.shape) - 1))
     return tf.reduce_sum(tf.math.multiply_no_nan(stack, column), axis=0)
