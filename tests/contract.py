@@ -408,7 +408,7 @@ ROWS = [
         _aggregate("upgrad", groups=4),
         grain_steps(4, reference.upgrad_by_enumeration),
         # All but the rule is GRAIN's, whose rows test the rest.
-        nested=True,
+        slow_whole=True,
     ),
     Row(
         "Aggregate-pcgrad",
