@@ -228,7 +228,9 @@ def compiled_losses(model, y, y_pred, sample_weight):
         def note(*given):
             value = keras.ops.cast(entry.loss(*given), compiled.dtype)
             weight = entry.loss_weights
-            values.append(value if weight is None else value * weight)
+            values.append(
+                value if weight is None else keras.ops.multiply(value, weight)
+            )
             return value
 
         return entry._replace(loss=note)
