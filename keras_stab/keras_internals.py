@@ -202,58 +202,57 @@ Head = collections.namedtuple(
 
 def compiled_heads(model, y, y_pred, sample_weight):
     """What each compiled loss is given, as a list of `Head`."""
-    compiled = model._compile_loss
-    nested = keras.tree.is_nested(y_pred)
-    if nested:
-        y_pred = _packed(compiled._y_pred_build_structure, y_pred)
-    if keras.tree.is_nested(y):
-        y = _packed_targets(compiled._y_true_build_structure, model, y)
-    return [
-        Head(
-            entry.loss,
-            entry.loss_weights,
-            _at(entry.path, y),
-            _at(entry.path, y_pred),
-            _at(entry.path, sample_weight),
-        )
-        for entry in loss_entries(model)
-    ]
+    heads = []
+
+    def noting(entry):
+        def note(*given):
+            heads.append(Head(entry.loss, entry.loss_weights, *given))
+            return 0.0
+
+        return entry._replace(loss=note)
+
+    compiled = _with_losses(model, noting)
+    compiled._metrics = [None] * len(compiled._flat_losses)
+    compiled(y, y_pred, sample_weight)
+    return heads
 
 
-def _packed_targets(structure, model, y):
-    """As `_packed`; outputs without a loss need no targets."""
-    given = keras.tree.flatten(y)
-    leaves = keras.tree.flatten(
-        keras.tree.map_structure(lambda _: 0, structure)
-    )
-    paths = sorted(entry.path for entry in loss_entries(model))
-    if len(given) == len(leaves) or len(given) != len(paths):
-        return _packed(structure, y)
-    targets = {}
-    for path, target in zip(paths, given):
-        place = targets
-        for key in path[:-1]:
-            place = place.setdefault(key, {})
-        place[path[-1]] = target
-    return targets
+def compiled_losses(model, y, y_pred, sample_weight):
+    """The losses of `compile`: their sum, and each one times its weight.
+
+    The metric of each of them is updated, as in a step.
+    """
+    values = []
+
+    def noting(entry):
+        def note(*given):
+            value = keras.ops.cast(entry.loss(*given), compiled.dtype)
+            weight = entry.loss_weights
+            values.append(
+                value if weight is None else keras.ops.multiply(value, weight)
+            )
+            return value
+
+        return entry._replace(loss=note)
+
+    compiled = _with_losses(model, noting)
+    total = compiled(y, y_pred, sample_weight)
+    if not (keras.tree.is_nested(y) or keras.tree.is_nested(y_pred)):
+        values = values[:1]  # Keras leaves the others out
+    return total, values
 
 
-def _packed(structure, data):
-    """The data in the structure that the losses were built with."""
-    flat = keras.tree.flatten(data)
-    if keras.tree.is_nested(structure):
-        leaves = keras.tree.map_structure(lambda _: 0, structure)
-        return keras.tree.pack_sequence_as(leaves, flat)
-    return flat[0]
+def _with_losses(model, change):
+    """What `compile` made of the losses, with changed ones in their place."""
+    compiled = object.__new__(type(model._compile_loss))
+    compiled.__dict__.update(vars(model._compile_loss))
+    compiled._flat_losses = [change(entry) for entry in loss_entries(model)]
+    return compiled
 
 
-def _at(path, data):
-    """The part of the data at a path; data of one part is at every path."""
-    if not keras.tree.is_nested(data):
-        return data
-    for key in path:
-        data = data[key]
-    return data
+def penalties(model):
+    """Regularisers and `add_loss`, as the loss of a step has them."""
+    return [model._aggregate_additional_loss(loss) for loss in model.losses]
 
 
 def compiled_loss(model, y, y_pred, sample_weight):

@@ -484,6 +484,49 @@ def processes_raise_together_and_resume_alike(folder):
     assert np.all(np.isfinite(flat(dropped[0]["weights"])))
 
 
+# ---- Groups of losses, on every backend -----------------------------------
+
+
+def losses_of_all_devices_are_those_of_one(folder):
+    """On TensorFlow with a last batch that replicas have unequal parts of."""
+    if keras.backend.backend() == "torch":
+        loopback = [n for _, n in socket.if_nameindex() if n.startswith("lo")]
+        meeting = str(folder / "meeting")
+        processes = [
+            start(
+                "two_tasks.py",
+                *(str(rank), str(count), meeting),
+                GLOO_SOCKET_IFNAME=loopback[0],
+            )
+            for rank, count in ((0, 1), (0, 2), (1, 2))
+        ]
+        alone, *both = [answer(process) for process in processes]
+        assert both[0] == both[1]
+        runs = {
+            rule: {"one": alone[rule]["one"], "two": both[0][rule]["one"]}
+            for rule in alone
+        }
+    else:
+        flags = (
+            "--xla_force_host_platform_device_count=4 "
+            "--xla_backend_optimization_level=0"
+        )
+        runs = answer(start("two_tasks.py", XLA_FLAGS=flags))
+    # On JAX the compiler sums all K, elsewhere each device gets its slices.
+    how = {"jax": "layer by layer"}.get(keras.backend.backend(), "cut along")
+    for by_device in runs.values():
+        one = by_device.pop("one")
+        assert by_device and "one device" in one["plan"]
+        for several in by_device.values():
+            assert "groups over all devices" in several["plan"]
+            assert how in several["plan"]
+            assert largest_difference(one, several, "weights") < WEIGHTS
+            assert largest_difference(one, several, "loss") < 1e-5
+            difference = largest_difference(one, several, "group_weights")
+            assert difference < GROUP_WEIGHTS
+    assert_apart([next(iter(d.values())) for d in runs.values()])
+
+
 CHECKS = {
     "jax": [
         processes_pool_the_rows_that_each_of_them_passes,
@@ -493,15 +536,18 @@ CHECKS = {
             so_do_other_groups_and_methods_with_slots_of_their_own,
             marks=pytest.mark.slow,
         ),
+        losses_of_all_devices_are_those_of_one,
     ],
     "tensorflow": [
         mirrored_strategy_takes_the_stock_steps,
         mirrored_strategy_forms_groups_over_all_replicas,
         groups_of_replicas_are_contiguous_ones_of_one_device,
+        losses_of_all_devices_are_those_of_one,
     ],
     "torch": [
         processes_train_as_one_device,
         processes_raise_together_and_resume_alike,
+        losses_of_all_devices_are_those_of_one,
     ],
 }
 

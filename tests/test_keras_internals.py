@@ -208,6 +208,59 @@ def test_compiled_heads_and_losses(as_dict):
     assert [e.loss for e in entries] == [h.loss for h in heads]
 
 
+@pytest.mark.parametrize("targets", ["as the outputs", "dict", "tuple"])
+def test_single_losses_are_those_of_compute_loss(targets):
+    """To the last bit, with outputs that are not in the order of names."""
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(3, kernel_regularizer="l2")(inputs)
+    outputs = [
+        keras.layers.Dense(1, name="right", activity_regularizer="l1")(hidden),
+        keras.layers.Dense(2, name="left")(hidden),
+    ]
+    model = keras.Model(inputs, outputs)
+    model.compile(
+        "sgd",
+        {"left": "mse", "right": "mae"},
+        loss_weights={"left": 0.3, "right": 3.0},
+    )
+    ones = keras.ops.ones
+    y = [ones((5, 1)), 2.0 * ones((5, 2))]
+    if targets == "dict":
+        y = dict(zip(("right", "left"), y))
+    elif targets == "tuple":
+        y = tuple(y)
+    share = [keras.ops.arange(5.0), ones((5,))]
+    y_pred = model(0.5 * ones((5, 4)))
+    arguments = model, y, y_pred, share
+    expected = model.compute_loss(None, *arguments[1:])
+    total, each = keras_internals.compiled_losses(*arguments)
+    assert float(total) == float(keras_internals.compiled_loss(*arguments))
+    penalties = keras_internals.penalties(model)
+    assert len(penalties) == 2
+    assert float(keras.ops.sum([total, *penalties])) == float(expected)
+    assert len(each) == 2 and float(sum(each)) == pytest.approx(float(total))
+    heads = keras_internals.compiled_heads(*arguments)
+    assert [tuple(head.y.shape) for head in heads] == [(5, 1), (5, 2)]
+    for head, value in zip(heads, each):
+        again = head.loss(head.y, head.y_pred, head.sample_weight)
+        assert float(again * head.weight) == float(value)
+    # Their metrics are those of a step; heads alone leave them as they are.
+    counts = [float(metric.count) for metric in model.metrics[1:]]
+    assert counts == [15.0, 15.0]
+
+
+def test_losses_beyond_the_first_of_one_output():
+    """Keras trains with the first of them."""
+    model = compiled_model()
+    model.compile("sgd", ["mse", "mae"])
+    y = keras.ops.ones((5, 3))
+    arguments = model, y, 3.0 * y, None
+    assert float(keras_internals.compiled_loss(*arguments)) == 4.0
+    assert len(keras_internals.loss_entries(model)) == 2
+    total, each = keras_internals.compiled_losses(*arguments)
+    assert [float(total), *map(float, each)] == [4.0, 4.0]
+
+
 def test_update_steps_of_an_accumulating_optimizer():
     optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
     weight = keras.Variable(np.ones(2, "float32"))

@@ -25,6 +25,7 @@ PROMISED = {
     GradientOracle: {
         "gradient": [],
         "group_gradients": ["groups", "engine", "rule"],
+        "loss_gradients": [],
         "at": ["shift", "factor"],
         "with_loss": ["loss"],
         "with_compiled_loss": [],

@@ -131,6 +131,14 @@ def test_find_wrong_labels(run, few_digits):
     assert all(0.0 <= share[0] <= 1.0 for share in shares.values())
 
 
+def test_two_tasks(run, few_digits):
+    printed, variables = run("two_tasks", SEEDS=2, ROWS=96, EPOCHS=2)
+    assert "wrong digits, upgrad: " in printed
+    assert printed.count("cannot tell") + printed.count("better") >= 4
+    for wrong, unexplained in variables["results"].values():
+        assert np.all(wrong < 100) and np.all(np.isfinite(unexplained))
+
+
 def test_large_batch(run, monkeypatch):
     random = np.random.default_rng(0)
     x = random.integers(0, 256, (64, 28, 28)).astype("uint8")

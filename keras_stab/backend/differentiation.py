@@ -33,7 +33,7 @@ def value_and_gradients(function, values):
         leaves = leaves_of(values)
         scalar, aux = function(leaves)
         gradients = torch.autograd.grad(scalar, leaves, allow_unused=True)
-    return (scalar.detach(), _detached(aux)), list(gradients)
+    return (scalar.detach(), detached(aux)), list(gradients)
 
 
 def value_gradients_and_pullback(function, values):
@@ -86,7 +86,7 @@ def value_gradients_and_pullback(function, values):
             torch.autograd.grad(outputs_used, leaves, given, allow_unused=True)
         )
 
-    return (scalar.detach(), _detached(aux)), list(gradients), pull
+    return (scalar.detach(), detached(aux)), list(gradients), pull
 
 
 def gradient_of_sum(function, x):
@@ -212,7 +212,7 @@ def gradients_at_taps(function):
             gradients = torch.autograd.grad(scalar, taps, allow_unused=True)
         else:
             gradients = [None] * len(taps)
-    return (scalar.detach(), _detached(aux)), list(gradients)
+    return (scalar.detach(), detached(aux)), list(gradients)
 
 
 def noticing_gradient(weight, notice):
@@ -267,15 +267,16 @@ def leaves_of(values):
     ]
 
 
-def _detached(structure):
+def detached(structure):
+    """The same tensors, on PyTorch, without the way they were made."""
     if torch.is_tensor(structure):
         # What is a constant already stays the same object.
         return structure.detach() if structure.requires_grad else structure
     # By hand: for a small step keras.tree takes as long as an operation.
     if isinstance(structure, list):
-        return [_detached(part) for part in structure]
+        return [detached(part) for part in structure]
     if isinstance(structure, tuple):
-        parts = (_detached(part) for part in structure)
+        parts = (detached(part) for part in structure)
         named = hasattr(structure, "_fields")
         return type(structure)(*parts) if named else tuple(parts)
     if not keras.tree.is_nested(structure):

@@ -102,9 +102,7 @@ class BatchLoss:
         (_, evaluation), gradients = differentiation.value_and_gradients(
             scaled_loss, self.values
         )
-        evaluation, gradients = self._without_replacements(
-            evaluation, gradients
-        )
+        evaluation, gradients = self.without_replacements(evaluation, gradients)
         if shared:
             share = keras.ops.cast(share, evaluation.loss.dtype)
             gradients = self.times(gradients, 1.0 / share)
@@ -134,16 +132,16 @@ class BatchLoss:
             )
         )
         evaluation, masks = kept
-        evaluation, gradients = self._without_replacements(
-            evaluation, gradients
-        )
+        evaluation, gradients = self.without_replacements(evaluation, gradients)
 
         def pull_weights(cotangents):
-            return self._without_replacements(evaluation, pull(cotangents))[1]
+            return self.without_replacements(evaluation, pull(cotangents))[1]
 
         return evaluation, gradients, masks, pull_weights
 
-    def _without_replacements(self, evaluation, gradients):
+    def without_replacements(
+        self, evaluation: Evaluation, gradients: list[Any]
+    ) -> tuple[Evaluation, list[Any]]:
         """Moves what is not a gradient into the evaluation."""
         replacements = [
             g if v.overwrite_with_gradient else None

@@ -17,7 +17,7 @@ from keras_stab.gradients.groups import GroupGradients
 from keras_stab.memory import remembered
 from keras_stab.numerics.norms import common_dtype
 
-_QUESTIONS = ("gradient", "groups", "replicas", "plain")
+_QUESTIONS = ("gradient", "groups", "replicas", "plain", "losses")
 
 
 class ExchangedGradients(GroupGradients):

@@ -15,10 +15,11 @@ from keras_stab.types import Tensor
 
 
 class GroupGradients:
-    r"""The gradients of K groups of rows, reachable by their products.
+    r"""The gradients of K groups, reachable by their products.
 
-    $g_k$ is the gradient of the model's own loss on the rows of group k, over
-    all trainable variables together. The questions
+    $g_k$ is the gradient of the model's own loss on the rows of group k, or of
+    its loss number k on all rows, over all trainable variables together. The
+    questions
 
     $$
     G_{ij} = \langle g_i, g_j \rangle, \qquad
@@ -26,8 +27,9 @@ class GroupGradients:
     $$
 
     are `gram()`, `combine(weights)` and `inner(vector)`. An engine answers
-    them without forming K gradients where it can. `GradientOracle
-    .group_gradients` makes one; it lives as long as its train step.
+    them without forming K gradients where it can. `group_gradients` and
+    `loss_gradients` of a `GradientOracle` make one; it lives as long as its
+    train step.
 
     Attributes:
         sizes: Rows in each group, a list of K ints, or scalar tensors when
@@ -119,6 +121,12 @@ class StoredGradients(GroupGradients):
 
     Where several devices share the batch, each holds a slice of all of them.
 
+    Args:
+        oracle: The `GradientOracle`.
+        cut: What `exchange.cut` made of gradients of the scaled loss.
+        shapes: Those of the variables; `None` where there is no gradient.
+        factor: Float, by which the gradients are multiplied too.
+
     Attributes:
         aligned: Whether each device had groups of its own.
         summed_whole: Whether K gradients were summed before they were cut.
@@ -126,9 +134,12 @@ class StoredGradients(GroupGradients):
 
     aligned = summed_whole = False
 
-    def __init__(self, oracle, cut, shapes):
-        if oracle.loss_scale is not None:
-            cut = cut.divided_by(oracle.loss_scale)
+    def __init__(self, oracle, cut, shapes, factor=1.0):
+        scale = oracle.loss_scale
+        if factor != 1.0:
+            scale = (1.0 if scale is None else scale) / factor
+        if scale is not None:
+            cut = cut.divided_by(scale)
         self.sizes = cut.sizes
         self.rows = sum(cut.sizes)
         self.present = rows.present(cut.sizes)
@@ -171,6 +182,47 @@ class StoredGradients(GroupGradients):
 
     def _present_shapes(self):
         return [shape for shape in self._shapes if shape is not None]
+
+
+def collected(oracle, gradients, sizes, aligned, factor=1.0):
+    """Brings the K gradients of every variable together.
+
+    Args:
+        oracle: The `GradientOracle`.
+        gradients: K lists of tensors or `None`; or a list of stacks.
+        sizes: Rows in each group.
+        aligned: As for `exchange.cut`.
+        factor: As for `StoredGradients`.
+    """
+    variables = oracle.variables
+    if isinstance(gradients[0], list):
+        columns = list(zip(*gradients))
+    else:
+        columns = gradients  # already stacked by a scan
+    shapes, stacks, lists = [], [], []
+    for variable, column in zip(variables, columns):
+        stacked = not isinstance(column, tuple)
+        if stacked:
+            missing = column is None
+        else:
+            known = [g for g in column if g is not None]
+            missing = not known
+            # A group that does not reach a variable contributes zero to it.
+            column = [
+                keras.ops.zeros_like(known[0]) if g is None and known else g
+                for g in column
+            ]
+        if missing:
+            shapes.append(None)
+        else:
+            shapes.append(tuple(variable.shape))
+            (stacks if stacked else lists).append(column)
+    if lists:
+        packed = products.pack_groups(list(zip(*lists)))
+    else:
+        packed = [in_full_precision(s) for s in stacks]
+    cut = exchange.cut(packed, sizes, aligned)
+    return StoredGradients(oracle, cut, shapes, factor)
 
 
 def _dense(gradient):

@@ -5,7 +5,6 @@ import keras
 from keras_stab import keras_internals
 from keras_stab.backend import devices
 from keras_stab.backend import exchange
-from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.gradients import rows
 from keras_stab.gradients.convolutional import has_convolution
@@ -13,10 +12,11 @@ from keras_stab.gradients.device_groups import InTurn
 from keras_stab.gradients.device_groups import groups_on_own_device
 from keras_stab.gradients.device_groups import groups_over_devices
 from keras_stab.gradients.groups import StoredGradients
+from keras_stab.gradients.groups import collected
+from keras_stab.gradients.pooling import largest
 from keras_stab.gradients.pooling import rows_check
 from keras_stab.gradients.pooling import shift_seeds
 from keras_stab.gradients.pooling import weighted_sum
-from keras_stab.numerics.norms import in_full_precision
 
 
 def microbatch(oracle, grouping, rows_apart=False):
@@ -70,9 +70,9 @@ def microbatch(oracle, grouping, rows_apart=False):
         slices = exchange.GroupSlices(gradients, sizes, shapes)
         return StoredGradients(oracle, slices, shapes)
     if exchange.sees_own_rows():
-        return _collect(oracle, gradients, sizes, grouping.aligned)
+        return collected(oracle, gradients, sizes, grouping.aligned)
     aligned = where is groups_on_own_device
-    answer = _collect(oracle, gradients, sizes, aligned)
+    answer = collected(oracle, gradients, sizes, aligned)
     answer.aligned, answer.summed_whole = aligned, where is None
     return answer
 
@@ -131,7 +131,7 @@ def _run_unrolled(oracle, batch, grouping, size, sizes):
             oracle.non_trainable, [e.state for e in evaluations], shares
         ),
         carried=carried,
-        replacements=_largest([e.replacements for e in evaluations]),
+        replacements=largest([e.replacements for e in evaluations]),
     )
     return merged, gradients
 
@@ -177,17 +177,6 @@ def _run_scanned(oracle, batch, grouping, size, sizes):
     return merged, gradients
 
 
-def _largest(replacements):
-    """Merges those of all groups: scales and histories of float8 are maxima."""
-    answer = replacements[0]
-    for others in replacements[1:]:
-        answer = [
-            a if b is None else keras.ops.maximum(a, b)
-            for a, b in zip(answer, others)
-        ]
-    return answer
-
-
 def _without_rows(oracle, first, carried):
     """Returns what an empty group gives: zeros, and an unchanged state."""
 
@@ -212,39 +201,6 @@ def _without_rows(oracle, first, carried):
         return empty, zeros
 
     return otherwise
-
-
-def _collect(oracle, gradients, sizes, aligned):
-    """Brings the K gradients of every variable together."""
-    variables = oracle.variables
-    if isinstance(gradients[0], list):
-        columns = list(zip(*gradients))
-    else:
-        columns = gradients  # already stacked by the scan
-    shapes, stacks, lists = [], [], []
-    for variable, column in zip(variables, columns):
-        stacked = not isinstance(column, tuple)
-        if stacked:
-            missing = column is None
-        else:
-            known = [g for g in column if g is not None]
-            missing = not known
-            # A group that does not reach a variable contributes zero to it.
-            column = [
-                keras.ops.zeros_like(known[0]) if g is None and known else g
-                for g in column
-            ]
-        if missing:
-            shapes.append(None)
-        else:
-            shapes.append(tuple(variable.shape))
-            (stacks if stacked else lists).append(column)
-    if lists:
-        packed = products.pack_groups(list(zip(*lists)))
-    else:
-        packed = [in_full_precision(s) for s in stacks]
-    cut = exchange.cut(packed, sizes, aligned)
-    return StoredGradients(oracle, cut, shapes)
 
 
 def _shares(sizes, size):

@@ -14,6 +14,7 @@ from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
 from keras_stab.gradients import rows
 from keras_stab.gradients.answers import Answers
+from keras_stab.gradients.by_loss import by_loss
 from keras_stab.gradients.engines import group_gradients
 from keras_stab.gradients.groups import GroupGradients
 from keras_stab.gradients.pooling import shift_seeds
@@ -33,11 +34,12 @@ class GradientOracle(Answers):
     on a variable, and where a variable is not a weight (its
     `overwrite_with_gradient` is set, as of the scales of float8 layers).
 
-    The questions are `gradient` and `group_gradients`; `at`, `with_loss`,
-    `with_compiled_loss`, `with_labels`, `with_new_noise` and `head` return
-    another oracle, to be asked the same. With `loss`, `keep_forward`,
-    `has_forward`, `gradient_of_outputs` and the attributes below they are what
-    a method of yours can rely on; the rest serves the train step.
+    The questions are `gradient`, `group_gradients` and `loss_gradients`; `at`,
+    `with_loss`, `with_compiled_loss`, `with_labels`, `with_new_noise` and
+    `head` return another oracle, to be asked the same. With `loss`,
+    `keep_forward`, `has_forward`, `gradient_of_outputs` and the attributes
+    below they are what a method of yours can rely on; the rest serves the
+    train step.
 
     Every question sees the same stored state: the same dropout masks, the
     same moving statistics. What the trainer keeps (metrics, batch-norm
@@ -140,6 +142,25 @@ class GradientOracle(Answers):
             self._answers[key] = self._in_turn(lambda: self._groups(*key))
         return self._answers[key]
 
+    def loss_gradients(self) -> GroupGradients:
+        r"""The gradients of the K losses of `compile`, as a `GroupGradients`.
+
+        $g_k = \nabla (K w_k L_k + R)$ on all rows: the loss of an output with
+        its weight, and all penalties. Their mean is `gradient()`.
+
+        Raises:
+            ValueError: If the model was compiled with one loss, or computes
+                its loss itself.
+        """
+        if self._loss is not None:
+            raise ValueError(
+                "An oracle with another loss knows no single losses: ask the "
+                "one that `estimate` was given"
+            )
+        if "losses" not in self._answers:
+            self._answers["losses"] = self._in_turn(self._losses)
+        return self._answers["losses"]
+
     def at(
         self, shift: Sequence[Any], factor: Tensor | float | None = None
     ) -> "GradientOracle":
@@ -180,7 +201,7 @@ class GradientOracle(Answers):
         return oracle
 
     def with_loss(self, loss: Callable[..., Any]) -> "GradientOracle":
-        """The same oracle with another loss; it has no group gradients.
+        """The same oracle with another loss; `gradient` is all it answers.
 
         Args:
             loss: Function `(y, y_pred, sample_weight) -> scalar`, called
@@ -237,3 +258,6 @@ class GradientOracle(Answers):
 
     def _groups(self, *arguments):
         return group_gradients(self, *arguments)
+
+    def _losses(self):
+        return by_loss(self)

@@ -10,12 +10,13 @@ class Plan:
     `str(plan)` is a table, and so is what an interactive session shows.
 
     Attributes:
-        engine: `"one_pass"` or `"microbatch"`.
+        engine: `"one_pass"`, `"microbatch"` or, for groups of losses,
+            `"one_forward"`.
         reason: Why, a string.
         groups: K.
-        works: Pairs of a variable's path and its predicted `Work`; empty for
-            `"microbatch"`.
-        grouping: `"interleaved"` or `"contiguous"`.
+        works: Pairs of a variable's path and its predicted `Work`; of
+            `"one_pass"` alone.
+        grouping: `"interleaved"`, `"contiguous"` or `"losses"`.
         traffic: What devices that share a batch exchange: `devices`, how many
             they are, `form`, and what each sends in a step, `bytes`, beside
             `plain_bytes` for a mean gradient.

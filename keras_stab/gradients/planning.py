@@ -6,21 +6,19 @@ from keras_stab import keras_internals
 from keras_stab.backend import costs
 from keras_stab.backend import devices
 from keras_stab.backend import exchange
-from keras_stab.backend import products
 from keras_stab.backend import tracing
 from keras_stab.batches import iterate_whole
 from keras_stab.gradients.oracle import GradientOracle
 
 
-def plan_for(model, batch, groups, engine, rule, solve):
+def plan_for(model, batch, groups_of, solve):
     """The `Plan` for one batch, as `fit` of the model takes it.
 
     Args:
         model: A compiled `keras.Model`.
         batch: Tuple `(x, y, sample_weight)` of arrays.
-        groups, engine, rule: As in `GradientOracle.group_gradients`.
-        solve: From the Gram matrix, `present`, `nonfinite`, rows and sizes to
-            weights and figures.
+        groups_of: From a `GradientOracle` to a `GroupGradients`.
+        solve: From both to weights and figures.
     """
     batches, _ = iterate_whole(batch, _ALL_ROWS, model)
     batch = next(batches)
@@ -32,19 +30,13 @@ def plan_for(model, batch, groups, engine, rule, solve):
 
     def ask(batch):
         oracle = GradientOracle(model, *batch)
-        answer = oracle.group_gradients(groups, engine, rule)
+        answer = groups_of(oracle)
         plans.append(answer.plan)
         return oracle, answer
 
     def combination(batch):
         oracle, answer = ask(batch)
-        weights, measures = solve(
-            answer.gram(),
-            answer.present,
-            oracle.nonfinite,
-            products.as_float(answer.rows),
-            answer.sizes,
-        )
+        weights, measures = solve(oracle, answer)
         return [measures, *_known(answer.combine(weights))]
 
     # What is found out about the model is part of no step.

@@ -36,6 +36,17 @@ def shift_seeds(variables, values, k):
     return shifted
 
 
+def largest(replacements):
+    """Merges those of all groups: scales and histories of float8 are maxima."""
+    answer = replacements[0]
+    for others in replacements[1:]:
+        answer = [
+            a if b is None else b if a is None else keras.ops.maximum(a, b)
+            for a, b in zip(answer, others)
+        ]
+    return answer
+
+
 class StatePool:
     """Merges the non-trainable state of K groups.
 

@@ -1,10 +1,13 @@
 """The oracle of a batch whose rows lie on several processes."""
 
+import functools
+
 import keras
 
 from keras_stab.backend import devices
 from keras_stab.backend import processes
 from keras_stab.gradients import rows
+from keras_stab.gradients.by_loss import count_losses
 from keras_stab.gradients.engines import warn_of_empty_groups
 from keras_stab.gradients.exchanged import ExchangedGradients
 from keras_stab.gradients.exchanged import check_agreement
@@ -64,14 +67,27 @@ class RankOracle(GradientOracle):
         return evaluation._replace(loss=loss), gradients
 
     def _groups(self, groups, *arguments):
-        aligned = "replicas" in arguments
-        question = "replicas" if aligned else "groups"
+        ask = functools.partial(super()._groups, groups, *arguments)
+        question = "replicas" if "replicas" in arguments else "groups"
+        exchanged = self._exchanged(question, groups, ask)
+        warn_of_empty_groups(self.model, exchanged)
+        return exchanged
+
+    def _losses(self):
+        count = count_losses(self.model)
+        exchanged = self._exchanged("losses", count, super()._losses)
+        exchanged.rows = exchanged.sizes[0]
+        return exchanged
+
+    def _exchanged(self, question, groups, ask):
+        """The gradients of the groups of all processes."""
+        aligned = question == "replicas"
         check_agreement(self.model, self.values, question, groups)
         own = groups // devices.ranks() if aligned else groups
         stacks, sizes = [None] * len(self.values), [0] * own
         answer = error = loss = None
         try:
-            answer = super()._groups(groups, *arguments)
+            answer = ask()
             stacks, sizes, loss = answer.stacks(), answer.sizes, self.loss
         except Exception as raised:
             # Told to the others, which would wait for this one.
@@ -82,7 +98,6 @@ class RankOracle(GradientOracle):
         exchanged.plan = answer.plan
         loss = keras.ops.convert_to_tensor(exchanged.loss, dtype=loss.dtype)
         self._outcome = self._outcome._replace(loss=loss)
-        warn_of_empty_groups(self.model, exchanged)
         return exchanged
 
     def _pooled(self, outcome):

@@ -50,6 +50,17 @@ class Aggregate(GroupAggregation):
     - `"mean"`: $\lambda_k = 1 / K$, for comparison.
     - A function of your own, see `keras_stab.methods`.
 
+    With `groups="losses"` there is a group for each loss that the model was
+    compiled with, as in multi-task learning: $g_k$ is the gradient of
+
+    $$
+    K w_k L_k + R
+    $$
+
+    on all rows. $w_k$ is the weight of $L_k$ in `compile(loss_weights=...)`
+    and R the sum of regularisers and `add_loss`, so that the mean of the $g_k$
+    is the gradient of the model's loss.
+
     Args:
         inner_optimizer: Keras optimizer, name or config, that makes a step from
             $d$. Defaults to `"adamw"`.
@@ -63,8 +74,11 @@ class Aggregate(GroupAggregation):
             save the model. Defaults to `"upgrad"`.
         groups: Int from 1 to 64, K; with `across="replicas"` those of each
             replica. At least 8 rows per group are advised. 1 in all is the
-            inner optimizer itself. `None` stands for 8, or for 1 per replica.
-            Defaults to `None`.
+            inner optimizer itself. `"losses"`: one for each of the 2 to 64
+            losses of `compile`, each on all rows; `across`, `engine` and
+            `grouping`, which say how to split rows, are left out then, and
+            each of `sizes` is the rows of the batch. `None` stands for 8, or
+            for 1 per replica. Defaults to `None`.
         across: As in `GRAIN`: `None` for parts of each batch, `"replicas"`, or
             `"batches"` for K successive batches. Where the optimizer does not
             see the rows of a gradient, each of `sizes` is 1. Defaults to
@@ -82,7 +96,9 @@ class Aggregate(GroupAggregation):
 
     Raises:
         ValueError: If an argument is out of range, belongs on the inner
-            optimizer, or the inner optimizer cannot be used.
+            optimizer, or the inner optimizer cannot be used; in training, with
+            `groups="losses"`, if there is one loss only, or the model has a
+            `compute_loss` of its own.
         RuntimeError: If it is given plain gradients (`across=None`).
 
     A group with a NaN or infinite gradient is dropped and counted; under a
@@ -101,16 +117,18 @@ class Aggregate(GroupAggregation):
     [0.5, 0.5]
 
     Departures from the paper:
-        The gradients are those of groups of rows, where the papers have one
-        for each task or row. UPGrad and CAGrad are solved to a certificate,
-        without the published package's regularisation of the Gram matrix.
-        PCGrad is the mean of the projected gradients, where the paper has
-        their sum, so that learning rates keep their meaning; CAGrad is not
-        rescaled. The promise of a rule is about $d$, not about a momentum or
-        Adam step made from it.
+        By default the gradients are those of groups of rows, where the papers
+        have one for each row or, as with `groups="losses"`, for each task.
+        UPGrad and CAGrad are solved to a certificate, without the published
+        package's regularisation of the Gram matrix. PCGrad is the mean of the
+        projected gradients, where the paper has their sum, so that learning
+        rates keep their meaning; CAGrad is not rescaled. The promise of a rule
+        is about $d$, not about a momentum or Adam step made from it.
 
     Cost:
         That of `GRAIN`, but for the K x K problem: K of them for `"upgrad"`.
+        With `groups="losses"` one forward pass and K backward passes, and
+        during a step K gradients (4 K bytes per weight).
 
     References:
         - Quinton, Rey, 2024, "Jacobian Descent for Multi-Objective
@@ -129,7 +147,7 @@ class Aggregate(GroupAggregation):
         self,
         inner_optimizer: str | dict | keras.optimizers.Optimizer = "adamw",
         rule: str | dict | Callable[..., Any] = "upgrad",
-        groups: int | None = None,
+        groups: int | str | None = None,
         across: str | None = None,
         engine: str = "auto",
         grouping: str | None = None,

@@ -34,8 +34,10 @@ class GRAIN(GroupAggregation):
             own. Defaults to `"adamw"`.
         groups: Int from 1 to 64, K; with `across="replicas"` those of each
             replica. At least 8 rows per group are advised. 1 in all is the
-            inner optimizer itself. `None` stands for 4, or for 1 per replica.
-            Defaults to `None`.
+            inner optimizer itself. `"losses"`: one for each loss that the
+            model was compiled with, each on all rows, as in `Aggregate`; then
+            `across`, `engine` and `grouping` are left out. `None` stands for
+            4, or for 1 per replica. Defaults to `None`.
         across: `None`: the groups are parts of each batch; works in `fit`
             and `train_on_batch` of any `keras.Model`. `"replicas"`: as
             `None`, and each group lies whole on one of the devices that share
@@ -111,7 +113,7 @@ class GRAIN(GroupAggregation):
     def __init__(
         self,
         inner_optimizer: str | dict | keras.optimizers.Optimizer = "adamw",
-        groups: int | None = None,
+        groups: int | str | None = None,
         across: str | None = None,
         engine: str = "auto",
         zero_groups: str = "exclude",

@@ -18,12 +18,16 @@ from keras_stab.gradients.small_problems import weights_and_measures
 from keras_stab.numerics.aggregation import Rule
 from keras_stab.numerics.gram_measures import GROUP_MEASURES
 from keras_stab.numerics.gram_measures import weight_entropy
+from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.optimizers.batch_window import BatchWindow
 from keras_stab.optimizers.batch_window import HasWindow
+from keras_stab.optimizers.figures import UNKNOWN
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import read_figures
+from keras_stab.optimizers.group_arguments import LOSSES
 from keras_stab.optimizers.group_arguments import check_inner
+from keras_stab.optimizers.group_arguments import check_losses_alone
 from keras_stab.optimizers.group_arguments import checked_grouping
 from keras_stab.optimizers.group_arguments import checked_groups
 from keras_stab.optimizers.groups_of_replicas import GroupsOfReplicas
@@ -46,7 +50,7 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
     def __init__(
         self,
         inner_optimizer: str | dict | keras.optimizers.Optimizer,
-        groups: int | None,
+        groups: int | str | None,
         across: str | None,
         engine: str,
         grouping: str | None,
@@ -58,8 +62,12 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
             "across", across, (None, "batches", "replicas")
         )
         self.groups = checked_groups(groups, across, self.default_groups)
-        self.grouping = checked_grouping(grouping, across)
         self.engine = checked_choice("engine", engine, ENGINES)
+        if self._by_loss:
+            check_losses_alone(across, engine, grouping)
+            self.grouping = None
+        else:
+            self.grouping = checked_grouping(grouping, across)
         self._plan: Plan | None = None
         kind = type(self).__name__
         check_inner(kind, self.inner_optimizer, across, engine)
@@ -72,6 +80,11 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
     @property
     def plain_gradient_hint(self) -> str:
         name = type(self).__name__
+        if self._by_loss:
+            return (
+                '. With groups="losses" that loss must come from '
+                "`compile(loss=...)`, one for each output"
+            )
         return (
             f'. Or use {name}(..., across="batches"), which takes plain '
             'gradients in any training loop, or across="replicas" in those of '
@@ -85,10 +98,22 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
         super().build(variables)
         wide = widest_dtype(variables)
         self._total = self._all_groups()
-        self._weights = add_state(self, "group_weights", (self._total,), wide)
+        # Places of losses that there are not keep what stands for no number.
+        first = keras.initializers.Constant(UNKNOWN if self._by_loss else 0.0)
+        self._weights = add_state(
+            self, "group_weights", (self._total,), wide, first
+        )
         self._figures = add_figures(self, GROUP_MEASURES, wide)
         if self.across == "batches" and self.groups > 1:
             self._window = BatchWindow(self, variables, self.groups)
+
+    @property
+    def _by_loss(self):
+        return self.groups == LOSSES
+
+    def _all_groups(self) -> int:
+        # How many losses there are is not known before the first step.
+        return MAX_GROUPS if self._by_loss else super()._all_groups()
 
     @property
     def wants_oracle(self) -> bool:
@@ -104,19 +129,34 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
     def estimate(self, oracle: GradientOracle) -> list[Any]:
         if not self.wants_oracle:
             return super().estimate(oracle)
-        groups = oracle.group_gradients(
+        groups = self._groups_of(oracle)
+        self._plan = groups.plan
+        weights, measures = self._solved(oracle, groups)
+        oracle.notes[self] = (self._in_all_places(weights), measures)
+        return groups.combine(weights, oracle.wants_whole(self))
+
+    def _in_all_places(self, weights):
+        missing = self._total - weights.shape[0]
+        if not missing:
+            return weights
+        return keras.ops.pad(weights, [[0, missing]], constant_values=UNKNOWN)
+
+    def _groups_of(self, oracle):
+        """The `GroupGradients` of a step."""
+        if self._by_loss:
+            return oracle.loss_gradients()
+        return oracle.group_gradients(
             self._all_groups(), self.engine, self._rule()
         )
-        self._plan = groups.plan
-        weights, measures = self.solve(
-            groups.gram(),
-            groups.present,
-            oracle.nonfinite,
-            products.as_float(groups.rows),
-            groups.sizes,
+
+    def _solved(self, oracle, groups):
+        """Their weights and figures."""
+        rows = products.as_float(groups.rows)
+        if self._by_loss:  # which differ by more than their rows
+            rows = unknown_rows()
+        return self.solve(
+            groups.gram(), groups.present, oracle.nonfinite, rows, groups.sizes
         )
-        oracle.notes[self] = (weights, measures)
-        return groups.combine(weights, oracle.wants_whole(self))
 
     def solve(
         self,
@@ -167,15 +207,19 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
             `nonfinite`, `gradient_norm_squared` and `gradient_noise`, floats;
             NaN where one is not known, as the noise per row is not with
             `across="batches"`, where `nonfinite` counts the batches that the
-            last window skipped. All are 0 before the first step.
+            last window skipped, and as neither of the last two is with
+            `groups="losses"`. All are 0 before the first step, and there are
+            no weights of losses yet.
         """
         if not self.built:
             raise ValueError("There are no figures before the first step")
         weights = keras.ops.convert_to_numpy(self._weights.value)
-        return {
-            "weights": [float(w) for w in weights],
-            **read_figures(self._figures, GROUP_MEASURES),
-        }
+        figures = read_figures(self._figures, GROUP_MEASURES)
+        if self._by_loss:
+            weights = weights[weights > UNKNOWN]
+            # An estimate from groups of rows, which these are not.
+            figures["gradient_norm_squared"] = float("nan")
+        return {"weights": [float(w) for w in weights], **figures}
 
     def stability_metrics(self) -> dict[str, Any]:
         """For `StabilityMonitor`: `diagnostics()` and the weights' entropy."""
@@ -215,14 +259,7 @@ class GroupAggregation(HasWindow, GroupsOfReplicas):
             )
         if model is not None:
             batch = (x, y, sample_weight)
-            self._plan = plan_for(
-                model,
-                batch,
-                self._all_groups(),
-                self.engine,
-                self._rule(),
-                self.solve,
-            )
+            self._plan = plan_for(model, batch, self._groups_of, self._solved)
         if self._plan is None:
             raise ValueError(
                 "There is no plan before the first step. Train, or call "

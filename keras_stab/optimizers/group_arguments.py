@@ -14,12 +14,38 @@ from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.object_arguments import checked_function
 from keras_stab.optimizers.wrapper import innermost
 
+# The groups are the losses of `compile`, each on all rows.
+LOSSES = "losses"
+
 
 def checked_groups(groups, across, default):
     """`groups`, or what `None` stands for."""
     if groups is None:
         return 1 if across == "replicas" else default
+    if isinstance(groups, str):
+        if groups == LOSSES:
+            return LOSSES
+        raise ValueError(
+            f'`groups` must be an integer from 1 to {MAX_GROUPS} or "{LOSSES}" '
+            f"(one for each loss of `compile`). Received: groups={groups!r}"
+        )
     return checked_count("groups", groups, 1, MAX_GROUPS)
+
+
+def check_losses_alone(across, engine, grouping):
+    """Refuses what says how to split rows, where no rows are split."""
+    for argument, value, usual in (
+        ("across", across, None),
+        ("engine", engine, "auto"),
+        ("grouping", grouping, None),
+    ):
+        if value != usual:
+            raise ValueError(
+                f'With groups="losses" every group has all rows of a batch, '
+                "also those on other devices, and its gradient comes from one "
+                f"forward pass: leave `{argument}` out. Received: "
+                f"{argument}={value!r}"
+            )
 
 
 def checked_rule(rule, names):
