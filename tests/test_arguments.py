@@ -47,13 +47,7 @@ def attempt(case, argument, label):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if ON_TORCH else pytest.mark.slow)
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_wrong_values_are_refused_by_name_or_harmless(
     name, tmp_path, monkeypatch
 ):

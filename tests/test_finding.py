@@ -9,7 +9,6 @@ import sys
 
 import keras
 import pytest
-from marks import slow_but_on_torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Stands in the way of the backends, as if they were not installed.
@@ -84,7 +83,6 @@ def test_another_module_that_is_missing(run):
     assert "KERAS_BACKEND" not in done.stderr
 
 
-@slow_but_on_torch
 def test_a_folder_that_is_called_like_the_package(tmp_path):
     """As beside a clone: its folder is a namespace, found before a finder."""
     (tmp_path / "keras_stab").mkdir()

@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import pytest
 from callback_cases import Failing
-from marks import slow_but_on_torch
 
 import keras_stab
 from keras_stab.trainer import installation
@@ -146,7 +145,6 @@ def test_a_wrapper_that_came_later_stays(name):
     assert_is_not_installed()
 
 
-@slow_but_on_torch
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrapper_that_came_first_stays(name, uninstalled):
     wrapper = Wrapper(name)
@@ -158,7 +156,6 @@ def test_a_wrapper_that_came_first_stays(name, uninstalled):
     assert vars(keras.Model)[name] is wrapper.function
 
 
-@slow_but_on_torch
 @pytest.mark.parametrize("name", NAMES)
 def test_installed_again_over_a_wrapper(name):
     wrapper = Wrapper(name)

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pytest
 from marks import ON_TORCH
-from marks import slow_but_on_torch
 from scripts import load_script
 from sklearn import datasets
 from test_keras_hub import make_classifier
@@ -63,7 +62,6 @@ def few_digits(monkeypatch):
     monkeypatch.setattr(datasets, "load_digits", load_digits)
 
 
-@slow_but_on_torch
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_short_and_listed(name):
     source = (RECIPES / f"{name}.py").read_text()
@@ -196,7 +194,6 @@ def test_resume_after_crash(run):
 SMALL = {"conditional_gan": 1, "resume_after_crash": 3}
 
 
-@slow_but_on_torch
 def test_notebooks(tmp_path):
     """They are what is made from the scripts today, and run cell by cell."""
     notebooks = load_script("docs/notebooks.py")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from marks import ON_TORCH
 from scipy import stats
 
 import keras_stab
@@ -15,9 +14,6 @@ from keras_stab.diagnostics.report import agreement
 from keras_stab.diagnostics.report import power
 from keras_stab.diagnostics.report import statistics
 from keras_stab.diagnostics.report.comparison import compare_scores
-
-# NumPy only: the same on every backend.
-pytestmark = [] if ON_TORCH else [pytest.mark.slow]
 
 
 def draw(count, seed=0, shift=0.0, scale=1.0, common=1.0):

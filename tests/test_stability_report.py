@@ -11,7 +11,6 @@ import types
 import keras
 import numpy as np
 import pytest
-from marks import slow_but_on_torch
 from workers import report_runs
 
 import keras_stab
@@ -126,7 +125,6 @@ def test_another_configuration_is_refused(tmp_path):
         assert "Choose another `folder`" in str(error.value)
 
 
-@slow_but_on_torch
 def test_processes_train_the_same_and_survive_a_kill(tmp_path):
     """Training here and in two processes gives the same bits."""
     options = {"seeds": 2, "metric": "accuracy"}
