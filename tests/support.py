@@ -189,8 +189,9 @@ TensorFlow, JAX and PyTorch, Keras {keras}; no cell is written by hand
 - "not in Keras": Keras itself has it not on that backend.
 
 A wrapper was tested around SGD, SGD with momentum, AdamW or LAMB, as the
-check has it; `GRAIN-K` has K groups. [How to choose a
-method](how_to_choose.md) tells what each is for.
+check has it; `GRAIN-K` has K groups, `Aggregate-upgrad` is `Aggregate` with
+rule "upgrad". [How to choose a method](how_to_choose.md) tells what each is
+for.
 
 {features}
 
