@@ -104,6 +104,8 @@ def _leave_to_the_quickest(items):
             item.add_marker(pytest.mark.slow)
 
 
+# Before that of the plugin for several processes, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """What runs in one process: a file, or one test of the contract.
 
