@@ -67,6 +67,7 @@ DISTRIBUTIONS = {"data": data_parallel, "model": model_parallel}
 def axes(variable):
     """The mesh axis along which each axis of the value is cut, or None."""
     value = variable.value
+    assert hasattr(value.sharding, "spec"), (variable.path, value.sharding)
     spec = list(value.sharding.spec)
     return spec + [None] * (value.ndim - len(spec))
 
