@@ -16,6 +16,14 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Two processes; more gain nothing where the backends use every core. By group,
 # mostly a file: see `tests/conftest.py`.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# After one that failed too, so that one run shows all failures.
+define on_each_backend
+@failed=; for backend in $(BACKENDS); do \
+  echo "== $$backend"; \
+  KERAS_BACKEND=$$backend $(1) || failed="$$failed $$backend"; \
+done; \
+test -z "$$failed" || { echo "Tests failed on$$failed"; exit 1; }
+endef
 # Each guide and the data that it wants, below the folder `DATA`.
 GUIDES := demo averaging:fashion_mnist flat_minima:fashion_mnist \
   large_batch:fashion_mnist faster_pretraining:tinyshakespeare/input.txt \
@@ -30,16 +38,10 @@ demo: .venv/demo-$(DEMO_BACKEND)
 	KERAS_BACKEND=$(DEMO_BACKEND) $(BIN)/python guides/demo.py
 
 test: .venv/test lint docs
-	@set -e; for backend in $(BACKENDS); do \
-	  echo "== $$backend"; \
-	  KERAS_BACKEND=$$backend $(PYTEST) -m "not slow"; \
-	done
+	$(call on_each_backend,$(PYTEST) -m "not slow")
 
 test-all: .venv/test lint docs
-	@set -e; for backend in $(BACKENDS); do \
-	  echo "== $$backend"; \
-	  HYPOTHESIS_PROFILE=search KERAS_BACKEND=$$backend $(PYTEST); \
-	done
+	$(call on_each_backend,HYPOTHESIS_PROFILE=search $(PYTEST))
 
 benchmark: .venv/test
 	$(BIN)/python benchmarks/step_time.py
