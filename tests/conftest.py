@@ -42,6 +42,7 @@ if keras.backend.backend() == "tensorflow":
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import support  # noqa: E402
+from marks import ON_TORCH  # noqa: E402
 from support import pytest_addoption  # noqa: E402,F401
 from support import pytest_configure  # noqa: E402,F401
 
@@ -113,7 +114,7 @@ def pytest_collection_modifyitems(config, items):
     contract take as long as all others together and share nothing.
     """
     support.pytest_collection_modifyitems(config, items)
-    if keras.backend.backend() != "torch":
+    if not ON_TORCH:
         _leave_to_the_quickest(items)
     for item in items:
         group = item.path.stem

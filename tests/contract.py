@@ -713,6 +713,11 @@ def is_slow(row, names=OF_EACH_FAMILY):
     return row.slow or not (ON_TORCH or row.name in names)
 
 
+def speed_of_resume(row):
+    """With which rows a row is resumed in a fresh process."""
+    return "slow" if is_slow(row, OF_EACH_STATE) else "quick"
+
+
 def parameters(rows, whole=False):
     """The rows, or tuples of a row and strings, for `parametrize`.
 

@@ -273,8 +273,7 @@ def _save_and_resume(folder, speed):
 )
 @pytest.mark.parametrize("kind", ["keras", "weights"])
 def test_resume_in_a_fresh_process(row, inner, kind, resume):
-    slow = contract.is_slow(row, contract.OF_EACH_STATE)
-    folder = resume("slow" if slow else "quick")
+    folder = resume(contract.speed_of_resume(row))
 
     def load(name):
         with np.load(folder / f"{row.name}-{inner}-{name}.npz") as arrays:

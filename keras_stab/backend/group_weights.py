@@ -92,12 +92,11 @@ def combine(weights, stack):
         stack = stack.reshape(len(each), math.prod(shape))
         return (each.to(stack.dtype) @ stack).reshape(shape)
     weights = keras.ops.cast(weights, stack.dtype)
+    column = reshape(weights, _column(stack, 0))
     if BACKEND == "jax":
         # A product: XLA on CPUs takes 100 times longer for the sum over the
         # leading axis, and compiles slice by slice into each user of it.
-        column = weights.reshape((-1,) + (1,) * (stack.ndim - 1))
         clean = jnp.where(column != 0, stack, 0.0)
         highest = jax.lax.Precision.HIGHEST
         return jnp.tensordot(weights, clean, axes=1, precision=highest)
-    column = tf.reshape(weights, (-1,) + (1,) * (len(stack.shape) - 1))
     return tf.reduce_sum(tf.math.multiply_no_nan(stack, column), axis=0)

@@ -23,8 +23,7 @@ FIRST = 7 * contract.BATCH
 def main(phase, folder, speed):
     x, y = contract.data()
     for row, inner in contract.RESUMED:
-        slow = contract.is_slow(row, contract.OF_EACH_STATE)
-        if slow != (speed == "slow"):
+        if contract.speed_of_resume(row) != speed:
             continue
         path = str(Path(folder) / f"{row.name}-{inner}")
         run(phase, path, row, contract.INNER[inner], x, y)
