@@ -22,10 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent
 os.environ.setdefault("KERAS_BACKEND", "jax")
 # Each process has one thread: side by side they would disturb each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 from rich.progress import BarColumn  # noqa: E402
 from rich.progress import MofNCompleteColumn  # noqa: E402

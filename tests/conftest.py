@@ -46,6 +46,10 @@ from marks import ON_TORCH  # noqa: E402
 from support import pytest_addoption  # noqa: E402,F401
 from support import pytest_configure  # noqa: E402,F401
 
+# What scripts set as they are imported holds for their own processes: one that
+# asked for a thread once left other tests' processes with one device.
+ENVIRONMENT = dict(os.environ)
+
 # The same examples every time, so that a failure is one of the change that
 # was made; `HYPOTHESIS_PROFILE=search` looks for new ones (make test-all).
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -113,6 +117,8 @@ def pytest_collection_modifyitems(config, items):
     The tests of a file may share what takes long to make; those of the
     contract take as long as all others together and share nothing.
     """
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT)
     support.pytest_collection_modifyitems(config, items)
     if not ON_TORCH:
         _leave_to_the_quickest(items)

@@ -124,6 +124,12 @@ def base_optimizer(case):
     return keras.optimizers.SGD(rate, **case["base_hyperparameters"])
 
 
+# From this step on; at the one before, a group is all but out of the hull.
+# Weights of float32 then leave 5e-5 of its gradient (norm 18, rate 1/8) in the
+# step or not, by the last bit of the Gram matrix.
+WEAKLY_ACTIVE = {"five_quadratics_sgd": (10, 3e-4)}
+
+
 @pytest.mark.parametrize(
     "case", VECTORS["trajectories"], ids=lambda case: case["id"]
 )
@@ -134,6 +140,7 @@ def test_trajectories(case):
     model.compile(optimizer)
     rows = np.arange(groups, dtype="float32")[:, None]
     step = 0
+    first, least = WEAKLY_ACTIVE.get(case["id"], (0, 0.0))
     for row in case["trajectory"]:
         if row["step"] > step:
             count = row["step"] - step
@@ -145,7 +152,9 @@ def test_trajectories(case):
             )
             step = row["step"]
         np.testing.assert_allclose(
-            np.array(model.point), row["point"], atol=row["tolerance"]
+            np.array(model.point),
+            row["point"],
+            atol=max(row["tolerance"], least if step >= first else 0.0),
         )
 
 
