@@ -1,12 +1,12 @@
 """Time and memory of train steps, against the steps of stock Keras.
 
-    python benchmarks/step_time.py            # everything, below 20 minutes
+    python benchmarks/step_time.py            # everything, about 20 minutes
     python benchmarks/step_time.py --quick    # does it run at all?
 
 One process per backend, model and number of threads holds copies of the model
 with equal weights: stock AdamW, stock AdamW again (what differs between these
 two is noise), the methods, and the other stock optimizers that these are
-measured against. They take turns of 10 steps. More processes measure memory,
+measured against. They take turns of 20 steps. More processes measure memory,
 methods with `torch.compile`, and the K x K problem of GRAIN.
 
 Results go to `benchmarks/results/` after each process; what is there already,
@@ -230,7 +230,7 @@ def parse(arguments):
         default=list(files.KINDS),
         help="of figures",
     )
-    add("--turns", type=int, default=12, help="of 10 steps, at most")
+    add("--turns", type=int, default=20, help="of 20 steps, at most")
     add(
         "--seconds",
         type=float,

@@ -12,7 +12,7 @@ from timing.workers import BACKENDS
 
 HOW = """\
 How to read it. A ratio is the time of a step over that of the stock optimizer
-beside it (*against*), with equal first weights, all taking turns of 10 steps
+beside it (*against*), with equal first weights, all taking turns of 20 steps
 in one process inside `fit`. Times are first quartiles; of methods that do
 more at some steps, the mean over the places of their cycle. *Paired* is the
 median over turns of the ratio of mean steps in the same turn. *CPU* is the

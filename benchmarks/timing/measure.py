@@ -17,8 +17,8 @@ from timing.company import Company
 from timing.ratios import first_quartile
 from timing.ratios import summarise
 
-# Divisible by the periods of the methods that do more at some steps.
-TURN = 10
+# Long enough that what `fit` does once is not most of a turn.
+TURN = 20
 FEWEST_TURNS = 3
 
 
@@ -150,6 +150,10 @@ def _measure(options, made):
         # What is compiled only now, as for the last and smaller batch.
         one.train(x[: 3 * batch], y[: 3 * batch], batch)
     traced = sum(one.traces for one in trained.values())
+    # Else each collection between turns looks through all of the backend, and
+    # takes longer than a turn of small steps.
+    gc.collect()
+    gc.freeze()
     company = Company()
     arms = {name: ARMS[arm] for name, (arm, _) in made.items()}
     times = _take_turns(trained, arms, x, y, options)
