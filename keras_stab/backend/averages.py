@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.backend import updates
 from keras_stab.backend.devices import BACKEND
@@ -52,6 +53,10 @@ def average(due, often, first, coefficient, values, averages, errors):
 
 def _moved(first, coefficients, values, averages, errors, due):
     values = [keras.ops.cast(v, a.dtype) for v, a in zip(values, averages)]
+    if errors and BACKEND == "jax" and not devices.has_accelerator():
+        return _averages_first(
+            first, coefficients, values, averages, errors, due
+        )
 
     def at_first():
         # Tensors of their own, which the slots may keep.
@@ -78,6 +83,34 @@ def _moved(first, coefficients, values, averages, errors, due):
     if due is None:
         return new
     return updates.select(due, new, [*averages, *errors])
+
+
+def _averages_first(first, coefficients, values, averages, errors, due):
+    """The same, where XLA makes a loop for each result.
+
+    Each would read old averages and old errors, which XLA then copies. A
+    branch keeps the loops apart: errors come from averages that are there.
+    """
+
+    def chosen(new, old):
+        return new if due is None else updates.select(due, new, old)
+
+    def steps():
+        parts = zip(averages, errors, values, coefficients)
+        return [averaging.exact_step(*each) for each in parts]
+
+    def later():
+        return [a + step for a, step in zip(averages, steps())]
+
+    new = updates.choose(
+        first,
+        lambda: chosen(list(map(keras.ops.copy, values)), averages),
+        lambda: chosen(later(), averages),
+        often=False,
+    )
+    rest = [s - (n - a) for s, n, a in zip(steps(), new, averages)]
+    none = list(map(keras.ops.zeros_like, errors))
+    return new + chosen(updates.select(first, none, rest), errors)
 
 
 def _average_at_once(first, coefficient, values, averages, errors):

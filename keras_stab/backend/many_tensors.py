@@ -141,7 +141,7 @@ def total_norm(tensors):
     """The Euclidean norm of all together; of tensors in full precision."""
     if BACKEND == "torch":
         return torch.linalg.vector_norm(each_norm(tensors))
-    return global_norm(tensors)
+    return tracing.apart(global_norm)(tensors)
 
 
 def shifted(tensors, shifts, factor=None):
@@ -178,6 +178,10 @@ def shifted(tensors, shifts, factor=None):
 def sum_of_squares(tensor):
     if BACKEND == "tensorflow":
         return 2.0 * tf.nn.l2_loss(tensor)
+    return tracing.apart(_sum_of_squares)(tensor)
+
+
+def _sum_of_squares(tensor):
     squares = keras.ops.square(tensor)
     if len(tensor.shape) > 1:
         # Columns are quicker; without `relu` XLA would make it one sum again.
@@ -188,7 +192,7 @@ def sum_of_squares(tensor):
 def inner_product(tensors, others):
     """The inner product of two lists of tensors, in full precision."""
     if BACKEND != "torch":
-        return inner(tensors, others)
+        return tracing.apart(inner)(tensors, others)
     dtype = getattr(torch, common_dtype(tensors))
     parts = torch._foreach_mul(tensors, others)
     return torch.stack([p.sum().to(dtype) for p in parts]).sum()

@@ -105,6 +105,16 @@ def as_kernel(function):
     return tf.function(function, jit_compile=True, autograph=False)
 
 
+def apart(function):
+    """The function, for sums over tensors that it is given.
+
+    On JAX a function of its own: XLA takes it into the step only after it has
+    turned the products that gradients are, and reads in order what it sums.
+    Otherwise it takes five times as long, in whichever order they lie.
+    """
+    return as_kernel(function) if BACKEND == "jax" else function
+
+
 # Elements of tensors from which compiling a kernel for them pays.
 WORTH_A_KERNEL = 2**16
 

@@ -2,11 +2,14 @@
 
 import keras
 
+from keras_stab.backend import devices
 from keras_stab.backend import tracing
 from keras_stab.backend.devices import BACKEND
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
 elif BACKEND == "torch":
     import torch
 
@@ -14,8 +17,8 @@ elif BACKEND == "torch":
 def run_if(condition, function, variables):
     """Runs `function()`, which assigns variables, where a boolean holds.
 
-    Without waiting for an accelerator: there PyTorch runs it always, and takes
-    back what it has assigned.
+    Without waiting for an accelerator: there it runs always on PyTorch and
+    JAX, and what it has assigned is taken back.
 
     Args:
         condition: Boolean, or boolean scalar tensor.
@@ -32,6 +35,21 @@ def run_if(condition, function, variables):
             return True
 
         tf.cond(condition, run, lambda: False)
+    elif BACKEND == "jax" and not devices.has_accelerator():
+        # Selected, old and new values would both be wanted, and the compiler
+        # would copy what an optimizer overwrites. A branch overwrites it.
+        before = values_before(variables)
+
+        def values_after():
+            try:
+                function()
+                return [v.value for v in variables]
+            finally:
+                _assign(variables, before)
+
+        _assign(
+            variables, jax.lax.cond(condition, values_after, lambda: before)
+        )
     else:
         before = values_before(variables)
         function()
@@ -54,8 +72,7 @@ def take_back_unless(condition, variables, before):
     if BACKEND == "tensorflow":
 
         def take_back():
-            for variable, value in zip(variables, before):
-                variable.assign(value)
+            _assign(variables, before)
             return True
 
         tf.cond(condition, lambda: False, take_back)
@@ -69,3 +86,8 @@ def take_back_unless(condition, variables, before):
             if variable.value is not value:
                 now = keras.ops.where(condition, variable.value, value)
                 variable.assign(now)
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values):
+        variable.assign(value)

@@ -1,10 +1,12 @@
 """Norms of the units of many tensors, and factors for each unit."""
 
+import functools
 import math
 
 import keras
 
 from keras_stab.backend import many_tensors
+from keras_stab.backend import tracing
 from keras_stab.backend.devices import BACKEND
 from keras_stab.numerics.norms import common_dtype
 
@@ -33,11 +35,16 @@ def unit_norms(tensors, axes):
     sums = [
         many_tensors.sum_of_squares(t)
         if a is None
-        else keras.ops.sum(keras.ops.square(t), axis=a)
+        else tracing.apart(_sum_of_squares_over(a))(t)
         for t, a in zip(tensors, axes)
     ]
     sums = [keras.ops.cast(keras.ops.reshape(s, (-1,)), dtype) for s in sums]
     return keras.ops.sqrt(keras.ops.concatenate(sums))
+
+
+@functools.cache
+def _sum_of_squares_over(axes):
+    return lambda t: keras.ops.sum(keras.ops.square(t), axis=axes)
 
 
 def units_scaled(tensors, axes, factors):

@@ -106,6 +106,11 @@ def moved_exactly(average, error, value, coefficient):
     Returns:
         The average and the new `error`.
     """
-    step = coefficient * (value - average) + error
+    step = exact_step(average, error, value, coefficient)
     new = average + step
     return new, step - (new - average)
+
+
+def exact_step(average, error, value, coefficient):
+    """By how much `moved_exactly` would move the average without rounding."""
+    return coefficient * (value - average) + error

@@ -179,6 +179,9 @@ def _ranked(fraction, momentum, slots, state, roots, size):
         skipped + 0,
     ]
     kept = [*old, threshold, measures, refreshes, skipped + 1]
+    if not momentum:
+        # After all else that reads the old masks, these can be overwritten.
+        usable = ops.logical_and(usable, overlap <= 1.0)
     chosen = updates.choose(usable, lambda: new, lambda: kept)
     slots = many_tensors.unpack_vector(chosen[: len(old)], shapes)
     return slots, chosen[len(old) :]
