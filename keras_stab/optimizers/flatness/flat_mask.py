@@ -152,7 +152,7 @@ def _ranked(fraction, momentum, slots, state, roots, size):
     patterns = [bits_of(s) for s in scores]
     # All zero (an empty batch, or no step yet) gives no ranking.
     usable = ranking.can_be_ranked(patterns, entries)
-    trace = sum(ops.sum(ops.square(s)) for s in scores) * size
+    trace = sum(map(many_tensors.sum_of_squares, scores)) * size
     before = old
     if momentum:
         before = [bits_of(o) <= threshold for o in old]
