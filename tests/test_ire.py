@@ -56,9 +56,24 @@ def smallest(parts, k):
         kth_smallest(patterns, k),
         ranking.kth_smallest(patterns, k),
     ]
-    first, second = (numpy(a) for a in answers)
-    assert first == second
+    # Guesses that bracket it, and some that are far off or not in order.
+    for guesses in ((answers[0] - 1, answers[0] + 1), (2**31 - 1, 0, 5)):
+        guesses = [keras.ops.cast(g, "int32") for g in guesses]
+        answers.append(kth_smallest(patterns, k, guesses=guesses))
+    first, *others = (numpy(a) for a in answers)
+    assert all(first == other for other in others)
     return first[()].view("float32"), patterns, first
+
+
+@pytest.mark.parametrize("k", [1, 30_000, 65_000, 70_400])
+def test_a_threshold_among_many_scores(k):
+    """Where TensorFlow looks at a sample first."""
+    rng = np.random.default_rng(k)
+    parts = [rng.exponential(size=s) for s in ((220, 310), (2200,))]
+    parts[0][:60] = 0.0
+    parts = [p.astype("float32") for p in parts]
+    expected = np.partition(np.concatenate([p.ravel() for p in parts]), k - 1)
+    assert smallest(parts, k)[0] == expected[k - 1]
 
 
 SCORES = st.one_of(

@@ -141,7 +141,11 @@ def total_norm(tensors):
     """The Euclidean norm of all together; of tensors in full precision."""
     if BACKEND == "torch":
         return torch.linalg.vector_norm(each_norm(tensors))
-    return tracing.apart(global_norm)(tensors)
+    if BACKEND == "jax":
+        return tracing.apart(global_norm)(tensors)
+    dtype = common_dtype(tensors)
+    squares = [keras.ops.cast(sum_of_squares(t), dtype) for t in tensors]
+    return keras.ops.sqrt(sum(squares))
 
 
 def shifted(tensors, shifts, factor=None):
@@ -176,8 +180,8 @@ def shifted(tensors, shifts, factor=None):
 
 
 def sum_of_squares(tensor):
-    if BACKEND == "tensorflow":
-        return 2.0 * tf.nn.l2_loss(tensor)
+    if BACKEND == "tensorflow" and not tracing.traces_kernel():
+        return 2.0 * tf.nn.l2_loss(tensor)  # in one pass
     return tracing.apart(_sum_of_squares)(tensor)
 
 

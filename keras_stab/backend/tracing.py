@@ -1,6 +1,7 @@
 """Values of variables, and functions that a backend traces or compiles."""
 
 import contextlib
+import contextvars
 import functools
 import math
 
@@ -102,7 +103,29 @@ def as_kernel(function):
     """The function compiled by itself; on TensorFlow by XLA, as one kernel."""
     if BACKEND == "jax":
         return jax.jit(function)
-    return tf.function(function, jit_compile=True, autograph=False)
+    return _kernel(function)
+
+
+_traces_kernel = contextvars.ContextVar("traces_kernel", default=False)
+
+
+def traces_kernel():
+    """Whether what runs now becomes a part of a kernel on TensorFlow.
+
+    There a branch copies, and other forms of a sum are quicker than in a graph.
+    """
+    return _traces_kernel.get()
+
+
+def _kernel(function):
+    def traced(*args):
+        token = _traces_kernel.set(True)
+        try:
+            return function(*args)
+        finally:
+            _traces_kernel.reset(token)
+
+    return tf.function(traced, jit_compile=True, autograph=False)
 
 
 def apart(function):
@@ -133,7 +156,7 @@ def in_kernel(function, variables):
         or size < WORTH_A_KERNEL
     ):
         return function()
-    return tf.function(function, jit_compile=True, autograph=False)()
+    return _kernel(function)()
 
 
 def concretely(function, inputs):

@@ -149,21 +149,22 @@ def exchange(variable, value):
 def exchanged(variables, others):
     """Within it, variables and others hold each other's values."""
     pairs = list(zip(variables, others))
+    if BACKEND == "torch":  # looked up once: that takes most of the time
+        pairs = [(v.value, other.value) for v, other in pairs]
 
     def exchange_all():
         for variable, other in pairs:
-            old = exchange(variable, _detached_value(other))
-            exchange(other, old)
+            if BACKEND == "torch":
+                variable.data, other.data = other.data, variable.data
+            else:
+                old = exchange(variable, tracing.read(other))
+                exchange(other, old)
 
     exchange_all()
     try:
         yield
     finally:
         exchange_all()
-
-
-def _detached_value(variable):
-    return variable.value.data if BACKEND == "torch" else tracing.read(variable)
 
 
 def is_known(condition):
@@ -233,7 +234,11 @@ def choose(condition, make_first, make_second, often=True):
     """
     if is_known(condition):
         return make_first() if bool(condition) else make_second()
-    if BACKEND == "tensorflow" and devices.updates_under_conditions():
+    if (
+        BACKEND == "tensorflow"
+        and devices.updates_under_conditions()
+        and not tracing.traces_kernel()
+    ):
         return tf.cond(condition, make_first, make_second)
     if BACKEND == "jax" and not often:
         return jax.lax.cond(condition, make_first, make_second)

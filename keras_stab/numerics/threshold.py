@@ -31,7 +31,7 @@ def count_true(masks):
     return keras.ops.cast(total, "int32")  # JAX may sum in int64
 
 
-def kth_smallest(patterns, k, count=count_true):
+def kth_smallest(patterns, k, count=count_true, guesses=()):
     """The k-th smallest of all entries of several int32 tensors.
 
     A bracket around it is narrowed by counts, each of which may be summed over
@@ -42,6 +42,7 @@ def kth_smallest(patterns, k, count=count_true):
         patterns: List of tensors without negative entries.
         k: Int from 1 to the number of entries.
         count: As `count_true`.
+        guesses: Int32 scalar tensors, where to look first.
 
     Returns:
         An int32 scalar tensor.
@@ -58,7 +59,10 @@ def kth_smallest(patterns, k, count=count_true):
         share = ops.cast(width, "float32") * (to_low / (to_low + to_high))
         # In halves at every third turn, which bounds their number.
         guess = ops.where(turn % 3 == 2, width // 2, ops.cast(share, "int32"))
-        trial = low + ops.clip(guess, 1, width - 1)
+        return looked_at(guess, side, low, high, excess, to_low, to_high, turn)
+
+    def looked_at(guess, side, low, high, excess, to_low, to_high, turn):
+        trial = low + ops.clip(guess, 1, high - low - 1)
         found = count([p < trial for p in patterns]) - k
         is_low = found < 0
         distance = ops.cast(ops.abs(found), "float32") + 0.5
@@ -83,6 +87,9 @@ def kth_smallest(patterns, k, count=count_true):
         ops.convert_to_tensor(x, "int32" if isinstance(x, int) else "float32")
         for x in start
     )
+    for guess in guesses:
+        turn, side, low, *others = start
+        start = looked_at(guess - low, side, low, *others, turn)
     high = ops.while_loop(unfinished, narrowed, start)[3]
     below = [ops.max(ops.where(p < high, p, 0)) for p in patterns]
     return ops.max(ops.stack(below))

@@ -9,6 +9,7 @@ from keras_stab.backend import devices
 from keras_stab.backend import in_place
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
+from keras_stab.backend import update_kernel
 from keras_stab.backend import updates
 from keras_stab.numerics.averaging import Numbers
 from keras_stab.numerics.averaging import schedule_free
@@ -44,7 +45,7 @@ class ScheduleFreeUpdate(GradientMethod):
         """
 
         def between():
-            iterates = self._iterates(averages, slots, keras.ops.where)
+            iterates = self._iterates(averages, slots)
             return in_place.between(averages, iterates, 1.0 - self.beta, room)
 
         return tracing.in_kernel(between, slots)
@@ -56,13 +57,11 @@ class ScheduleFreeUpdate(GradientMethod):
         vars(self)["_room"] = points if devices.EAGER else []
         return points
 
-    def _iterates(self, averages, slots, where=None):
+    def _iterates(self, averages, slots):
         """z, which starts as a copy of the weights."""
         started = self._weight_sum.value > 0
         iterates = [tracing.read(s) for s in slots]
-        if where is None or updates.is_known(started):
-            return updates.choose(started, lambda: iterates, lambda: averages)
-        return [where(started, z, x) for z, x in zip(iterates, averages)]
+        return updates.choose(started, lambda: iterates, lambda: averages)
 
     def apply_in_order(
         self, gradients: list[Any], variables: list[keras.Variable]
@@ -74,7 +73,14 @@ class ScheduleFreeUpdate(GradientMethod):
         ):
             self._apply_in_place(gradients, variables, kept)
         else:
-            self._apply_selected(gradients, variables, kept)
+            # With the update of the inner optimizer: alone, each would pass
+            # over the weights.
+            update_kernel.as_one_kernel(
+                self.inner_optimizer,
+                gradients,
+                variables,
+                lambda: self._apply_selected(gradients, variables, kept),
+            )
 
     def _apply_in_place(self, gradients, variables, kept):
         """The update where Python knows whether there is one."""

@@ -152,7 +152,7 @@ def _ranked(fraction, momentum, slots, state, roots, size):
     patterns = [bits_of(s) for s in scores]
     # All zero (an empty batch, or no step yet) gives no ranking.
     usable = ranking.can_be_ranked(patterns, entries)
-    trace = sum(ops.sum(ops.square(s)) for s in scores) * size
+    trace = sum(map(many_tensors.sum_of_squares, scores)) * size
     before = old
     if momentum:
         before = [bits_of(o) <= threshold for o in old]
@@ -180,7 +180,8 @@ def _ranked(fraction, momentum, slots, state, roots, size):
     ]
     kept = [*old, threshold, measures, refreshes, skipped + 1]
     if not momentum:
-        # After all else that reads the old masks, these can be overwritten.
+        # Which it always is, but known only when all else has read the old
+        # masks: they can then be overwritten.
         usable = ops.logical_and(usable, overlap <= 1.0)
     chosen = updates.choose(usable, lambda: new, lambda: kept)
     slots = many_tensors.unpack_vector(chosen[: len(old)], shapes)

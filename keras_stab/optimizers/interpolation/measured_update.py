@@ -10,6 +10,7 @@ from keras_stab.backend import devices
 from keras_stab.backend import look_ahead
 from keras_stab.backend import many_tensors
 from keras_stab.backend import tracing
+from keras_stab.backend import update_kernel
 from keras_stab.backend import updates
 from keras_stab.optimizers.interpolation.projection import suspended_constraints
 from keras_stab.optimizers.lent_weights import LendsWeights
@@ -38,6 +39,9 @@ class MeasuredUpdate(LendsWeights, Wrapper):
     # before (tensors that may be written over), the slots, and whether this is
     # the first update.
     _step_freely: Callable[..., None] | None = None
+    # Whether TensorFlow should compile that with the inner update: not where
+    # weights and slots are made of what both were, which XLA copies first.
+    _pays_in_kernel = False
 
     def __init__(
         self,
@@ -122,14 +126,22 @@ class MeasuredUpdate(LendsWeights, Wrapper):
         )
 
     def _apply_freely(self, gradients, variables):
+        inner = self.inner_optimizer
         gradients = updates.barrier(gradients)
-        before = look_ahead.remember(variables, self._room)
-        # Memory, not state: what it holds is not read again.
-        vars(self)["_room"] = before if devices.EAGER else []
-        updates.apply_gradients(self.inner_optimizer, gradients, variables)
-        first = keras.ops.convert_to_tensor(self._phase.value) == 0
-        self._step_freely(variables, before, self._slots, first)
-        self._phase.assign(1)
+
+        def step():
+            before = look_ahead.remember(variables, self._room)
+            # Memory, not state: what it holds is not read again.
+            vars(self)["_room"] = before if devices.EAGER else []
+            updates.apply_gradients(inner, gradients, variables)
+            first = keras.ops.convert_to_tensor(self._phase.value) == 0
+            self._step_freely(variables, before, self._slots, first)
+            self._phase.assign(1)
+
+        if self._pays_in_kernel:
+            update_kernel.as_one_kernel(inner, gradients, variables, step)
+        else:
+            step()
 
     def inner_apply(
         self,

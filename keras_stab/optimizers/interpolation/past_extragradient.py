@@ -65,6 +65,7 @@ class PastExtraGradient(MeasuredUpdate):
     slot_name = "iterate"
     evaluation_name = "iterate"
     evaluations_per_step = 1
+    _pays_in_kernel = True
 
     def move(
         self,
