@@ -29,6 +29,10 @@ if os.environ["KERAS_BACKEND"] == "jax" and (
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # Nor is quick code worth the time that it takes to make; `make test-all`
+    # compiles as users do.
+    if os.environ.get("HYPOTHESIS_PROFILE") != "search":
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import keras  # noqa: E402
 
@@ -115,7 +119,8 @@ def pytest_collection_modifyitems(config, items):
     """What runs in one process: a file, or one test of the contract.
 
     The tests of a file may share what takes long to make; those of the
-    contract take as long as all others together and share nothing.
+    contract take as long as all others together and share nothing, nor do
+    those of several devices but on PyTorch.
     """
     os.environ.clear()
     os.environ.update(ENVIRONMENT)
@@ -126,7 +131,18 @@ def pytest_collection_modifyitems(config, items):
         group = item.path.stem
         if group == "test_contract":
             group = item.originalname
+        elif group == "test_distribution" and not ON_TORCH:
+            group = item.name
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish(session):
+    in_groups = getattr(session.config.option, "loadgroup", False)
+    if in_groups and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError(
+            "pytest-xdist left groups of tests apart: install the versions of "
+            "constraints.txt"
+        )
 
 
 @pytest.fixture(autouse=True)
