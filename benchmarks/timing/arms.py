@@ -159,7 +159,7 @@ class Workload:
     model: str
     batch: int
     arms: tuple = ("grain_8",)
-    seconds: float = 15.0
+    seconds: float = 10.0
     all_threads: tuple = ()
     memory: tuple = ()
     compiled: tuple = ()
@@ -184,7 +184,7 @@ WORKLOADS = (
         "mlp",
         64,
         METHODS,
-        seconds=75.0,
+        seconds=60.0,
         all_threads=("grain_8", "sam", "ire", "schedule_free_adamw"),
         compiled=("grain_8", "sam", "schedule_free_adamw"),
     ),
@@ -201,7 +201,7 @@ WORKLOADS = (
         "transformer",
         64,
         (*GRAIN, "sam"),
-        seconds=20.0,
+        seconds=15.0,
         all_threads=("grain_8",),
         memory=(STOCK, "grain_8"),
     ),
