@@ -159,7 +159,7 @@ class Workload:
     model: str
     batch: int
     arms: tuple = ("grain_8",)
-    seconds: float = 10.0
+    seconds: float = 8.0
     all_threads: tuple = ()
     memory: tuple = ()
     compiled: tuple = ()
@@ -184,7 +184,7 @@ WORKLOADS = (
         "mlp",
         64,
         METHODS,
-        seconds=60.0,
+        seconds=30.0,
         all_threads=("grain_8", "sam", "ire", "schedule_free_adamw"),
         compiled=("grain_8", "sam", "schedule_free_adamw"),
     ),
@@ -194,14 +194,13 @@ WORKLOADS = (
         "cnn",
         64,
         ("grain_8", "lars"),
-        all_threads=("grain_8",),
         memory=(STOCK, "grain_8"),
     ),
     Workload(
         "transformer",
         64,
         (*GRAIN, "sam"),
-        seconds=15.0,
+        seconds=10.0,
         all_threads=("grain_8",),
         memory=(STOCK, "grain_8"),
     ),

@@ -63,7 +63,9 @@ def _head(cells):
 
 def warnings(entries):
     lines = []
-    busy = max((e.get("company") or 0.0 for e in entries), default=0.0)
+    # Others are started side by side.
+    timed = [e for e in entries if e["job"]["kind"] == "time"]
+    busy = max((e.get("company") or 0.0 for e in timed), default=0.0)
     if busy > BUSY:
         lines += [
             f"**The machine was busy:** other processes took up to {busy:.0%} "

@@ -49,7 +49,7 @@ def make_jobs(workloads, backends, threads, kinds=KINDS):
 # Seconds of a job: a start with its imports, and what an arm takes to trace
 # and compile, of a small model; a method takes a few times as long.
 _START = {"torch": 6, "tensorflow": 12, "jax": 6}
-_COMPILED = {"torch": 0.2, "tensorflow": 2.5, "jax": 1.8}
+_COMPILED = {"torch": 0.1, "tensorflow": 2.5, "jax": 2.5}
 _OTHERS = {"compiled": 60, "memory": 20, "solver": 10}
 
 
@@ -67,7 +67,7 @@ def expected_seconds(job, seconds):
     share = 1 if job["threads"] == 1 else 0.5
     return (
         _START[job["backend"]]
-        + count * _COMPILED[job["backend"]]
+        + count * (1 + _COMPILED[job["backend"]])
         + share * seconds * workload.seconds
     )
 
