@@ -17,6 +17,8 @@ from keras_stab.diagnostics.gradients.engines import OfGroups
 from keras_stab.diagnostics.gradients.engines import OfLosses
 from keras_stab.diagnostics.gradients.engines import OfRows
 from keras_stab.diagnostics.gradients.engines import Rows
+from keras_stab.diagnostics.gradients.grouping import arrays
+from keras_stab.diagnostics.gradients.grouping import numbers_of
 from keras_stab.diagnostics.targets import check_loss
 from keras_stab.diagnostics.targets import check_targets
 from keras_stab.gradients.by_loss import LOSSES
@@ -226,12 +228,12 @@ def group_gradients(
             "comes from one forward pass: leave `engine` out. Received: "
             f"engine={engine!r}"
         )
-    data = _arrays(own_batch(model, x, y, sample_weight))
+    data = arrays(own_batch(model, x, y, sample_weight))
     check_targets("y", y, [data], model)
     rows = Rows(model, data, batch_size, training, verbose)
     if by_loss:
         return _of_losses(model, rows, memory_limit)
-    numbers = _numbers(groups, rows.count)
+    numbers = numbers_of(groups, rows.count)
     sizes = np.bincount(numbers)
     kinds: dict[str, Any] = {"one_pass": OfRows, "microbatch": OfGroups}
     order, reason = _order(engine, groups, rows, len(sizes), memory_limit)
@@ -285,56 +287,3 @@ def _told(name, reason, model):
         f"Use fewer rows or groups, a larger `memory_limit`, or try "
         f"engine={other!r}. Received: model {model.name!r}"
     )
-
-
-def _arrays(data):
-    """NumPy arrays of equally many rows, at least one."""
-
-    def array(leaf):
-        if leaf is None:
-            return None
-        if not hasattr(leaf, "shape"):
-            leaf = np.asarray(leaf)
-        leaf = keras.ops.convert_to_numpy(leaf)
-        if leaf.dtype == np.float64:
-            leaf = leaf.astype(keras.config.floatx())
-        return leaf
-
-    data = keras.tree.map_structure(array, data)
-    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
-    lengths = {len(leaf) if leaf.shape else -1 for leaf in leaves}
-    if len(lengths) != 1 or min(lengths) < 1:
-        raise ValueError(
-            "`x`, `y` and `sample_weight` must be arrays with equally many "
-            "rows, at least one; take the arrays out of a data set first. "
-            f"Received: {sorted(lengths)} rows"
-        )
-    return data
-
-
-def _numbers(groups, count):
-    """The group of every row, `(N,)` of ints."""
-    if isinstance(groups, str):
-        if groups != "rows":
-            raise ValueError(
-                '`groups` must be an int, one int per row, "rows" or "losses". '
-                f"Received: groups={groups!r}"
-            )
-        return np.arange(count)
-    if np.ndim(groups) == 0:
-        groups = checked_count("groups", groups, 1)
-        if groups > count:
-            raise ValueError(
-                "Each group needs a row. Received: "
-                f"groups={groups} for {count} rows"
-            )
-        return np.arange(count) % groups
-    numbers = np.asarray(groups)
-    whole = np.issubdtype(numbers.dtype, np.integer)
-    if numbers.shape != (count,) or not whole or numbers.min() < 0:
-        raise ValueError(
-            "`groups` must hold the number of its group, an int from 0, for "
-            f"each of {count} rows. Received: groups of shape {numbers.shape} "
-            f"and dtype {numbers.dtype}"
-        )
-    return numbers
