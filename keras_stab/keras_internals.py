@@ -168,7 +168,7 @@ def is_rematerialised(layer):
 
 
 def loss_entries(model):
-    """Each compiled `loss`, its `path` and `loss_weights`; none before use."""
+    """Each `loss`, its `name`, `path`, `loss_weights`; none before use."""
     return getattr(model._compile_loss, "_flat_losses", None) or []
 
 

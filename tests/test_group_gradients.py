@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused_or_not_formed():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"groups": "row"}, 'or "rows"'),
+        ({"groups": "row"}, '"rows" or "losses"'),
         ({"groups": 0}, "groups"),
         ({"groups": ROWS + 1}, "Each group needs a row"),
         ({"groups": [0, 1]}, "for each of 14 rows"),

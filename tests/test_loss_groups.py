@@ -1,4 +1,4 @@
-"""Groups of losses: multi-task learning by `Aggregate` and `GRAIN`.
+"""Groups of losses: in multi-task learning, and measured outside of it.
 
 The reference gradients are steps of Keras's own SGD, compiled with one loss at
 a time; the rules are those of `reference`, by enumeration.
@@ -21,6 +21,7 @@ import keras_stab
 from keras_stab.backend import devices
 from keras_stab.backend import several_gradients
 from keras_stab.methods import GradientMethod
+from keras_stab.methods import GradientOracle
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -41,6 +42,12 @@ def data(rows=2 * BATCH):
     x = draw.normal(size=(rows, 3)).astype("float32")
     y = x @ draw.normal(size=(3, 2)).astype("float32")
     return x, {"left": y, "right": -y[:, :1], "top": y[:, 1:] ** 2}
+
+
+def shares(rows):
+    """Weights of the rows, others for each loss."""
+    draw = np.random.default_rng(6)
+    return {n: draw.uniform(0.5, 2.0, rows).astype("float32") for n in LOSSES}
 
 
 def tasks(as_list=False, norm=False, penalty=0.01, names=tuple(LOSSES)):
@@ -131,15 +138,20 @@ def one_loss_at_a_time(as_list):
     ]
 
 
-def golden_step(weights, rule, batch, as_list=False, rate=0.1):
-    """Weights after a step, and the weights of the groups."""
+def golden_gradients(weights, batch, as_list=False):
+    """Those of all losses, one a row."""
     gradients = []
     for model in one_loss_at_a_time(as_list):
         model.set_weights(weights)
         fit(model, *batch, batch_size=len(batch[0]))
         after = model.get_weights()
         gradients.append(flat(weights) - flat(after))
-    gradients = np.array(gradients)
+    return np.array(gradients)
+
+
+def golden_step(weights, rule, batch, as_list=False, rate=0.1):
+    """Weights after a step, and the weights of the groups."""
+    gradients = golden_gradients(weights, batch, as_list)
     chosen = RULES[rule](gradients @ gradients.T)
     step, after = rate * chosen @ gradients, []
     for weight in weights:
@@ -162,10 +174,7 @@ def golden_step(weights, rule, batch, as_list=False, rate=0.1):
 def test_golden_steps(rule, as_list):
     """Weights of losses and of rows, penalties, a short last batch."""
     x, y = data(BATCH + 3)
-    draw = np.random.default_rng(6)
-    share = {
-        n: draw.uniform(0.5, 2.0, len(x)).astype("float32") for n in LOSSES
-    }
+    share = shares(len(x))
     optimizer = aggregate(rule)
     model = compiled(optimizer, tasks(as_list))
     expected = model.get_weights()
@@ -361,6 +370,23 @@ def test_inputs_of_any_kind():
         model = keras.Model(inputs, outputs)
         model.compile(optimizer, {n: "mse" for n in y})
         fit(model, x, y)
+        found.append(model.get_weights())
+    close(*found)
+
+
+def test_parts_of_other_lengths():
+    """Nothing is cut, so that an input may have one row for all the others."""
+    x, y = data(BATCH)
+    found = []
+    for optimizer in (keras.optimizers.SGD(0.1), aggregate("mean")):
+        keras.utils.set_random_seed(1)
+        inputs = [keras.Input((3,)), keras.Input((3,))]
+        hidden = layers.Add()([layers.Dense(4)(part) for part in inputs])
+        outputs = {
+            n: layers.Dense(y[n].shape[1], name=n)(hidden) for n in LOSSES
+        }
+        model = compiled(optimizer, keras.Model(inputs, outputs))
+        model.train_on_batch([x, x[:1]], y)
         found.append(model.get_weights())
     close(*found)
 
@@ -578,6 +604,118 @@ def test_questions_of_ones_own():
     np.testing.assert_allclose(*map(array, optimizer.products), rtol=1e-4)
 
 
+# ---- Outside of training ----------------------------------------------------
+
+
+def measured(model, x, y, sample_weight=None, **arguments):
+    arguments = {"groups": "losses", "verbose": 0} | arguments
+    return keras_stab.group_gradients(
+        model, x, y, sample_weight=sample_weight, **arguments
+    )
+
+
+@pytest.mark.parametrize(
+    "as_list, batch_size",
+    quick(
+        list(itertools.product((False, True), (5, 256))),
+        lambda case: case == (True, 5),
+    ),
+)
+def test_measured_gradients(as_list, batch_size):
+    """Against steps of Keras on all rows; also of several batches."""
+    x, y = data(BATCH + 3)
+    share = shares(len(x))
+    model = compiled("sgd", tasks(as_list))
+    rows = golden_gradients(model.get_weights(), (x, y, share), as_list)
+    if as_list:
+        y, share = list(y.values()), list(share.values())
+    found = measured(model, x, y, share, batch_size=batch_size)
+    assert found.names == tuple(LOSSES) and found.engine == "one_forward"
+    np.testing.assert_array_equal(found.sizes, [len(x)] * len(LOSSES))
+    # What a step of float32 leaves of a gradient limits the accuracy.
+    np.testing.assert_allclose(found.gram, rows @ rows.T, rtol=1e-5, atol=5e-5)
+    lengths = np.linalg.norm(rows, axis=1)
+    np.testing.assert_allclose(found.norms, lengths, rtol=1e-5)
+    cosines = rows @ rows.T / lengths[:, None] / lengths
+    np.testing.assert_allclose(found.cosines, cosines, atol=5e-6)
+    assert found.cosines[1, 2] < -0.1  # the conflict that `data` tells of
+    weights = np.array([1.0, -0.5, 2.0])
+    combined = found.combine(weights)
+    shapes = [tuple(v.shape) for v in model.trainable_variables]
+    assert [part.shape for part in combined] == shapes
+    np.testing.assert_allclose(flat(combined), weights @ rows, atol=5e-6)
+
+
+def test_measured_in_both_modes_nothing_changes():
+    """Also metrics that the losses make, and the masks of dropout."""
+    x, y = data(BATCH)
+    model = compiled("sgd", tasks(norm=True), metrics={"left": ["mae"]})
+    measured(model, x, y)  # builds what there is
+    before, generator = contract.state(model), devices.random_state()
+    metrics = [array(v) for v in model.metrics_variables]
+    assert not any(np.any(m) for m in metrics) and len(metrics) >= 8
+    grams = [
+        measured(model, x, y, training=mode).gram for mode in (True, False)
+    ]
+    contract.assert_same_bits(before, contract.state(model))
+    now = [array(v) for v in model.metrics_variables]
+    contract.assert_same_bits(metrics, now)
+    assert not devices.drew_since(generator)
+    asked = GradientOracle(model, *map(_tensors, (x, y))).loss_gradients()
+    np.testing.assert_allclose(grams[0], array(asked.gram()), rtol=1e-4)
+    assert not np.allclose(*grams, rtol=0.01)
+
+
+def _tensors(data):
+    return keras.tree.map_structure(keras.ops.convert_to_tensor, data)
+
+
+@slow_but_on_torch
+@pytest.mark.parametrize("as_list", [False, True])
+def test_targets_as_keras_takes_them(as_list):
+    """Of a model that nothing has used: a list for a dict, and vice versa."""
+    x, y = data(BATCH)
+    # In the order that Keras takes: of names for a dict.
+    listed = [y[n] for n in (LOSSES if as_list else sorted(LOSSES))]
+    found = [
+        measured(compiled("sgd", tasks(as_list)), x, targets).gram
+        for targets in (y, listed)
+    ]
+    contract.assert_same_bits(*found)
+
+
+@slow_but_on_torch
+def test_measured_with_mixed_precision():
+    x, y = data(BATCH)
+    found = []
+    for policy in ("float32", "mixed_float16"):
+        keras.config.set_dtype_policy(policy)
+        optimizer = keras.optimizers.SGD(0.1)
+        if policy == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(
+                optimizer, initial_scale=64.0
+            )
+        model = compiled(optimizer)
+        found.append(measured(model, x, y, batch_size=5))
+    single, mixed = found
+    np.testing.assert_allclose(mixed.norms, single.norms, rtol=0.01)
+    np.testing.assert_allclose(mixed.cosines, single.cosines, atol=0.01)
+    assert {part.dtype for part in mixed.combine([1.0] * 3)} == {
+        np.dtype("float32")
+    }
+
+
+@slow_but_on_torch
+def test_a_measured_loss_that_is_not_finite():
+    x, y = data(BATCH)
+    y["right"] = -np.abs(y["right"])
+    losses = {"top": "mse", "right": Explodes(), "left": "mse"}
+    found = measured(compiled("sgd", tasks(), losses), x, y)
+    finite = np.isfinite(found.gram)
+    np.testing.assert_array_equal(finite, np.outer([1, 0, 1], [1, 0, 1]) > 0)
+    assert np.isfinite(flat(found.combine([0.5, 0.0, 0.5]))).all()
+
+
 # ---- What is refused --------------------------------------------------------
 
 
@@ -621,6 +759,38 @@ def test_models_that_have_no_single_losses():
     alone.compile(aggregate())
     with pytest.raises(ValueError, match="with 0 losses"):
         alone.train_on_batch(x, y)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"engine": "one_pass"}, "leave `engine` out.*one_pass"),
+        ({"engine": "microbatch"}, "leave `engine` out.*microbatch"),
+        ({"memory_limit": 100}, "larger `memory_limit`.*Received"),
+        ({"y": None}, "without targets"),
+    ],
+    ids=str,
+)
+def test_what_is_not_measured(arguments, words):
+    x, y = data(BATCH)
+    given = {"x": x, "y": y} | arguments
+    with pytest.raises(ValueError, match=words):
+        measured(compiled("sgd"), **given)
+
+
+def test_models_whose_losses_are_not_measured():
+    x, y = data(BATCH)
+    plain = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    for loss in ("mse", ["mse", "mae"]):  # Keras takes the first alone
+        plain.compile("sgd", loss)
+        with pytest.raises(ValueError, match=r"with 1 loss(\n|$)"):
+            measured(plain, x, y["right"])
+    own = tasks()
+    own = OwnLoss(own.inputs, own.output)
+    for loss in (LOSSES, None):
+        own.compile("sgd", loss)
+        with pytest.raises(ValueError, match="compute_loss of OwnLoss"):
+            measured(own, x, y)
 
 
 @slow_but_on_torch

@@ -137,6 +137,13 @@ class GroupSlices:
         )
         return alike(total)
 
+    def stacks(self):
+        """The gradients themselves, in their packed form, on every device."""
+        if self.shapes is None:
+            return self.slices
+        each = [whole(parts, self.shapes) for parts in zip(*self.slices)]
+        return [keras.ops.stack(column) for column in zip(*each)]
+
     def combine(self, weights, on_all=True):
         """Combinations of the gradients, one for each of `slices`.
 

@@ -55,14 +55,21 @@ def check_loss(model, loss=None):
 
 def build_loss(model, batch, loss=None):
     """Builds the model, and the loss of `compile`, where they are not."""
-    x, y, _ = batch
+    x, y, sample_weight = batch
     unbuilt = loss is None and not keras_internals.loss_is_built(model)
     if model.built and not unbuilt:
         return
     with tracing.no_gradients():
         if not model.built:
             model(x)
-        if unbuilt:
-            with keras.StatelessScope():
-                y_pred = model(x)
+        if not unbuilt:
+            return
+        own = has_own_loss(model)
+        with keras.StatelessScope():
+            y_pred = model(x)
+            if not own:
+                # As a step does it: only then may targets be, for example, a
+                # dict for a list of outputs.
+                keras_internals.compiled_loss(model, y, y_pred, sample_weight)
+        if own:  # which may call it, or not
             keras_internals.build_loss(model, y, y_pred)

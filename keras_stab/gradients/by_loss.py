@@ -14,6 +14,9 @@ from keras_stab.gradients.plan import Plan
 from keras_stab.gradients.pooling import largest
 from keras_stab.numerics.min_norm import MAX_GROUPS
 
+# What an argument `groups` calls them.
+LOSSES = "losses"
+
 
 def by_loss(oracle):
     r"""Gradients of K losses, by one forward pass and K passes back.
@@ -26,7 +29,8 @@ def by_loss(oracle):
         oracle: The `GradientOracle`.
     """
     count = count_losses(oracle.model)
-    size = _batch_size(oracle.batch)
+    # Nothing is cut, so that the rest of the batch may be of any kind.
+    size = rows.length(rows.leaves(oracle.batch[0])[0])
     rows.check_not_empty(size)
     evaluation, gradients = _evaluate(oracle)
     oracle.record(evaluation)
@@ -34,7 +38,7 @@ def by_loss(oracle):
     answer.rows = answer.sizes[0]
     answer.summed_whole = not exchange.sees_own_rows()
     plan = Plan("one_forward", "one forward pass, one back per loss", count)
-    plan.grouping = "losses"
+    plan.grouping = LOSSES
     weights = sum(math.prod(v.shape) for v in oracle.variables)
     plan.traffic = answer.traffic(weights, count, False)
     answer.plan = plan
@@ -112,10 +116,3 @@ def _check_count(count, model):
         f"example groups=8. Received: model {model.name!r} with {count} "
         f"{'loss' if count == 1 else 'losses'}"
     )
-
-
-def _batch_size(batch):
-    """Of the first input; nothing is cut, so the rest may be of any kind."""
-    first = rows.leaves(batch[0])[0]
-    known = first.shape[0]
-    return keras.ops.shape(first)[0] if known is None else int(known)

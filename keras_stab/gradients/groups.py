@@ -176,7 +176,7 @@ class StoredGradients(GroupGradients):
 
     def stacks(self):
         pieces = iter(
-            products.unpack_groups(self._cut.slices, self._present_shapes())
+            products.unpack_groups(self._cut.stacks(), self._present_shapes())
         )
         return [None if s is None else next(pieces) for s in self._shapes]
 

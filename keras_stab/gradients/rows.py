@@ -29,8 +29,14 @@ def batch_size(x, y=None, sample_weight=None):
     if static:
         return next(iter(static.values()))
     if lengths:
-        return keras.ops.shape(leaves((x, y, sample_weight))[0])[0]
+        return length(leaves((x, y, sample_weight))[0])
     raise ValueError("The batch holds no data. Received: x=None")
+
+
+def length(leaf):
+    """The rows of one part of a batch."""
+    known = leaf.shape[0]
+    return keras.ops.shape(leaf)[0] if known is None else int(known)
 
 
 def length_checks(batch):

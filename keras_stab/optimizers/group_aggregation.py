@@ -10,6 +10,7 @@ from keras_stab.arguments import checked_choice
 from keras_stab.backend import many_tensors
 from keras_stab.backend import products
 from keras_stab.backend import updates
+from keras_stab.gradients.by_loss import LOSSES
 from keras_stab.gradients.engines import ENGINES
 from keras_stab.gradients.oracle import GradientOracle
 from keras_stab.gradients.plan import Plan
@@ -25,7 +26,6 @@ from keras_stab.optimizers.figures import UNKNOWN
 from keras_stab.optimizers.figures import add_figures
 from keras_stab.optimizers.figures import finite_figures
 from keras_stab.optimizers.figures import read_figures
-from keras_stab.optimizers.group_arguments import LOSSES
 from keras_stab.optimizers.group_arguments import check_inner
 from keras_stab.optimizers.group_arguments import check_losses_alone
 from keras_stab.optimizers.group_arguments import checked_grouping

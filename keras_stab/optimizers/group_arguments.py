@@ -8,14 +8,12 @@ import keras
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.backend import exchange
+from keras_stab.gradients.by_loss import LOSSES
 from keras_stab.gradients.grouping import RULES
 from keras_stab.nesting import nest
 from keras_stab.numerics.min_norm import MAX_GROUPS
 from keras_stab.object_arguments import checked_function
 from keras_stab.optimizers.wrapper import innermost
-
-# The groups are the losses of `compile`, each on all rows.
-LOSSES = "losses"
 
 
 def checked_groups(groups, across, default):

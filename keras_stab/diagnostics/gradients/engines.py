@@ -1,4 +1,4 @@
-"""Two ways to the inner products of group gradients over many rows."""
+"""Ways to the inner products of group gradients over many rows."""
 
 import keras
 import numpy as np
@@ -146,38 +146,28 @@ class OfRows:
         return _filled(total, self._rows.variables)
 
 
-class OfGroups:
-    """By the gradient of each group, which are all kept."""
+class _OfKept:
+    """By gradients which are all kept."""
 
-    def __init__(self, rows, numbers, sizes, memory_limit):
-        self._rows, self._numbers, self._sizes = rows, numbers, sizes
-        needed = rows.bytes_of(len(sizes))
+    def __init__(self, rows, count, memory_limit):
+        needed = rows.bytes_of(count)
         if needed > memory_limit:
             raise Refusal(
-                f"{len(sizes)} gradients of {rows.weights} weights take "
+                f"{count} gradients of {rows.weights} weights take "
                 f"{needed / 2**20:.0f} MiB, and `memory_limit` is "
                 f"{memory_limit / 2**20:.0f} MiB"
             )
+        self._rows = rows
         self._gradients = None
+
+    def _measured(self):
+        """The gradients, K lists of arrays."""
+        raise NotImplementedError
 
     def gram(self):
         """`(K, K)`, of float64."""
-        rows = self._rows
-        state = rows.state()
-        parts = [
-            rows.cut(np.flatnonzero(self._numbers == k))
-            for k in range(len(self._sizes))
-        ]
-        advance = rows.bar(sum(map(len, parts)))
-        self._gradients = []
-        for size, batches in zip(self._sizes, parts):
-            total = 0.0
-            for places in batches:
-                found = rows.gradients.plain(state, rows.take(places))
-                total = _plus(total, found, len(places) / size)
-                advance()
-            self._gradients.append(_filled(total, rows.variables))
-        gram = np.zeros((len(self._sizes),) * 2)
+        self._gradients = self._measured()
+        gram = np.zeros((len(self._gradients),) * 2)
         for pieces in zip(*self._gradients):
             matrix = np.stack([piece.ravel() for piece in pieces])
             gram += _products(matrix)
@@ -190,6 +180,49 @@ class OfGroups:
             if weight:
                 total = _plus(total, gradient, weight)
         return _filled(total, self._rows.variables)
+
+
+class OfGroups(_OfKept):
+    """By the gradient of each group."""
+
+    def __init__(self, rows, numbers, sizes, memory_limit):
+        super().__init__(rows, len(sizes), memory_limit)
+        self._numbers, self._sizes = numbers, sizes
+
+    def _measured(self):
+        rows = self._rows
+        state = rows.state()
+        parts = [
+            rows.cut(np.flatnonzero(self._numbers == k))
+            for k in range(len(self._sizes))
+        ]
+        advance = rows.bar(sum(map(len, parts)))
+        gradients = []
+        for size, batches in zip(self._sizes, parts):
+            total = 0.0
+            for places in batches:
+                found = rows.gradients.plain(state, rows.take(places))
+                total = _plus(total, found, len(places) / size)
+                advance()
+            gradients.append(_filled(total, rows.variables))
+        return gradients
+
+
+class OfLosses(_OfKept):
+    """By the gradient of each loss of `compile`, on all rows."""
+
+    def _measured(self):
+        rows, total = self._rows, 0.0
+        state, batches = rows.state(), rows.cut(np.arange(rows.count))
+        advance = rows.bar(len(batches))
+        for places in batches:
+            found = rows.gradients.by_loss(state, rows.take(places))
+            total = _plus(total, found, len(places) / rows.count)
+            advance()
+        return [
+            _filled([part[k, ...] for part in total], rows.variables)
+            for k in range(len(total[0]))
+        ]
 
 
 def _plus(total, tensors, factor=1.0):

@@ -1,4 +1,4 @@
-"""The gradients of groups of rows, or of single rows, of a compiled model."""
+"""The gradients of groups of rows, or of losses, of a compiled model."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,15 +8,21 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_stab import keras_internals
 from keras_stab.arguments import checked_boolean
 from keras_stab.arguments import checked_choice
 from keras_stab.arguments import checked_count
 from keras_stab.batches import own_batch
 from keras_stab.diagnostics.gradients.engines import OfGroups
+from keras_stab.diagnostics.gradients.engines import OfLosses
 from keras_stab.diagnostics.gradients.engines import OfRows
 from keras_stab.diagnostics.gradients.engines import Rows
+from keras_stab.diagnostics.gradients.grouping import arrays
+from keras_stab.diagnostics.gradients.grouping import numbers_of
 from keras_stab.diagnostics.targets import check_loss
 from keras_stab.diagnostics.targets import check_targets
+from keras_stab.gradients.by_loss import LOSSES
+from keras_stab.gradients.by_loss import count_losses
 from keras_stab.gradients.one_pass.units import Refusal
 
 ENGINES = ("auto", "one_pass", "microbatch")
@@ -29,9 +35,12 @@ class GradientGroups:
     Attributes:
         gram: Array `(K, K)` of float64, $\langle g_i, g_j \rangle$ over all
             trainable weights.
-        sizes: Array `(K,)`, rows in each group.
-        engine: `"one_pass"`, or `"microbatch"` where each gradient was formed.
+        sizes: Array `(K,)`, rows in each group; for losses, all rows.
+        engine: `"one_pass"`, or `"microbatch"` where each gradient was formed;
+            `"one_forward"` for losses.
         reason: String, why.
+        names: For losses, K strings in the order of `gram`: what `fit` logs
+            them under, without the `_loss`. Otherwise `None`.
     """
 
     gram: np.ndarray
@@ -39,6 +48,7 @@ class GradientGroups:
     engine: str
     reason: str
     _combine: Callable = dataclasses.field(repr=False)
+    names: tuple[str, ...] | None = None
 
     @property
     def norms(self) -> np.ndarray:
@@ -92,7 +102,7 @@ def group_gradients(
     memory_limit: int = 2**30,
     verbose: int = 1,
 ) -> GradientGroups:
-    r"""Measures the gradients of groups of rows: products, norms, cosines.
+    r"""Measures gradients of groups of rows or of losses: products, cosines.
 
     With $L_k$ the loss that the model was compiled with, penalties included,
     on the rows of group k alone, and $g_k = \nabla L_k$ at the weights that
@@ -109,16 +119,32 @@ def group_gradients(
     rounding. Nothing in the model changes: weights, statistics, seeds,
     metrics, optimizer.
 
+    With `groups="losses"` there is a group for each loss that the model was
+    compiled with, and a negative cosine says which tasks are in conflict. As
+    in `Aggregate`, with the same code, $g_k$ is the gradient of
+
+    $$
+    K w_k L_k + R
+    $$
+
+    on all rows, with the weight $w_k$ of $L_k$ in
+    `compile(loss_weights=...)` and all penalties R, regularisers and
+    `add_loss`. So the mean of the $g_k$ is the gradient of the model's loss.
+
     Args:
         model: A compiled `keras.Model`.
         x: Array, or a nested structure of them, one row per sample.
         y: The targets, likewise; `None` where the loss needs none.
         groups: Int K: row i is in group i mod K, as for `GRAIN`. N ints, one
             per row: the number of its group, from 0. `"rows"`: each row is a
-            group. Defaults to 8.
-        sample_weight: Array of N weights, or `None`, as for `fit`.
+            group. `"losses"`: each of the 2 to 64 losses of `compile` is one,
+            on all rows. Defaults to 8.
+        sample_weight: Array of N weights, one for each output, or `None`, as
+            for `fit`.
         batch_size: Int, rows that the model sees at once; two such batches in
-            the one-pass engine. Defaults to 256.
+            the one-pass engine. Where the rows of a group or loss are several
+            batches, its gradient is the mean of theirs, by their rows.
+            Defaults to 256.
         training: Whether layers run as in training, batch-norm by the
             statistics of those rows of a group that are in one batch.
             Defaults to `False`: no dropout, and moving statistics.
@@ -127,7 +153,9 @@ def group_gradients(
             `"microbatch"` forms the gradient of each group and keeps them.
             `"auto"`: for `"rows"`, and where all rows are one batch, the
             first if the model allows it; else the second, if it fits into
-            `memory_limit`. Defaults to `"auto"`.
+            `memory_limit`. Left out with `groups="losses"`: one forward pass
+            and one back per loss give the K gradients, which are kept.
+            Defaults to `"auto"`.
         memory_limit: Int, bytes that gradients which are kept may take.
             Defaults to 1 GiB.
         verbose: 1 for a progress bar over batches, 0 for none. Defaults to 1.
@@ -138,7 +166,9 @@ def group_gradients(
     Raises:
         ValueError: If the model has no loss or no trainable weight, an
             argument is out of range, a number of rows does not fit, or the
-            gradients would take more than `memory_limit`.
+            gradients would take more than `memory_limit`; with
+            `groups="losses"`, if there is one loss only, or the model has a
+            `compute_loss` of its own.
 
     Example:
 
@@ -153,6 +183,17 @@ def group_gradients(
     >>> found.combine([0.5, 0.5])[0].round(3).tolist()
     [[-1.0], [-1.0]]
 
+    Two tasks that want opposite things of one output:
+
+    >>> inputs = keras.Input((2,))
+    >>> shared = keras.layers.Dense(1, kernel_initializer="zeros")(inputs)
+    >>> model = keras.Model(inputs, {"up": shared, "down": shared})
+    >>> model.compile(loss={"up": "mse", "down": "mse"})
+    >>> y = {"up": y, "down": -y}
+    >>> found = keras_stab.group_gradients(model, x, y, "losses", verbose=0)
+    >>> found.names, found.cosines.round(3).tolist()
+    (('up', 'down'), [[1.0, -1.0], [-1.0, 1.0]])
+
     Departures from the paper:
         None: the figures are definitions. They are those of one moment, where
         TracIn sums them over many.
@@ -161,6 +202,7 @@ def group_gradients(
         `"one_pass"`: N / `batch_size` batches make half as many squared pairs,
         of a forward and a backward pass each; kept are `(K, K)` numbers.
         `"microbatch"`: one pass over the data; kept are K gradients.
+        `groups="losses"`: likewise, with K passes back for one forward.
 
     References:
         - Pruthi, Liu, Sundararajan, Kale, 2020, "Estimating Training Data
@@ -179,10 +221,19 @@ def group_gradients(
     engine = checked_choice("engine", engine, ENGINES)
     memory_limit = checked_count("memory_limit", memory_limit, 1, 2**62)
     verbose = checked_count("verbose", verbose, 0, 1)
-    data = _arrays(own_batch(model, x, y, sample_weight))
+    by_loss = isinstance(groups, str) and groups == LOSSES
+    if by_loss and engine != "auto":
+        raise ValueError(
+            'With groups="losses" every group has all rows, and its gradient '
+            "comes from one forward pass: leave `engine` out. Received: "
+            f"engine={engine!r}"
+        )
+    data = arrays(own_batch(model, x, y, sample_weight))
     check_targets("y", y, [data], model)
     rows = Rows(model, data, batch_size, training, verbose)
-    numbers = _numbers(groups, rows.count)
+    if by_loss:
+        return _of_losses(model, rows, memory_limit)
+    numbers = numbers_of(groups, rows.count)
     sizes = np.bincount(numbers)
     kinds: dict[str, Any] = {"one_pass": OfRows, "microbatch": OfGroups}
     order, reason = _order(engine, groups, rows, len(sizes), memory_limit)
@@ -197,6 +248,25 @@ def group_gradients(
             continue
         return GradientGroups(gram, sizes, name, reason, made.combine)
     raise AssertionError  # the loop returns or raises
+
+
+def _of_losses(model, rows, memory_limit):
+    count = count_losses(model)
+    try:
+        made = OfLosses(rows, count, memory_limit)
+    except Refusal as refusal:
+        raise ValueError(
+            f"The gradients of the losses are all kept: {refusal}. Use a "
+            f"larger `memory_limit`. Received: model {model.name!r}"
+        ) from refusal
+    return GradientGroups(
+        made.gram(),
+        np.full(count, rows.count),
+        "one_forward",
+        "one forward pass, one back per loss",
+        made.combine,
+        tuple(entry.name for entry in keras_internals.loss_entries(model)),
+    )
 
 
 def _order(engine, groups, rows, count, memory_limit):
@@ -217,56 +287,3 @@ def _told(name, reason, model):
         f"Use fewer rows or groups, a larger `memory_limit`, or try "
         f"engine={other!r}. Received: model {model.name!r}"
     )
-
-
-def _arrays(data):
-    """NumPy arrays of equally many rows, at least one."""
-
-    def array(leaf):
-        if leaf is None:
-            return None
-        if not hasattr(leaf, "shape"):
-            leaf = np.asarray(leaf)
-        leaf = keras.ops.convert_to_numpy(leaf)
-        if leaf.dtype == np.float64:
-            leaf = leaf.astype(keras.config.floatx())
-        return leaf
-
-    data = keras.tree.map_structure(array, data)
-    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
-    lengths = {len(leaf) if leaf.shape else -1 for leaf in leaves}
-    if len(lengths) != 1 or min(lengths) < 1:
-        raise ValueError(
-            "`x`, `y` and `sample_weight` must be arrays with equally many "
-            "rows, at least one; take the arrays out of a data set first. "
-            f"Received: {sorted(lengths)} rows"
-        )
-    return data
-
-
-def _numbers(groups, count):
-    """The group of every row, `(N,)` of ints."""
-    if isinstance(groups, str):
-        if groups != "rows":
-            raise ValueError(
-                '`groups` must be an int, one int per row, or "rows". '
-                f"Received: groups={groups!r}"
-            )
-        return np.arange(count)
-    if np.ndim(groups) == 0:
-        groups = checked_count("groups", groups, 1)
-        if groups > count:
-            raise ValueError(
-                "Each group needs a row. Received: "
-                f"groups={groups} for {count} rows"
-            )
-        return np.arange(count) % groups
-    numbers = np.asarray(groups)
-    whole = np.issubdtype(numbers.dtype, np.integer)
-    if numbers.shape != (count,) or not whole or numbers.min() < 0:
-        raise ValueError(
-            "`groups` must hold the number of its group, an int from 0, for "
-            f"each of {count} rows. Received: groups of shape {numbers.shape} "
-            f"and dtype {numbers.dtype}"
-        )
-    return numbers

@@ -60,6 +60,7 @@ class BatchGradients:
         self._gram = tracing.compiled(self._of_gram)
         self._combined = tracing.compiled(self._of_combined)
         self._plain = tracing.compiled(self._of_plain)
+        self._by_loss = tracing.compiled(self._of_losses)
 
     def gram(self, state, batch):
         """Inner products of the gradients of all rows, `(B, B)`.
@@ -77,6 +78,11 @@ class BatchGradients:
         """The gradient of the loss of the batch, one tensor per variable."""
         with tracing.no_gradients(), devices.replayed(self._random_state):
             return self._plain(state, batch)
+
+    def by_loss(self, state, batch):
+        """The K gradients of the losses, one tensor `(K, ...)` per variable."""
+        with tracing.no_gradients(), devices.replayed(self._random_state):
+            return self._by_loss(state, batch)
 
     def examine(self, state, batch):
         """Finds out whether `gram` can answer for a batch of this kind.
@@ -121,6 +127,14 @@ class BatchGradients:
 
     def _of_plain(self, state, batch):
         return _whole(self._oracle(state, batch).gradient(), state[0])
+
+    def _of_losses(self, state, batch):
+        found = self._oracle(state, batch).loss_gradients()
+        count = (len(found.sizes),)
+        return [
+            keras.ops.zeros(count + tuple(value.shape)) if s is None else s
+            for s, value in zip(found.stacks(), state[0])
+        ]
 
 
 def _whole(gradients, values):
