@@ -17,7 +17,8 @@ from timing.company import Company
 from timing.ratios import first_quartile
 from timing.ratios import summarise
 
-# Long enough that what `fit` does once is not most of a turn.
+# Divisible by the periods of most methods that do more at some steps, and long
+# enough that what `fit` does once is not most of a turn.
 TURN = 20
 FEWEST_TURNS = 3
 

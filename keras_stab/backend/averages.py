@@ -89,7 +89,8 @@ def _averages_first(first, coefficients, values, averages, errors, due):
     """The same, where XLA makes a loop for each result.
 
     Each would read old averages and old errors, which XLA then copies. A
-    branch keeps the loops apart: errors come from averages that are there.
+    branch keeps the loops apart: errors come from averages that are there. The
+    steps are made in both, for to hand them over would be a copy too.
     """
 
     def chosen(new, old):

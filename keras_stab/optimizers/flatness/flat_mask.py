@@ -180,8 +180,8 @@ def _ranked(fraction, momentum, slots, state, roots, size):
     ]
     kept = [*old, threshold, measures, refreshes, skipped + 1]
     if not momentum:
-        # Which it always is, but known only when all else has read the old
-        # masks: they can then be overwritten.
+        # Always true, but known only when all else has read the old masks:
+        # a compiler can then overwrite them in place of a copy.
         usable = ops.logical_and(usable, overlap <= 1.0)
     chosen = updates.choose(usable, lambda: new, lambda: kept)
     slots = many_tensors.unpack_vector(chosen[: len(old)], shapes)
